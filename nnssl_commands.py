@@ -1,0 +1,33 @@
+"""Entry points of the `nnssl_*` commands.
+
+They stand outside the package on purpose: another public project uses the import name `nnssl`, and a command must be
+able to say so when that one was imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib import import_module
+
+
+def _run(command: str) -> int:
+    package = import_module("nnssl")
+    if getattr(package, "DISTRIBUTION", None) != "nnssl-semi":
+        print(
+            "error: the imported package 'nnssl' is not nnssl-semi\n"
+            f"  where: {getattr(package, '__file__', None) or list(package.__path__)}\n"
+            "  why:   another project (self-supervised pre-training) uses the same import name\n"
+            "  run:   install nnssl-semi in a virtual environment of its own",
+            file=sys.stderr,
+        )
+        return 4
+    return int(import_module(f"nnssl.cli.{command}").main())
+
+
+plan_and_preprocess = partial(_run, "plan_and_preprocess")
+train = partial(_run, "train")
+predict = partial(_run, "predict")
+evaluate = partial(_run, "evaluate")
+methods = partial(_run, "methods")
+phantom = partial(_run, "phantom")
