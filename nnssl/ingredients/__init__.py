@@ -1,0 +1,1 @@
+"""Pure tensor functions on `(B, C, *S)`, from the papers' formulas."""
