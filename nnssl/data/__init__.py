@@ -1,0 +1,1 @@
+"""Raw data with unlabelled scans, integrity, splits, and the streams of batches."""

@@ -1,0 +1,188 @@
+"""nnU-Net's raw layout plus `imagesUn/`: unlabelled scans, named like the others, without a label file anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import DataError, UsageError
+from nnssl.files import environment_folder, read_json
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """One scan: its channel files in order, and its label file where it has one."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """A raw data set on disk; the mappings go from case name to case, sorted by name."""
+
+    name: str
+    folder: Path
+    dataset_json: dict[str, Any]
+    labelled: dict[str, RawCase]
+    unlabelled: dict[str, RawCase]
+    test: dict[str, RawCase]
+
+    @property
+    def file_ending(self) -> str:
+        """File ending with its dot, `.nii.gz` for instance."""
+        return str(self.dataset_json["file_ending"])
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Names of the input channels, in order."""
+        return [str(name) for name in channels_of(self.dataset_json).values()]
+
+    def patients(self) -> dict[str, str]:
+        """Return case name -> patient for labelled and unlabelled cases."""
+        return {case.name: case.patient for part in (self.labelled, self.unlabelled) for case in part.values()}
+
+
+def channels_of(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Return dataset.json's channels (`channel_names`, or the older `modality`)."""
+    return dict(dataset_json.get("channel_names") or dataset_json.get("modality") or {})
+
+
+def patient_of(case: str, dataset_json: Mapping[str, Any]) -> str:
+    """Return the patient of a case: `cases.CASE.patient` of dataset.json, else the case name itself."""
+    return str(dataset_json.get("cases", {}).get(case, {}).get("patient", case))
+
+
+def dataset_name(name_or_id: str | int, root: Path) -> str:
+    """Return the folder name `DatasetXXX_Name` below `root` for an id, or for that name.
+
+    Raises:
+        UsageError: no such data set, or several with that id; the message lists what is there.
+    """
+    there = sorted(entry.name for entry in root.glob("Dataset*") if entry.is_dir())
+    text = str(name_or_id)
+    if text in there:
+        return text
+    found = [name for name in there if text.isdecimal() and name.startswith(f"Dataset{int(text):03d}_")]
+    if len(found) == 1:
+        return found[0]
+    raise UsageError(
+        f"several data sets have the id {text}" if len(found) > 1 else f"there is no data set '{text}'",
+        where=root,
+        why=f"data sets there: {', '.join(there) or 'none'}",
+        run="nnssl_phantom -d 901 writes a synthetic one to try" if not there else "",
+    )
+
+
+def read_raw_dataset(name_or_id: str | int) -> RawDataset:
+    """Return the raw data set with that id or name below `nnUNet_raw`.
+
+    Raises:
+        UsageError: no such data set.
+        DataError: dataset.json is missing, incomplete or malformed, a file has no channel suffix, nothing is labelled.
+        EnvironmentProblem: `nnUNet_raw` is not set.
+    """
+    root = environment_folder("nnUNet_raw")
+    folder = root / dataset_name(name_or_id, root)
+    path = folder / "dataset.json"
+    dataset_json = read_json(path, made_by="write dataset.json as nnU-Net's documentation describes")
+    _check_form(dataset_json, path)
+    missing = [key for key in ("labels", "file_ending") if key not in dataset_json]
+    if missing or not channels_of(dataset_json):
+        missing += [] if channels_of(dataset_json) else ["channel_names"]
+        raise DataError("dataset.json is incomplete", where=path, why=f"missing: {', '.join(missing)}")
+    return RawDataset(
+        folder.name,
+        folder,
+        dataset_json,
+        labelled=_labelled_cases(folder, dataset_json),
+        unlabelled=_cases(folder / "imagesUn", dataset_json),
+        test=_cases(folder / "imagesTs", dataset_json),
+    )
+
+
+def _check_form(dataset_json: Any, path: Path) -> None:  # noqa: ANN401 - whatever stands in the file
+    """Check that dataset.json, and the parts of it that this module walks through, are JSON objects.
+
+    Raises:
+        DataError: one of them is something else, or a listed case lacks its images or its label.
+    """
+    parts = {"the file": dataset_json}
+    if isinstance(dataset_json, dict):
+        parts |= {key: dataset_json.get(key, {}) for key in ("channel_names", "modality", "cases", "dataset")}
+        for key in ("cases", "dataset"):
+            parts |= {f"{key}: {name}": entry for name, entry in parts[key].items()} if _is_object(parts[key]) else {}
+    wrong = [f"{name} is not a JSON object" for name, part in parts.items() if not _is_object(part)]
+    wrong += [
+        f"{name} has no 'images' or no 'label'"
+        for name, part in parts.items()
+        if name.startswith("dataset: ") and _is_object(part) and not (part.get("images") and part.get("label"))
+    ]
+    if wrong:
+        raise DataError(
+            "dataset.json is malformed",
+            where=path,
+            why="\n".join([*wrong[:5], *(["…"] if len(wrong) > 5 else [])]),
+            run="correct it as nnU-Net's documentation describes",
+        )
+
+
+def _is_object(part: Any) -> bool:  # noqa: ANN401
+    return isinstance(part, dict)
+
+
+def _cases(folder: Path, dataset_json: Mapping[str, Any], labels: Path | None = None) -> dict[str, RawCase]:
+    ending = str(dataset_json["file_ending"])
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    images: dict[str, list[Path]] = {}
+    strangers = []
+    aside = (".json",) if ending.lower() in (".tif", ".tiff") else ()  # nnU-Net keeps their spacing in CASE.json
+    for file in sorted(folder.glob("*")) if folder.is_dir() else []:
+        match = pattern.fullmatch(file.name)
+        if match:
+            images.setdefault(match[1], []).append(file)
+        elif not file.name.startswith(".") and not file.name.endswith(aside):
+            strangers.append(file.name)
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} file name(s) are not of the form CASE_0000{ending}",
+            where=folder,
+            why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
+            run="rename or move these files",
+        )
+    return {
+        name: RawCase(
+            name, tuple(files), labels / f"{name}{ending}" if labels else None, patient_of(name, dataset_json)
+        )
+        for name, files in sorted(images.items())
+    }
+
+
+def _listed(folder: Path, file: str) -> Path:
+    """Return the path of a file that dataset.json lists; a link is not followed, its own name decides the reader."""
+    return (folder / os.path.expandvars(file)).absolute()
+
+
+def _labelled_cases(folder: Path, dataset_json: Mapping[str, Any]) -> dict[str, RawCase]:
+    if "dataset" in dataset_json:  # nnU-Net's explicit list replaces imagesTr and labelsTr
+        cases = {}
+        for name, entry in sorted(dataset_json["dataset"].items()):
+            images = tuple(_listed(folder, image) for image in entry["images"])
+            label = _listed(folder, entry["label"])
+            cases[name] = RawCase(name, images, label, patient_of(name, dataset_json))
+    else:
+        cases = _cases(folder / "imagesTr", dataset_json, folder / "labelsTr")
+    if not cases:
+        raise DataError(
+            "there are no labelled cases",
+            where=folder / "imagesTr",
+            why="at least one labelled case is needed to learn from",
+            run="put scans into imagesTr/ and their labels into labelsTr/",
+        )
+    return cases

@@ -1,0 +1,333 @@
+"""One raw scan at a time: read it as nnU-Net will, check it, and keep the facts that later steps need."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnssl.data.raw import RawCase
+from nnssl.files import content_hash
+
+CHANNEL_SPACING_TOLERANCE = 1e-5  # nnU-Net's reader refuses channels that differ by more
+LABEL_SPACING_TOLERANCE = 1e-3
+PLACEMENT_TOLERANCE = 1e-3
+PERCENTILE_VOXELS = 1_000_000
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ChannelIntensity:
+    """Intensities of one channel over its nonzero voxels (all voxels where none is nonzero).
+
+    The percentiles are those of at most two million evenly strided voxels.
+    """
+
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+@dataclass(frozen=True)
+class ScanFacts:
+    """What the check learned about one scan.
+
+    Attributes:
+        case: case name.
+        kind: `labelled`, `unlabelled` or `test`.
+        shape: spatial size in voxels, in the axis order of nnU-Net's reader.
+        spacing_mm: voxel size in that order.
+        orientation: axis code of the file's axes (`RAS` for instance), empty where the file has no direction.
+        content_hash: SHA-256 of the decoded voxels of all channels; header and compression do not enter.
+        source_hash: SHA-256 of the image files' bytes, and of the label file's where the label was read.
+        intensity: one entry a channel.
+    """
+
+    case: str
+    kind: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+    content_hash: str
+    source_hash: str
+    intensity: tuple[ChannelIntensity, ...]
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """One scan to examine. Its label is opened only where `read_label` says so."""
+
+    case: RawCase
+    kind: str
+    read_label: bool
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every scan of the data set must agree with.
+
+    Attributes:
+        reader: nnU-Net's reader class.
+        channels: number of channels.
+        labels: allowed label values, empty where dataset.json does not say.
+        file_ending: file ending with its dot.
+    """
+
+    reader: Any
+    channels: int
+    labels: tuple[int, ...]
+    file_ending: str
+
+
+@dataclass
+class Examined:
+    """The outcome for one scan; `facts` is None where a file could not be read."""
+
+    facts: ScanFacts | None = None
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """A decoded file: voxels (C, D, H, W), spacing in axis order, position in space where the file has one."""
+
+    path: Path
+    voxels: FloatArray
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+    orientation: str
+
+
+def examine(task: ScanTask, expected: Expected) -> Examined:
+    """Read one scan and return its facts, problems and warnings; a bad file is a problem, never an exception."""
+    outcome = Examined()
+    case = task.case
+    _check_channel_numbers(task, expected, outcome)
+    volumes = [_read(path, expected, outcome) for path in case.images]
+    channels = [volume for volume in volumes if volume is not None]
+    if task.read_label:
+        _check_label(task, expected, channels, outcome)
+    if len(channels) == len(case.images) and channels:
+        _check_channels(channels, expected, outcome)
+        sources = case.images + ((case.label,) if task.read_label and case.label and case.label.is_file() else ())
+        outcome.facts = _facts(task, channels, content_hash(*sources))
+    title = f"{case.name} ({task.kind}): "
+    outcome.problems = [title + text for text in outcome.problems]
+    outcome.warnings = [title + text for text in outcome.warnings]
+    return outcome
+
+
+def _check_channel_numbers(task: ScanTask, expected: Expected, outcome: Examined) -> None:
+    pattern = re.compile(rf".+_(\d{{4}}){re.escape(expected.file_ending)}")
+    matches = [pattern.fullmatch(path.name) for path in task.case.images]
+    numbers = [int(match[1]) for match in matches if match]
+    if len(numbers) == len(matches) and numbers != list(range(len(numbers))):
+        there = ", ".join(f"{number:04d}" for number in numbers)
+        outcome.problems.append(
+            f"{task.case.images[0].parent} holds the channels {there}; "
+            f"they must count up from 0000: add the missing files or rename these"
+        )
+
+
+def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = False) -> _Volume | None:
+    """Return the decoded file, or None with a problem that names the file and the cause."""
+    if not path.is_file():
+        outcome.problems.append(f"{path} does not exist: add the file")
+        return None
+    try:
+        if path.suffix == ".gz" and not _gzip_is_complete(path):
+            raise ValueError("the compressed data end too early")
+        reader = expected.reader()
+        voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        outcome.problems.append(f"{path} cannot be read ({lines[-1].strip()}): copy the file again from its source")
+        return None
+    spacing = tuple(float(mm) for mm in properties["spacing"])
+    if len(spacing) != voxels.ndim - 1:
+        outcome.problems.append(
+            f"{path} has {len(spacing)} spacing(s) for {voxels.ndim - 1} axes as nnU-Net reads it: "
+            f"write a file of one channel for each channel"
+        )
+        return None
+    return _Volume(path, voxels, spacing, *_placement(properties))
+
+
+def _gzip_is_complete(path: Path) -> bool:
+    """Return whether every gzip member of the file ends: readers fill what a cut file lacks with zeros, silently."""
+    decoder = zlib.decompressobj(wbits=31)
+    with path.open("rb") as file:
+        while block := file.read(1 << 16):
+            while block:
+                decoder.decompress(block)
+                block = decoder.unused_data
+                if decoder.eof:
+                    if not block.strip(b"\0"):
+                        break
+                    decoder = zlib.decompressobj(wbits=31)
+    return decoder.eof
+
+
+def _placement(properties: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+    """Return origin, direction cosines and axis code, empty where the reader gives none."""
+    import nibabel
+
+    if "sitk_stuff" in properties:
+        origin, direction = properties["sitk_stuff"]["origin"], properties["sitk_stuff"]["direction"]
+        axes = round(len(direction) ** 0.5)
+        cosines = np.reshape(direction, (axes, axes))
+        to_ras = np.diag([-1.0, -1.0, 1.0])  # ITK's world is LPS
+        affine = np.eye(4)
+        affine[:3, :3] = to_ras @ cosines[:3, :3] if axes >= 3 else np.eye(3)
+        code = "".join(map(str, nibabel.aff2axcodes(affine))) if axes >= 3 else ""
+        return tuple(map(float, origin)), tuple(map(float, direction)), code
+    if "nibabel_stuff" in properties:
+        affine = np.asarray(properties["nibabel_stuff"]["original_affine"], dtype=float)
+        cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+        code = "".join(map(str, nibabel.aff2axcodes(affine)))
+        return tuple(map(float, affine[:3, 3])), tuple(map(float, cosines.ravel())), code
+    return (), (), ""
+
+
+def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Examined) -> None:
+    found = sum(len(volume.voxels) for volume in channels)
+    if found != expected.channels:
+        outcome.problems.append(
+            f"{found} channel(s) in {', '.join(volume.path.name for volume in channels[:4])}, "
+            f"dataset.json names {expected.channels}: add or remove channel files, or correct channel_names"
+        )
+    first = channels[0]
+    for volume in channels:
+        bad = _not_finite(volume)
+        if bad:
+            outcome.problems.append(
+                f"{volume.path} has {bad} of {volume.voxels.size} voxels that are NaN or infinite, 0 are allowed: "
+                f"replace them with a value that means background"
+            )
+        elif volume.voxels.min() == volume.voxels.max():
+            outcome.warnings.append(f"{volume.path} has the value {volume.voxels.flat[0]:g} in every voxel")
+    if not all(0 < mm < np.inf for mm in first.spacing):
+        outcome.problems.append(f"{first.path} has the spacing {_mm(first.spacing)}: correct the header")
+    for volume in channels[1:]:
+        _compare(volume, first, CHANNEL_SPACING_TOLERANCE, outcome)
+
+
+def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume], outcome: Examined) -> None:
+    path = task.case.label
+    if path is None or not path.is_file():
+        outcome.problems.append(
+            f"the label file {path} does not exist: add it, or move the scan to imagesUn if it has no label"
+        )
+        return
+    label = _read(path, expected, outcome, is_label=True)
+    if label is None:
+        return
+    if channels:
+        _compare(label, channels[0], LABEL_SPACING_TOLERANCE, outcome)
+    if len(label.voxels) != 1:
+        outcome.problems.append(f"{path} has {len(label.voxels)} channels, a label has 1: write a single-channel file")
+    if not expected.labels:
+        return
+    bad = _not_finite(label)
+    if bad:
+        outcome.problems.append(f"{path} has {bad} voxels that are NaN or infinite, 0 are allowed: correct the label")
+    strange = label.voxels[~np.isin(label.voxels, expected.labels) & np.isfinite(label.voxels)]
+    if strange.size:
+        values = np.unique(strange)
+        shown = ", ".join(f"{value:g}" for value in values[:5]) + (" …" if len(values) > 5 else "")
+        kind = "values that are not integers" if (values != np.rint(values)).any() else "values"
+        outcome.problems.append(
+            f"{path} has {kind} {shown} in {strange.size} voxel(s), dataset.json allows "
+            f"{expected.labels[0]} to {expected.labels[-1]}: correct the label, or add the value to 'labels'"
+        )
+    elif not label.voxels.any():
+        outcome.warnings.append(f"{path} is background only")
+
+
+def _not_finite(volume: _Volume) -> int:
+    """Return the number of NaN and infinite voxels. ITK reads those of a NIfTI file as 0, so the file is looked at."""
+    import nibabel
+
+    found = int(volume.voxels.size - np.isfinite(volume.voxels).sum())
+    if found or not volume.path.name.endswith((".nii", ".nii.gz")):
+        return found
+    image = nibabel.load(volume.path)
+    if image.get_data_dtype().kind != "f":
+        return 0
+    stored = image.dataobj.get_unscaled()
+    return int(stored.size - np.isfinite(stored).sum())
+
+
+def _compare(volume: _Volume, reference: _Volume, tolerance: float, outcome: Examined) -> None:
+    """Compare the geometry of a channel or a label with the first channel."""
+    shape, wanted = volume.voxels.shape[1:], reference.voxels.shape[1:]
+    if shape != wanted:
+        outcome.problems.append(
+            f"{volume.path} has the shape {_by(shape)}, {reference.path.name} has {_by(wanted)} (tolerance 0): "
+            f"resample it to the grid of {reference.path.name}"
+        )
+    elif _differ(volume.spacing, reference.spacing, relative=tolerance):
+        outcome.problems.append(
+            f"{volume.path} has the spacing {_mm(volume.spacing)}, {reference.path.name} has {_mm(reference.spacing)} "
+            f"(tolerance {tolerance:g}, relative): correct the header that is wrong, or resample"
+        )
+    for name in ("origin", "direction"):
+        ours, theirs = getattr(volume, name), getattr(reference, name)
+        if _differ(ours, theirs, absolute=PLACEMENT_TOLERANCE):
+            outcome.warnings.append(
+                f"{volume.path} has the {name} {_numbers(ours)}, {reference.path.name} has {_numbers(theirs)} "
+                f"(tolerance {PLACEMENT_TOLERANCE:g}); nnU-Net ignores this, look whether they overlap"
+            )
+
+
+def _differ(first: Sequence[float], second: Sequence[float], *, relative: float = 0.0, absolute: float = 0.0) -> bool:
+    return len(first) != len(second) or not np.allclose(first, second, rtol=relative, atol=absolute)
+
+
+def _facts(task: ScanTask, channels: Sequence[_Volume], source: str) -> ScanFacts:
+    digest = hashlib.sha256()
+    for volume in channels:
+        digest.update(repr(volume.voxels.shape).encode())
+        digest.update(np.ascontiguousarray(volume.voxels, dtype=np.float32).data)
+    first = channels[0]
+    return ScanFacts(
+        case=task.case.name,
+        kind=task.kind,
+        shape=tuple(int(n) for n in first.voxels.shape[1:]),
+        spacing_mm=first.spacing,
+        orientation=first.orientation,
+        content_hash=digest.hexdigest(),
+        source_hash=source,
+        intensity=tuple(_intensity(channel) for volume in channels for channel in volume.voxels),
+    )
+
+
+def _intensity(channel: FloatArray) -> ChannelIntensity:
+    values = channel[channel != 0]
+    values = values if values.size else channel.ravel()
+    low, high = np.percentile(values[:: max(1, values.size // PERCENTILE_VOXELS)], [0.5, 99.5])
+    mean, std = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    return ChannelIntensity(float(mean), float(std), float(low), float(high))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _mm(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.7g}" for value in values) + " mm"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

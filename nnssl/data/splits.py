@@ -1,0 +1,216 @@
+"""Patient-grouped splits and label budgets.
+
+`splits_final.json` keeps nnU-Net's `train` and `val` and gains two keys that stock nnU-Net ignores: `unlabelled`, the
+scans of `imagesUn` that this fold may learn from, and `labelled_order`, the order in which a label budget takes the
+fold's training patients.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnssl.errors import DataError, UsageError
+from nnssl.files import read_json
+
+SPLIT_SEED = 12345  # nnU-Net's own
+
+
+@dataclass(frozen=True)
+class FoldCases:
+    """The cases of one fold under one label budget. No hidden training case is in `labelled`."""
+
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LabelBudget:
+    """How many training patients keep their labels: a count, or a percentage of the fold's patients."""
+
+    value: float
+    percent: bool
+
+    @classmethod
+    def parse(cls, text: str) -> LabelBudget:
+        """Return the budget that `7` or `10%` means.
+
+        Raises:
+            UsageError: anything else.
+        """
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+        if match:
+            value, percent = float(match[1]), bool(match[2])
+            if value > 0 and (value <= 100 if percent else value == int(value)):
+                return cls(value, percent)
+        raise UsageError(
+            f"'{text}' is not a label budget",
+            where=f"-labelled {text}",
+            why="it is a number of patients, or a percentage of the training patients above 0 %",
+            run="-labelled 7 or -labelled 10%",
+        )
+
+    @property
+    def tag(self) -> str:
+        """What the plans name gains: `@lab7` or `@lab10pct`."""
+        return f"@lab{self.value:g}" + ("pct" if self.percent else "")
+
+    def __str__(self) -> str:
+        return f"{self.value:g}" + ("%" if self.percent else "")
+
+    def count(self, patients: int) -> int:
+        """Return the number of patients that keep their labels, at least one.
+
+        Raises:
+            DataError: the budget is larger than the fold.
+        """
+        wanted = max(1, math.floor(patients * self.value / 100 + 0.5)) if self.percent else int(self.value)
+        if wanted > patients:
+            raise DataError(
+                f"the label budget asks for {wanted} patients, the fold has {patients}",
+                where=f"-labelled {self}",
+                run=f"-labelled {patients} or less, or leave it out",
+            )
+        return wanted
+
+
+def make_splits(
+    labelled: Sequence[str], unlabelled: Sequence[str], patients: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return min(5, n) cross-validation folds grouped by patient, leave-one-out below five patients.
+
+    Args:
+        labelled: labelled case names.
+        unlabelled: names of the scans in `imagesUn`.
+        patients: case name -> patient, for all of them.
+
+    Returns:
+        One dict a fold with `train`, `val`, `unlabelled` and `labelled_order`. Scans of a validation patient are in
+        neither `train` nor `unlabelled`. With a single labelled patient the one fold validates on its training case.
+    """
+    people = sorted({patients[case] for case in labelled})
+    order = [people[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(people))]
+    parts = [sorted(order[k :: min(5, len(order))]) for k in range(min(5, len(order)))]
+    splits = []
+    for part in parts:
+        held_out = set(part) if len(people) > 1 else set()
+        train = [case for case in sorted(labelled) if patients[case] not in held_out]
+        val = [case for case in sorted(labelled) if patients[case] in part]
+        splits.append(completed_split({"train": train, "val": val}, unlabelled, patients))
+    return splits
+
+
+def completed_split(split: Mapping[str, Any], unlabelled: Sequence[str], patients: Mapping[str, str]) -> dict[str, Any]:
+    """Return a split with the keys `unlabelled` and `labelled_order` filled in where it lacks them.
+
+    A given `labelled_order` (patients, or cases) is kept; a missing one is a seeded shuffle of the training patients.
+    """
+    people = sorted({patients[case] for case in split["train"]})
+    shuffled = [people[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(people))]
+    held_out = {patients[case] for case in split["val"]} - set(people)
+    return {
+        **split,
+        "unlabelled": split.get("unlabelled", [case for case in sorted(unlabelled) if patients[case] not in held_out]),
+        "labelled_order": split.get("labelled_order", shuffled),
+    }
+
+
+def check_splits(splits: Any, labelled: Iterable[str], unlabelled: Iterable[str], path: Path) -> None:  # noqa: ANN401
+    """Check a `splits_final.json` that a user wrote.
+
+    Raises:
+        DataError: it is not a list of folds, or names cases that the data set does not have.
+    """
+    folds = splits if isinstance(splits, list) else []
+    if not folds or not all(isinstance(fold, dict) and fold.get("train") and fold.get("val") for fold in folds):
+        raise DataError("the splits file is not a list of folds with cases in 'train' and 'val'", where=path)
+    known, known_unlabelled = set(labelled), set(unlabelled)
+    for number, fold in enumerate(splits):
+        strangers = sorted((set(fold["train"]) | set(fold["val"])) - known)
+        strangers += sorted(set(fold.get("unlabelled", ())) - known_unlabelled)
+        if strangers:
+            raise DataError(
+                f"fold {number} names {len(strangers)} case(s) that the data set does not have",
+                where=path,
+                why=", ".join(strangers[:5]),
+                run="correct or delete this file and plan again",
+            )
+        both = sorted(set(fold["train"]) & set(fold["val"]))
+        if both and set(fold["train"]) != set(fold["val"]):
+            raise DataError(
+                f"fold {number} trains and validates on the same cases", where=path, why=", ".join(both[:5])
+            )
+
+
+def read_splits(preprocessed: Path) -> list[dict[str, Any]]:
+    """Return the folds that planning wrote into a preprocessed data set folder.
+
+    Raises:
+        DataError: the file is missing or not JSON.
+    """
+    made_by = f"nnssl_plan_and_preprocess -d {preprocessed.name}"
+    splits: list[dict[str, Any]] = read_json(preprocessed / "splits_final.json", made_by)
+    return splits
+
+
+def fold_cases(
+    splits: Sequence[Mapping[str, Any]], fold: int | str, budget: LabelBudget | None, patients: Mapping[str, str]
+) -> FoldCases:
+    """Return the cases that a run on `fold` sees: labelled, unlabelled and validation.
+
+    A budget keeps the first patients of the fold's `labelled_order` and turns the fold's other training cases into
+    unlabelled ones. Fold "all" trains and validates on every labelled case, as nnU-Net does.
+
+    Args:
+        splits: the folds of `splits_final.json`.
+        fold: fold number, or "all".
+        budget: the label budget, None for all labels.
+        patients: case name -> patient; a case that is not listed is its own patient.
+
+    Raises:
+        UsageError: the fold does not exist.
+        DataError: the budget is larger than the fold, or `labelled_order` does not cover it.
+    """
+    if fold == "all":
+        train = sorted({case for split in splits for key in ("train", "val") for case in split[key]})
+        order = list(dict.fromkeys(entry for split in splits for entry in split.get("labelled_order", ())))
+        extra = sorted({case for split in splits for case in split.get("unlabelled", ())})
+        validation = train
+    elif isinstance(fold, int) and 0 <= fold < len(splits):
+        split = splits[fold]
+        train, validation = list(split["train"]), list(split["val"])
+        order, extra = list(split.get("labelled_order", ())), list(split.get("unlabelled", ()))
+    else:
+        raise UsageError(
+            f"fold {fold} does not exist",
+            where="splits_final.json",
+            why=f"the data set has folds 0 to {len(splits) - 1}, and 'all'",
+        )
+    if budget is None:
+        return FoldCases(tuple(train), tuple(extra), tuple(validation))
+    chosen = _first_patients(train, order, budget, patients)
+    labelled = tuple(case for case in train if patients.get(case, case) in chosen)
+    hidden = tuple(case for case in train if patients.get(case, case) not in chosen)
+    return FoldCases(labelled, hidden + tuple(extra), labelled if fold == "all" else tuple(validation))
+
+
+def _first_patients(
+    train: Sequence[str], order: Sequence[str], budget: LabelBudget, patients: Mapping[str, str]
+) -> set[str]:
+    people = {patients.get(case, case) for case in train}
+    ranked = [patient for patient in dict.fromkeys(patients.get(entry, entry) for entry in order) if patient in people]
+    count = budget.count(len(people))
+    if len(ranked) < count:
+        raise DataError(
+            f"labelled_order names {len(ranked)} training patients, the budget needs {count}",
+            where="splits_final.json",
+            run="complete labelled_order, or delete the file and plan again",
+        )
+    return set(ranked[:count])

@@ -1,0 +1,150 @@
+"""Streams of batches in which every batch is a pure function of (seed, stream, rank, iteration).
+
+An ordered torch DataLoader runs over iteration numbers around nnU-Net's batch generation. So a resumed run needs no
+loader state, the number of workers does not change the data, and a dead worker is an error instead of a hang.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch.utils.data import DataLoader, Dataset
+
+from nnssl.errors import EnvironmentProblem
+
+Index = tuple[str, int]  # ("train" | "validation", iteration)
+STREAM_NUMBERS = {"labelled": 0, "unlabelled": 1, "validation": 2}
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed python's, numpy's and torch's CPU generators from `key` and give them back their states afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(key).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed((int(words[2]) << 32) | int(words[3]))
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class IterationBatches(Dataset[dict[str, Any]]):
+    """Maps ("train", i) to the labelled and unlabelled batch of iteration i, ("validation", j) to a validation batch.
+
+    Args:
+        loaders: nnU-Net's batch makers under the names of `STREAM_NUMBERS`.
+        seed: seed of the run, >= 0.
+        rank: number of this process in distributed training.
+    """
+
+    def __init__(self, loaders: Mapping[str, nnUNetDataLoader], seed: int, rank: int = 0) -> None:
+        self.loaders, self.seed, self.rank = dict(loaders), seed, rank
+
+    def __getitem__(self, index: Index) -> dict[str, Any]:
+        """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S) or the list of its deep supervision sizes}}."""
+        kind, iteration = index
+        names = ("validation",) if kind == "validation" else ("labelled", "unlabelled")
+        batch = {}
+        for name in names:
+            if name in self.loaders:
+                with seeded(self.seed, STREAM_NUMBERS[name], self.rank, iteration):
+                    made = self.loaders[name].generate_train_batch()
+                batch[name] = {"data": made["data"], "target": made["target"]}
+        return batch
+
+
+class OrderedBatches:
+    """Iterator over the batches of a list of indices, in that order, with the time spent waiting for them.
+
+    Args:
+        batches: the map from index to batch.
+        order: indices still to come.
+        num_workers: background processes, 0 makes the batches in this process.
+        pin_memory: whether batches are copied to page-locked memory (for CUDA).
+
+    Attributes:
+        seconds_waited: total time that `next` blocked.
+    """
+
+    def __init__(self, batches: IterationBatches, order: Iterable[Index], num_workers: int, pin_memory: bool) -> None:
+        self.seconds_waited = 0.0
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=order,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=3 if num_workers else None,
+            worker_init_fn=_start_watchdog if num_workers else None,
+        )
+        self._iterator: Iterator[dict[str, Any]] | None = iter(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """Return the next batch.
+
+        Raises:
+            EnvironmentProblem: a worker process died; the message names it and the signal.
+        """
+        if self._iterator is None:
+            raise StopIteration
+        start = time.perf_counter()
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise EnvironmentProblem(
+                "a data loading process died",
+                where=self._deaths() or str(error).splitlines()[0],
+                why="usually the machine ran out of memory, or of shared memory (/dev/shm in containers)",
+                run="the same command with --c, with fewer workers: export nnUNet_n_proc_DA=2",
+            ) from error
+        finally:
+            self.seconds_waited += time.perf_counter() - start
+
+    def _deaths(self) -> str:
+        workers = getattr(self._iterator, "_workers", [])
+        codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
+        return ", ".join(
+            f"process {pid}: {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+            for pid, code in codes.items()
+        )
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._iterator = None
+
+
+def _start_watchdog(worker: int) -> None:  # noqa: ARG001 - signature of worker_init_fn
+    """Make a worker leave soon after its trainer died, however it died.
+
+    The sentinel tells under every start method; a forked sibling can hold it open, so the parent's id is watched too.
+    """
+    parent, trainer = os.getppid(), multiprocessing.parent_process()
+    sentinels = [trainer.sentinel] if trainer is not None else []
+
+    def watch() -> None:
+        while os.getppid() == parent and not multiprocessing.connection.wait(sentinels, timeout=1.0):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,245 @@
+"""Worker processes that are watched: a worker that dies is named and its case tried once more, instead of a hang."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
+
+from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+PARENT_CHECK_S = 0.5
+STOP_TIMEOUT_S = 2.0
+QUIET_PROGRESS_S = 10.0
+
+
+class WorkerTraceback(Exception):
+    """The traceback of a failed worker as text: the cause of the error that the parent raises."""
+
+
+def run_parallel(
+    function: Callable[[T], R], tasks: Mapping[str, T], num_processes: int, description: str
+) -> dict[str, R]:
+    """Return `{case: function(task)}` in the order of `tasks`, computed by supervised worker processes.
+
+    Each worker holds one task at a time, computes with one thread, and dies with its parent. The case of a worker that
+    is killed is tried once more when the other cases are done, alone in a fresh worker.
+
+    Args:
+        function: called with one task; under the spawn start method it must be picklable.
+        tasks: case name -> picklable task.
+        num_processes: number of workers; with one (or one task) the calling process does the work itself.
+        description: what is done, in a few words, for progress and messages.
+
+    Raises:
+        NnsslError: as raised by `function`; any other exception is wrapped in one that names the case.
+        OutOfMemory: `function` ran out of memory.
+        EnvironmentProblem: a worker died twice on the same case.
+    """
+    if num_processes <= 1 or len(tasks) <= 1 or multiprocessing.current_process().daemon:
+        return _in_process(function, tasks, description)
+    with _progress(description, len(tasks)) as advance:
+        results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
+        for case, how in died.items():
+            log.warning("%s: the worker on %s died (%s); trying this case once more", description, case, how)
+        retried, died = _Pool(function, {case: tasks[case] for case in died}, 1, description, advance).run()
+    for case, how in died.items():
+        raise EnvironmentProblem(
+            f"{description}: the worker process died twice on {case} ({how})",
+            where=case,
+            why="SIGKILL usually means that the system ran out of memory" if how == "SIGKILL" else "",
+            run=f"the same command with fewer processes (-np {max(1, num_processes // 2)}), or with more memory",
+        )
+    results |= retried
+    return {case: results[case] for case in tasks}
+
+
+def _in_process(function: Callable[[T], R], tasks: Mapping[str, T], description: str) -> dict[str, R]:
+    results = {}
+    with _progress(description, len(tasks)) as advance:
+        for case, task in tasks.items():
+            try:
+                results[case] = function(task)
+            except NnsslError:
+                raise
+            except Exception as error:
+                raise _named(case, description, error) from error
+            advance()
+    return results
+
+
+def _named(case: str, description: str, error: Exception) -> NnsslError:
+    """Return the error that tells which case failed."""
+    if isinstance(error, MemoryError):
+        return OutOfMemory(f"{description}: out of memory on {case}", where=case, run="use fewer processes (-np 1)")
+    return NnsslError(f"{description}: {case} failed", where=case, why=f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    case: str
+
+
+@dataclass
+class _Pool(Generic[T, R]):
+    """One pass over the tasks; `run` returns the results and, for each case whose worker died, how it died."""
+
+    function: Callable[[T], R]
+    tasks: Mapping[str, T]
+    size: int
+    description: str
+    advance: Callable[[], None]
+    workers: list[_Worker] = field(default_factory=list)
+
+    def run(self) -> tuple[dict[str, R], dict[str, str]]:
+        waiting = deque(self.tasks)
+        results: dict[str, R] = {}
+        died: dict[str, str] = {}
+        try:
+            while waiting or self.workers:
+                while waiting and len(self.workers) < self.size:
+                    self.workers.append(self._started(waiting.popleft()))
+                for worker in self._ready():
+                    try:
+                        kind, content, text = worker.pipe.recv()
+                    except (EOFError, OSError):
+                        died[worker.case] = _how_it_died(worker.process)
+                        self._remove(worker)
+                        continue
+                    if kind == "error":
+                        raise content from WorkerTraceback(text)
+                    results[worker.case] = content
+                    self.advance()
+                    self._give_next(worker, waiting)
+        finally:
+            self._stop()
+        return results, died
+
+    def _started(self, case: str) -> _Worker:
+        context: Any = multiprocessing.get_context(START_METHOD)
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=_work, args=(self.function, theirs, self.description, os.getpid()), daemon=True
+        )
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours, case)
+        self._send(worker, case)
+        return worker
+
+    def _ready(self) -> list[_Worker]:
+        ready = set(wait([item for worker in self.workers for item in (worker.pipe, worker.process.sentinel)]))
+        return [worker for worker in self.workers if worker.pipe in ready or worker.process.sentinel in ready]
+
+    def _give_next(self, worker: _Worker, waiting: deque[str]) -> None:
+        if waiting:
+            worker.case = waiting.popleft()
+            self._send(worker, worker.case)
+        else:
+            worker.process.terminate()
+            self._remove(worker)
+
+    def _send(self, worker: _Worker, case: str) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the next receive says so
+            worker.pipe.send((case, self.tasks[case]))
+
+    def _remove(self, worker: _Worker) -> None:
+        worker.process.join(STOP_TIMEOUT_S)
+        worker.pipe.close()
+        self.workers.remove(worker)
+
+    def _stop(self) -> None:
+        for worker in self.workers:
+            worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(STOP_TIMEOUT_S)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+
+
+def _how_it_died(process: BaseProcess) -> str:
+    process.join(STOP_TIMEOUT_S)
+    code = process.exitcode
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _work(function: Callable[[Any], Any], pipe: Connection, description: str, parent: int) -> None:
+    """Answer tasks from the pipe until the parent stops this process or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    _use_one_thread()
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            case, task = pipe.recv()
+            try:
+                pipe.send(("result", function(task), ""))
+            except NnsslError as error:
+                pipe.send(("error", error, traceback.format_exc()))
+            except Exception as error:
+                pipe.send(("error", _named(case, description, error), traceback.format_exc()))
+
+
+def _die_with(parent: int) -> None:
+    if START_METHOD == "fork":
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+    elif (process := multiprocessing.parent_process()) is not None:
+        process.join()
+    os._exit(1)
+
+
+def _use_one_thread() -> None:
+    """Limit the thread pools of libraries that are loaded, and of those that will be."""
+    from threadpoolctl import threadpool_limits
+
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = "1"
+    threadpool_limits(limits=1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after each case: a bar on a terminal, elsewhere a line now and then."""
+    from tqdm import tqdm
+
+    started = last = time.monotonic()
+    done = 0
+    bar = tqdm(total=total, desc=description, disable=None, file=sys.stderr)
+
+    def advance() -> None:
+        nonlocal done, last
+        done += 1
+        bar.update()
+        if bar.disable and done * 4 // total > (done - 1) * 4 // total and time.monotonic() - last > QUIET_PROGRESS_S:
+            last = time.monotonic()
+            log.info("%s: %d of %d after %.0f s", description, done, total, last - started)
+
+    with bar:
+        yield advance

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnssl.data import phantom
+from nnssl.data.integrity import check_dataset, shift_warnings
+from nnssl.data.phantom import LABELS, PhantomScan, phantom_scan, write_phantom
+from nnssl.data.raw import read_raw_dataset
+from nnssl.errors import EnvironmentProblem, UsageError
+
+SMALL = (16, 20, 20)
+
+
+def read(path: Path) -> np.ndarray:
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture(scope="module")
+def scans() -> list[PhantomScan]:
+    return [phantom_scan([0, number], [0, number, 1]) for number in range(12)]
+
+
+def test_layout(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path, 901, labelled=2, unlabelled=3, test=1, shape=SMALL)
+    assert folder == tmp_path / "Dataset901_Phantom"
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
+        "dataset.json",
+        "imagesTr/labelled_001_0000.nii.gz",
+        "imagesTr/labelled_002_0000.nii.gz",
+        "imagesTs/test_001_0000.nii.gz",
+        "imagesUn/unlabelled_001_0000.nii.gz",
+        "imagesUn/unlabelled_002_0000.nii.gz",
+        "imagesUn/unlabelled_003_0000.nii.gz",
+        "labelsTr/labelled_001.nii.gz",
+        "labelsTr/labelled_002.nii.gz",
+        "labelsTs/test_001.nii.gz",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    described = json.loads((folder / "dataset.json").read_text())
+    assert described["numTraining"] == 2
+    assert described["labels"] == LABELS
+
+
+def test_it_passes_the_check_and_is_homogeneous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    write_phantom(tmp_path, 5, labelled=5, unlabelled=14, test=5, shape=SMALL)
+    raw = read_raw_dataset(5)
+    facts = check_dataset(raw, 1)
+    assert len(facts) == 24
+    assert shift_warnings(facts) == []
+    assert {scan.orientation for scan in facts.values()} == {"RAS"}
+    second = raw.unlabelled["unlabelled_006"]
+    assert second.patient == raw.labelled["labelled_001"].patient
+    assert raw.unlabelled["unlabelled_012"].patient == raw.labelled["labelled_002"].patient
+    assert len(set(raw.patients().values())) == 5 + 12
+
+
+def test_files_hold_the_scan(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path, 901, labelled=1, unlabelled=0, test=0, shape=SMALL, seed=4)
+    scan = phantom_scan([4, 0, 1], [4, 0, 1, 1], SMALL)
+    assert np.array_equal(read(folder / "imagesTr" / "labelled_001_0000.nii.gz"), scan.image)
+    assert np.array_equal(read(folder / "labelsTr" / "labelled_001.nii.gz"), scan.label)
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "imagesTr", "labelsTr"]
+
+
+def test_same_seed_same_bytes_whatever_the_number_of_cases(tmp_path: Path) -> None:
+    few = write_phantom(tmp_path, 1, labelled=1, unlabelled=1, test=1, shape=SMALL, seed=3)
+    more = write_phantom(tmp_path, 2, labelled=2, unlabelled=2, test=2, shape=SMALL, seed=3)
+    other = write_phantom(tmp_path, 3, labelled=1, unlabelled=1, test=1, shape=SMALL, seed=4)
+    files = [path.relative_to(few) for path in few.rglob("*.nii.gz")]
+    assert len(files) == 5
+    for file in files:
+        assert (few / file).read_bytes() == (more / file).read_bytes()
+        assert (few / file).read_bytes() != (other / file).read_bytes()
+
+
+def test_every_structure_is_in_every_scan(scans: list[PhantomScan]) -> None:
+    for scan in scans:
+        assert scan.image.shape == scan.label.shape
+        counts = np.bincount(scan.label.ravel(), minlength=4)
+        assert len(counts) == 4
+        assert counts[1:].min() > 100
+        assert counts[0] > 0.9 * counts.sum()
+        assert scan.image.min() >= 0
+
+
+def test_scans_vary(scans: list[PhantomScan]) -> None:
+    assert len({scan.image.shape for scan in scans}) > 6
+    for axis, mean in enumerate(phantom.SHAPE):
+        sizes = [scan.image.shape[axis] for scan in scans]
+        assert 0.89 * mean <= min(sizes) < max(sizes) <= 1.11 * mean
+    for axis, mean_mm in enumerate(phantom.SPACING_MM):
+        spacings = [scan.spacing_mm[axis] for scan in scans]
+        assert 0.899 * mean_mm <= min(spacings) < max(spacings) <= 1.101 * mean_mm
+    contrasts = [scan.image[scan.label == 1].mean() / scan.image[scan.label == 2].mean() for scan in scans]
+    assert max(contrasts) > 1.3 * min(contrasts)
+
+
+def test_two_scans_of_a_patient_differ_in_looks_only(scans: list[PhantomScan]) -> None:
+    def volumes(scan: PhantomScan) -> np.ndarray:
+        return np.bincount(scan.label.ravel(), minlength=4)[1:] / scan.label.size
+
+    again = [phantom_scan([0, number], [0, number, 2]) for number in range(12)]
+    first, second = np.array([volumes(scan) for scan in scans]), np.array([volumes(scan) for scan in again])
+    assert all(not np.array_equal(one.image, two.image) for one, two in zip(scans, again, strict=True))
+
+    def agreement(one: np.ndarray, two: np.ndarray) -> float:
+        return float(np.mean([np.corrcoef(one[:, k], two[:, k])[0, 1] for k in range(3)]))
+
+    assert agreement(first, second) > 0.6
+    assert agreement(first, np.roll(second, 1, axis=0)) < 0.4
+
+
+def test_thresholds_do_not_find_the_structures(scans: list[PhantomScan]) -> None:
+    """Even the best interval of intensities of each single scan, chosen with its label, is no segmentation."""
+    for structure in (1, 2, 3):
+        best = []
+        for scan in scans:
+            truth = scan.label == structure
+            levels = np.percentile(scan.image[truth], np.arange(0, 101, 5))
+            dice = 0.0
+            for low in levels[:-1]:
+                for high in [*levels[1:], np.inf]:
+                    found = (scan.image >= low) & (scan.image <= high)
+                    dice = max(dice, 2 * (found & truth).sum() / (found.sum() + truth.sum()))
+            best.append(dice)
+        assert np.mean(best) < 0.65
+
+
+def test_an_existing_dataset_is_kept(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path, 9, labelled=1, unlabelled=0, test=0, shape=SMALL)
+    before = (folder / "dataset.json").stat().st_mtime_ns
+    with pytest.raises(UsageError, match="exists") as caught:
+        write_phantom(tmp_path, 9, labelled=2, unlabelled=0, test=0, shape=SMALL)
+    assert "--overwrite" in caught.value.run
+    assert (folder / "dataset.json").stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="taken by Dataset009_Phantom"):
+        write_phantom(tmp_path, 9, name="Other", labelled=1, shape=SMALL, overwrite=True)
+
+
+def test_overwrite_replaces_the_whole_phantom(tmp_path: Path) -> None:
+    write_phantom(tmp_path, 9, labelled=2, unlabelled=1, test=0, shape=SMALL)
+    folder = write_phantom(tmp_path, 9, labelled=1, unlabelled=0, test=0, shape=SMALL, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert not (folder / "imagesUn").exists()
+    assert len(list((folder / "imagesTr").iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ['{"labels": {}}', "[]", "no json", None])
+def test_overwrite_spares_data_that_are_no_phantom(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "Dataset009_Phantom"
+    folder.mkdir()
+    (folder / "precious").write_text("x")
+    if content is not None:
+        (folder / "dataset.json").write_text(content)
+    with pytest.raises(UsageError, match="not a phantom"):
+        write_phantom(tmp_path, 9, labelled=1, shape=SMALL, overwrite=True)
+    assert (folder / "precious").read_text() == "x"
+
+
+def test_nothing_stays_of_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_phantom(tmp_path, 9, labelled=1, unlabelled=0, test=0, shape=SMALL)
+    content = (folder / "dataset.json").read_text()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(phantom, "_write_volume", full)
+    with pytest.raises(EnvironmentProblem, match="could not be written") as caught:
+        write_phantom(tmp_path, 9, labelled=2, unlabelled=0, test=0, shape=SMALL, overwrite=True)
+    assert "No space left" in caught.value.why
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert (folder / "dataset.json").read_text() == content
+
+
+def test_the_old_phantom_comes_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_phantom(tmp_path, 9, labelled=1, unlabelled=0, test=0, shape=SMALL)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(EnvironmentProblem, match="could not be written"):
+        write_phantom(tmp_path, 9, labelled=2, unlabelled=0, test=0, shape=SMALL, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 1
+
+
+def test_root_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvironmentProblem, match="could not be written"):
+        write_phantom(tmp_path / "file" / "raw", 1, labelled=1, unlabelled=0, test=0, shape=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        ({"dataset_id": 0}, "-d 0"),
+        ({"dataset_id": 1000}, "-d 1000"),
+        ({"name": "a/b"}, "-n a/b"),
+        ({"name": ""}, "-n "),
+        ({"labelled": 0}, "-labelled 0"),
+        ({"unlabelled": -1}, "-unlabelled -1"),
+        ({"test": -1}, "-test -1"),
+        ({"seed": -1}, "-seed -1"),
+        ({"shape": (40, 48, 8)}, "-shape 40 48 8"),
+        ({"shape": (40, 48)}, "-shape 40 48"),
+    ],
+)
+def test_settings_out_of_range(tmp_path: Path, changes: dict[str, object], fragment: str) -> None:
+    settings = {"dataset_id": 1, "labelled": 1, "unlabelled": 0, "test": 0, "shape": SMALL} | changes
+    with pytest.raises(UsageError) as caught:
+        write_phantom(tmp_path, **settings)
+    assert caught.value.exit_code == 2
+    assert caught.value.where == fragment
+    assert list(tmp_path.iterdir()) == []

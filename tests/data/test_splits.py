@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nnssl.data.splits import (
+    FoldCases,
+    LabelBudget,
+    check_splits,
+    completed_split,
+    fold_cases,
+    make_splits,
+    read_splits,
+)
+from nnssl.errors import DataError, UsageError
+
+LABELLED = [f"p{number:02d}_{frame}" for number in range(12) for frame in ("ed", "es")]
+UNLABELLED = ["p00_mid", "p05_mid", "x1", "x2"]
+PATIENTS = {case: case.split("_")[0] for case in LABELLED + UNLABELLED}
+
+
+def patients_of(cases: list[str]) -> set[str]:
+    return {PATIENTS[case] for case in cases}
+
+
+def test_folds_are_grouped_by_patient_and_cover_every_case() -> None:
+    splits = make_splits(LABELLED, UNLABELLED, PATIENTS)
+    assert len(splits) == 5
+    assert sorted(case for fold in splits for case in fold["val"]) == sorted(LABELLED)
+    for fold in splits:
+        assert sorted(fold["train"] + fold["val"]) == sorted(LABELLED)
+        assert not patients_of(fold["train"]) & patients_of(fold["val"])
+        assert len(patients_of(fold["val"])) in (2, 3)
+
+
+def test_scans_of_validation_patients_are_not_learned_from() -> None:
+    for fold in make_splits(LABELLED, UNLABELLED, PATIENTS):
+        assert not patients_of(fold["unlabelled"]) & patients_of(fold["val"])
+        expected = [case for case in UNLABELLED if PATIENTS[case] not in patients_of(fold["val"])]
+        assert fold["unlabelled"] == expected
+
+
+def test_labelled_order_is_the_training_patients_shuffled() -> None:
+    for fold in make_splits(LABELLED, UNLABELLED, PATIENTS):
+        assert sorted(fold["labelled_order"]) == sorted(patients_of(fold["train"]))
+        assert fold["labelled_order"] != sorted(fold["labelled_order"])
+
+
+def test_splits_do_not_depend_on_the_order_of_the_cases() -> None:
+    assert make_splits(LABELLED[::-1], UNLABELLED[::-1], PATIENTS) == make_splits(LABELLED, UNLABELLED, PATIENTS)
+
+
+@pytest.mark.parametrize(("people", "folds"), [(1, 1), (2, 2), (4, 4), (5, 5), (6, 5)])
+def test_number_of_folds(people: int, folds: int) -> None:
+    splits = make_splits(LABELLED[: 2 * people], [], PATIENTS)
+    assert len(splits) == folds
+    assert all(fold["train"] and fold["val"] for fold in splits)
+    if 1 < people < 5:
+        assert all(len(patients_of(fold["val"])) == 1 for fold in splits)
+
+
+def test_a_single_patient_validates_on_its_training_cases() -> None:
+    (fold,) = make_splits(LABELLED[:2], UNLABELLED, PATIENTS)
+    assert fold["train"] == fold["val"] == LABELLED[:2]
+    assert fold["unlabelled"] == sorted(UNLABELLED)
+
+
+def test_completed_split_keeps_what_is_given() -> None:
+    given = {"train": ["p00_ed", "p01_ed"], "val": ["p05_ed"], "name": "paper"}
+    made = completed_split(given, UNLABELLED, PATIENTS)
+    assert made["unlabelled"] == ["p00_mid", "x1", "x2"]
+    assert sorted(made["labelled_order"]) == ["p00", "p01"]
+    assert made["name"] == "paper"
+    kept = completed_split({**given, "unlabelled": ["x2"], "labelled_order": ["p01_ed"]}, UNLABELLED, PATIENTS)
+    assert (kept["unlabelled"], kept["labelled_order"]) == (["x2"], ["p01_ed"])
+
+
+@pytest.mark.parametrize(
+    ("text", "tag", "shown"),
+    [
+        ("7", "@lab7", "7"),
+        ("10%", "@lab10pct", "10%"),
+        (" 2.5% ", "@lab2.5pct", "2.5%"),
+        ("100%", "@lab100pct", "100%"),
+    ],
+)
+def test_budget_text(text: str, tag: str, shown: str) -> None:
+    budget = LabelBudget.parse(text)
+    assert (budget.tag, str(budget)) == (tag, shown)
+    assert LabelBudget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "-1", "1.5", "101%", "seven", "", "10 %", "%", "1e2", "7%7"])
+def test_no_budget(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a label budget") as caught:
+        LabelBudget.parse(text)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "patients", "count"),
+    [("7", 70, 7), ("10%", 70, 7), ("5%", 70, 4), ("1%", 10, 1), ("15%", 10, 2), ("14%", 10, 1), ("100%", 9, 9)],
+)
+def test_budget_count_rounds_halves_up_and_keeps_one(text: str, patients: int, count: int) -> None:
+    assert LabelBudget.parse(text).count(patients) == count
+
+
+def test_budget_larger_than_the_fold() -> None:
+    with pytest.raises(DataError, match="asks for 8 patients, the fold has 7") as caught:
+        LabelBudget.parse("8").count(7)
+    assert "-labelled 7" in caught.value.run
+
+
+FOLDS = [
+    {
+        "train": ["p02_ed", "p02_es", "p03_ed", "p04_ed"],
+        "val": ["p05_ed"],
+        "unlabelled": ["x1"],
+        "labelled_order": ["p04", "p02", "p03"],
+    },
+    {
+        "train": ["p05_ed", "p04_ed"],
+        "val": ["p02_ed", "p02_es", "p03_ed"],
+        "unlabelled": ["x2"],
+        "labelled_order": ["p05"],
+    },
+]
+
+
+def cases_of(fold: int | str, budget: str | None = None) -> FoldCases:
+    return fold_cases(FOLDS, fold, LabelBudget.parse(budget) if budget else None, PATIENTS)
+
+
+def test_without_a_budget_all_labels_are_seen() -> None:
+    assert cases_of(0) == FoldCases(("p02_ed", "p02_es", "p03_ed", "p04_ed"), ("x1",), ("p05_ed",))
+
+
+def test_a_budget_takes_the_first_patients_and_hides_the_others() -> None:
+    assert cases_of(0, "1") == FoldCases(("p04_ed",), ("p02_ed", "p02_es", "p03_ed", "x1"), ("p05_ed",))
+    assert cases_of(0, "2") == FoldCases(("p02_ed", "p02_es", "p04_ed"), ("p03_ed", "x1"), ("p05_ed",))
+    assert cases_of(0, "3").labelled == cases_of(0).labelled
+    assert cases_of(0, "34%") == cases_of(0, "1")
+
+
+def test_smaller_budgets_are_parts_of_larger_ones() -> None:
+    splits = make_splits(LABELLED, UNLABELLED, PATIENTS)
+    for fold, split in enumerate(splits):
+        before: set[str] = set()
+        for count in range(1, len(split["labelled_order"]) + 1):
+            found = fold_cases(splits, fold, LabelBudget.parse(str(count)), PATIENTS)
+            assert before < set(found.labelled)
+            assert len(patients_of(list(found.labelled))) == count
+            assert not set(found.labelled) & set(found.unlabelled)
+            assert set(found.labelled) | set(found.unlabelled) == set(split["train"]) | set(split["unlabelled"])
+            assert list(found.validation) == split["val"]
+            before = set(found.labelled)
+
+
+def test_order_may_name_cases() -> None:
+    split = [{**FOLDS[0], "labelled_order": ["p03_ed", "p02_es", "p02_ed", "p04_ed"]}]
+    found = fold_cases(split, 0, LabelBudget.parse("2"), PATIENTS)
+    assert found.labelled == ("p02_ed", "p02_es", "p03_ed")
+
+
+def test_unlisted_cases_are_their_own_patients() -> None:
+    split = [{"train": ["a", "b"], "val": ["c"], "labelled_order": ["b", "a"]}]
+    assert fold_cases(split, 0, LabelBudget.parse("1"), {}) == FoldCases(("b",), ("a",), ("c",))
+
+
+def test_fold_all_trains_and_validates_on_everything() -> None:
+    everything = ("p02_ed", "p02_es", "p03_ed", "p04_ed", "p05_ed")
+    assert cases_of("all") == FoldCases(everything, ("x1", "x2"), everything)
+    assert cases_of("all", "1") == FoldCases(
+        ("p04_ed",), ("p02_ed", "p02_es", "p03_ed", "p05_ed", "x1", "x2"), ("p04_ed",)
+    )
+
+
+@pytest.mark.parametrize("fold", [2, -1, "0", "every"])
+def test_unknown_fold(fold: int | str) -> None:
+    with pytest.raises(UsageError, match=f"fold {fold} does not exist") as caught:
+        cases_of(fold)
+    assert "folds 0 to 1" in caught.value.why
+
+
+def test_order_that_does_not_cover_the_budget() -> None:
+    with pytest.raises(DataError, match="names 1 training patients, the budget needs 2"):
+        cases_of(1, "2")
+    assert cases_of(1, "1").labelled == ("p05_ed",)
+
+
+def test_good_splits_pass() -> None:
+    check_splits(make_splits(LABELLED, UNLABELLED, PATIENTS), LABELLED, UNLABELLED, Path("splits_final.json"))
+    check_splits([{"train": ["p00_ed"], "val": ["p00_ed"]}], LABELLED, UNLABELLED, Path("splits_final.json"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "fragment"),
+    [
+        ({}, "not a list of folds"),
+        ([], "not a list of folds"),
+        ([1], "not a list of folds"),
+        (["train val"], "not a list of folds"),
+        ([{"train": ["p00_ed"]}], "not a list of folds"),
+        ([{"train": [], "val": ["p00_ed"]}], "not a list of folds"),
+        ([{"train": ["p00_ed"], "val": []}], "not a list of folds"),
+        ([{"train": ["nobody"], "val": ["p00_ed"]}], "names 1 case"),
+        ([{"train": ["p01_ed"], "val": ["p00_ed"], "unlabelled": ["nobody"]}], "names 1 case"),
+        ([{"train": ["p01_ed", "p00_ed"], "val": ["p00_ed"]}], "trains and validates on the same cases"),
+    ],
+)
+def test_bad_splits(splits: object, fragment: str) -> None:
+    with pytest.raises(DataError, match=fragment) as caught:
+        check_splits(splits, LABELLED, UNLABELLED, Path("splits_final.json"))
+    assert caught.value.where == "splits_final.json"
+
+
+def test_read_splits(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_splits(tmp_path / "Dataset007_Toy")
+    assert caught.value.run == "nnssl_plan_and_preprocess -d Dataset007_Toy"
+    (tmp_path / "splits_final.json").write_text(json.dumps(FOLDS))
+    assert read_splits(tmp_path) == FOLDS
