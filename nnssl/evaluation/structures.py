@@ -1,0 +1,130 @@
+"""What is evaluated and how files are read: from dataset.json and plans.json, or from a list of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import DataError
+from nnssl.evaluation.masks import Label
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The labels to evaluate.
+
+    Attributes:
+        names: label or region -> name, in the order of the tables.
+        ignore_label: reference voxels with this value are not scored.
+        allowed: the values that a label map may hold; None where no dataset.json declares them.
+    """
+
+    names: dict[Label, str]
+    ignore_label: int | None = None
+    allowed: frozenset[int] | None = None
+
+
+def declared_structures(dataset_json: Mapping[str, Any], path: Path) -> Structures:
+    """Return the foreground labels, or the regions where the data set is trained on regions, of a dataset.json.
+
+    Raises:
+        DataError: `labels` is missing, maps to something else than whole numbers, or declares no foreground.
+    """
+    declared = dataset_json.get("labels")
+    if not isinstance(declared, Mapping):
+        raise DataError("dataset.json declares no labels", where=path, why='"labels" must map names to whole numbers')
+    try:
+        values = {str(name): _values(value) for name, value in declared.items()}
+    except (TypeError, ValueError):
+        raise DataError(
+            "dataset.json declares labels that are not whole numbers",
+            where=path,
+            why=f'"labels" must map names to whole numbers, or to lists of them; it is {dict(declared)}',
+        ) from None
+    ignored = values.pop("ignore", None)
+    has_regions = any(len(numbers) > 1 for numbers in values.values())
+    names: dict[Label, str] = {}
+    for name, numbers in values.items():
+        if set(numbers) - {0}:
+            is_region = has_regions and isinstance(declared[name], list | tuple)
+            names[numbers if is_region else numbers[0]] = name
+    if not names:
+        raise DataError("dataset.json declares no foreground label", where=path)
+    ignore_label = ignored[0] if ignored else None
+    allowed = frozenset(number for numbers in values.values() for number in numbers) | {0}
+    return Structures(names, ignore_label, allowed)
+
+
+def _values(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON
+    if isinstance(value, list | tuple):
+        return tuple(int(number) for number in value)
+    return (int(value),)
+
+
+def listed_structures(labels: Sequence[Label], ignore_label: int | None, declared: Structures | None) -> Structures:
+    """Return the labels that a user listed, named as in dataset.json where there is one.
+
+    Other values count as background, as in `nnUNetv2_evaluate_simple`.
+    """
+    known = declared.names if declared else {}
+    hashable = [tuple(label) if isinstance(label, list | tuple) else label for label in labels]
+    return Structures({label: known.get(label, f"label {label}") for label in hashable}, ignore_label)
+
+
+def file_ending(dataset_json: Mapping[str, Any] | None, folder: Path) -> str:
+    """Return the ending of the label files: dataset.json's, else the one that the folder's files have.
+
+    Raises:
+        DataError: the folder's files have no ending that nnU-Net reads, or several.
+    """
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+    if dataset_json is not None and dataset_json.get("file_ending"):
+        return str(dataset_json["file_ending"])
+    known: list[str] = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
+    found = sorted({ending for file in folder.iterdir() for ending in known if file.name.endswith(ending)})
+    if len(found) != 1:
+        raise DataError(
+            f"the files have several endings: {', '.join(found)}" if found else "there are no label files",
+            where=folder,
+            why=f"endings that can be read: {', '.join(known)}",
+            run="-djfile /path/to/dataset.json" if found else "",
+        )
+    return found[0]
+
+
+def find_reader(
+    plans: Mapping[str, Any] | None, dataset_json: Mapping[str, Any] | None, ending: str, example: Path
+) -> type[Any]:
+    """Return nnU-Net's reader class: the one that the plans or dataset.json name, else the first that reads `example`.
+
+    Raises:
+        DataError: the named reader does not exist, or no reader can read the file.
+    """
+    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+
+    name = (plans or {}).get("image_reader_writer") or (dataset_json or {}).get("overwrite_image_reader_writer")
+    if name and name != "None":
+        try:
+            named: type[Any] = recursive_find_reader_writer_by_name(name)
+        except RuntimeError as error:
+            raise DataError(f"nnU-Net has no reader '{name}'", where="plans.json, dataset.json") from error
+        return named
+    reasons = []
+    readers: list[type[Any]] = LIST_OF_IO_CLASSES
+    for reader in readers:
+        if ending.lower() in reader.supported_file_endings:
+            try:
+                reader().read_seg(str(example))
+            except Exception as error:
+                reasons.append(f"{reader.__name__}: {_first_line(error)}")
+            else:
+                return reader
+    raise DataError("no reader can read the label file", where=example, why="\n".join(reasons) or f"ending {ending}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,170 @@
+"""Means, spreads and counts over cases, in the layout of nnU-Net's summary.json."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.evaluation.cases import CaseFiles, CaseMetrics, Measurement
+from nnssl.evaluation.masks import Label
+
+FLAGS = ("missed", "spurious")
+SPREADS = ("Dice", "IoU", "hd95_mm", "assd_mm", "nsd", "hd95_vox_pooled", "asd_vox")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` measured.
+
+    Metrics have nnU-Net's names (`Dice`, `IoU`, `TP`, `FP`, `FN`, `TN`, `n_pred`, `n_ref`) and ours: `hd95_mm`,
+    `assd_mm`, `nsd`; with the paper protocol `hd95_vox_pooled` and `asd_vox`.
+
+    Attributes:
+        summary_file: the summary that was written.
+        structures: label or region -> name.
+        cases: case -> label -> metric -> value, with the flags `missed` and `spurious`; NaN where a case has no value.
+        files: case -> its two files.
+        mean: label -> metric -> mean over the cases that have a value.
+        sd: label -> metric -> sample standard deviation over these cases (NaN for fewer than two).
+        counts: label -> `n_cases` (the structure is in the reference or the prediction), `n_missed`, `n_spurious`.
+        foreground_mean: metric -> mean of the structures' means; background and structures without a value left out.
+        foreground_sd: metric -> sample standard deviation over cases of the case's mean over structures.
+        without_prediction: references that were left out.
+        without_reference: predictions that were left out.
+        conventions: the definitions behind the numbers, in words.
+    """
+
+    summary_file: Path
+    structures: dict[Label, str]
+    cases: dict[str, CaseMetrics]
+    files: dict[str, CaseFiles]
+    mean: dict[Label, dict[str, float]]
+    sd: dict[Label, dict[str, float]]
+    counts: dict[Label, dict[str, int]]
+    foreground_mean: dict[str, float]
+    foreground_sd: dict[str, float]
+    without_prediction: tuple[str, ...]
+    without_reference: tuple[str, ...]
+    conventions: dict[str, str | float]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json: nnU-Net's keys and ours; labels as strings, NaN as NaN."""
+        return {
+            "foreground_mean": self.foreground_mean,
+            "mean": _with_text_keys(self.mean),
+            "foreground_sd": self.foreground_sd,
+            "sd": _with_text_keys(self.sd),
+            "counts": _with_text_keys(self.counts),
+            "structures": _with_text_keys(self.structures),
+            "num_cases": len(self.cases),
+            "without_prediction": list(self.without_prediction),
+            "without_reference": list(self.without_reference),
+            "conventions": self.conventions,
+            "metric_per_case": [
+                {
+                    "reference_file": str(self.files[case].reference),
+                    "prediction_file": str(self.files[case].prediction),
+                    "metrics": _with_text_keys(metrics),
+                }
+                for case, metrics in self.cases.items()
+            ],
+        }
+
+
+def summarise(
+    measured: Mapping[str, CaseMetrics],
+    files: Mapping[str, CaseFiles],
+    measurement: Measurement,
+    *,
+    summary_file: Path,
+    unmatched: tuple[tuple[str, ...], tuple[str, ...]],
+) -> EvaluationResult:
+    """Return means, spreads and counts of the measured cases (at least one).
+
+    Args:
+        measured: case -> label -> metrics.
+        files: case -> its two files.
+        measurement: how the cases were measured.
+        summary_file: where the summary will stand.
+        unmatched: cases without a prediction, and without a reference.
+    """
+    names = measurement.structures.names
+    columns = {label: _columns(case[label] for case in measured.values()) for label in names}
+    metrics = [name for name in next(iter(columns.values())) if name not in FLAGS]
+    spreads = [name for name in metrics if name in SPREADS]
+    mean = {label: {name: _mean(column[name]) for name in metrics} for label, column in columns.items()}
+    foreground = [label for label in names if label != 0]
+    case_means = {
+        name: [_mean(case[label][name] for label in foreground) for case in measured.values()] for name in spreads
+    }
+    return EvaluationResult(
+        summary_file=summary_file,
+        structures=dict(names),
+        cases=dict(measured),
+        files=dict(files),
+        mean=mean,
+        sd={label: {name: _sd(column[name]) for name in spreads} for label, column in columns.items()},
+        counts={label: _counts(column) for label, column in columns.items()},
+        foreground_mean={name: _mean(mean[label][name] for label in foreground) for name in metrics},
+        foreground_sd={name: _sd(values) for name, values in case_means.items()},
+        without_prediction=unmatched[0],
+        without_reference=unmatched[1],
+        conventions=conventions(measurement),
+    )
+
+
+def conventions(measurement: Measurement) -> dict[str, str | float]:
+    """Return the definitions behind the numbers, in words."""
+    words: dict[str, str | float] = {
+        "protocol": "paper" if measurement.paper else "standard",
+        "nsd_tolerance_mm": measurement.nsd_tolerance_mm,
+        "surface": "mask minus its erosion by face neighbours; the image border counts as outside; "
+        "an image of one slice is measured in its plane",
+        "hd95_mm": "larger of the two directed 95th percentiles of surface distances, mm",
+        "assd_mm": "mean of the surface distances of both directions pooled, mm",
+        "nsd": "share of both surfaces' voxels within the tolerance of the other surface",
+        "absent_in_both": "not counted (NaN)",
+        "absent_in_one": "Dice, IoU and nsd 0; distances the image diagonal",
+        "mean": "over the cases that have a value; foreground_mean over the structures that have a mean",
+        "sd": "sample standard deviation over cases",
+    }
+    if measurement.paper:
+        words["hd95_vox_pooled"] = "95th percentile of both directions pooled, voxels (medpy's hd95 without spacing)"
+        words["asd_vox"] = "mean distance from the prediction's to the reference's surface, voxels (medpy's asd)"
+    return words
+
+
+def _columns(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    listed = list(rows)
+    return {name: [row[name] for row in listed] for name in listed[0]}
+
+
+def _counts(column: Mapping[str, list[float]]) -> dict[str, int]:
+    return {
+        "n_cases": len(_present(column["Dice"])),
+        "n_missed": sum(map(int, column["missed"])),
+        "n_spurious": sum(map(int, column["spurious"])),
+    }
+
+
+def _present(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    present = _present(values)
+    return math.fsum(present) / len(present) if present else math.nan
+
+
+def _sd(values: Iterable[float]) -> float:
+    present = _present(values)
+    return statistics.stdev(present) if len(present) > 1 else math.nan
+
+
+def _with_text_keys(by_label: Mapping[Label, Any]) -> dict[str, Any]:
+    return {str(label): value for label, value in by_label.items()}

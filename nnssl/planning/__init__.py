@@ -1,0 +1,1 @@
+"""Fingerprint, plan and preprocessing of labelled and unlabelled cases."""

@@ -1,0 +1,256 @@
+"""Plan and preprocess a data set: check, splits, fingerprint, plans, preprocessed cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.integrity import check_dataset, shift_warnings
+from nnssl.data.raw import read_raw_dataset
+from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
+from nnssl.errors import UsageError
+from nnssl.files import check_writable, environment_folder, replacing, write_json
+from nnssl.planning.fingerprint import dataset_fingerprint
+from nnssl.planning.manifest import resolved_configuration
+from nnssl.planning.plans import (
+    DEFAULT_PLANNER,
+    DEFAULT_PREPROCESSOR,
+    STOCK_CONFIGURATIONS,
+    PlanRequest,
+    make_plans,
+)
+from nnssl.planning.preprocessing import copy_labels, preprocess
+from nnssl.planning.resources import available_cpus, default_processes, processes_for
+from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
+
+DEFAULT_PLANS_NAME = "nnUNetPlans"
+DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ConfigurationPlan:
+    """The numbers of one planned configuration; axes are those of the network.
+
+    Attributes:
+        patch_size: voxels.
+        batch_size: labelled patches a step.
+        spacing_mm: voxel size.
+        features: feature maps of each stage.
+        preprocessed: cases that this call made, 0 where all were there.
+    """
+
+    patch_size: tuple[int, ...]
+    batch_size: int
+    spacing_mm: tuple[float, ...]
+    features: tuple[int, ...]
+    preprocessed: int = 0
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What planning made.
+
+    Attributes:
+        dataset: folder name of the data set.
+        plans_name: plans name, with the tag of a label budget.
+        plans_path: plans.json.
+        configurations: name -> plan, of the configurations that were asked for and exist.
+        cases: the cases of the fold that was planned for.
+        next_commands: the command that trains each configuration.
+        warnings: what a user should look at.
+    """
+
+    dataset: str
+    plans_name: str
+    plans_path: Path
+    configurations: dict[str, ConfigurationPlan]
+    cases: FoldCases
+    next_commands: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the plans, and the commands to run next, as lines to print."""
+        made = [
+            f"  {name:<12} patch {_by(made.patch_size)}, batch {made.batch_size}, spacing {_by(made.spacing_mm)} mm, "
+            f"features {', '.join(map(str, made.features))}"
+            for name, made in self.configurations.items()
+        ]
+        return [f"{self.dataset}: {self.plans_path}", *made, *(f"run:  {command}" for command in self.next_commands)]
+
+
+def plan(  # noqa: PLR0913 - the command's options, each with a default
+    dataset: str | int,
+    configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
+    *,
+    trainer: str | None = None,
+    budget: str | None = None,
+    labelled: str | int | None = None,
+    fold: int | str = 0,
+    planner: str = DEFAULT_PLANNER,
+    gpu_memory_target_gb: float | None = None,
+    preprocessor: str = DEFAULT_PREPROCESSOR,
+    target_spacing_mm: Sequence[float] | None = None,
+    plans_name: str | None = None,
+    fingerprint_extractor: str = "DatasetFingerprintExtractor",
+    num_processes: int | Sequence[int] | None = None,
+    num_processes_fingerprint: int | None = None,
+    run_preprocessing: bool = True,
+    clean: bool = False,
+) -> PlanResult:
+    """Check the raw data, write splits, fingerprint and plans, and preprocess labelled and unlabelled cases.
+
+    What is there already and still right is kept, so a call after a kill, or after new scans, does what is missing.
+
+    Args:
+        dataset: id or name below `nnUNet_raw`.
+        configurations: those to preprocess; ones that the data do not need are skipped.
+        trainer: trainer whose memory the plans are sized for, None for the heaviest one.
+        budget: `cpu` for a small fixed plan.
+        labelled: label budget, patients (`7`) or percent (`10%`); other labels stay unread.
+        fold: the fold that the budget counts in, or `all`.
+        planner: nnU-Net's planner class.
+        gpu_memory_target_gb: memory of the card, None for the planner's own default.
+        preprocessor: nnU-Net's preprocessor class.
+        target_spacing_mm: voxel size of 3d_fullres, in the file's axis order.
+        plans_name: plans name instead of the planner's own.
+        fingerprint_extractor: nnU-Net's extractor class.
+        num_processes: for preprocessing, one number or one a configuration; None derives it from CPUs and free memory.
+        num_processes_fingerprint: for check and fingerprint.
+        run_preprocessing: False stops after the plans.
+        clean: make fingerprint and preprocessed cases anew.
+
+    Raises:
+        UsageError: an option is wrong, or options contradict each other.
+        DataError: the raw data set or its splits have problems.
+        EnvironmentProblem: paths, disk, or a worker that died twice.
+    """
+    request = PlanRequest(
+        trainer=trainer,
+        budget=budget,
+        labelled=LabelBudget.parse(str(labelled)) if labelled is not None else None,
+        fold=fold,
+        planner=planner,
+        gpu_memory_target_gb=gpu_memory_target_gb,
+        preprocessor=preprocessor,
+        target_spacing_mm=tuple(target_spacing_mm) if target_spacing_mm is not None else None,
+        plans_name=plans_name,
+    )
+    processes = processes_for(num_processes, configurations)
+    if num_processes_fingerprint is not None and num_processes_fingerprint < 1:
+        raise UsageError(f"-npfp must be at least 1, got {num_processes_fingerprint}")
+    raw = read_raw_dataset(dataset)
+    preprocessed = environment_folder("nnUNet_preprocessed") / raw.name
+    repair = "export nnUNet_preprocessed=/a/folder/that/can/be/written"
+    check_writable(preprocessed, "the folder for preprocessed data", repair)
+    splits, warnings = settle_splits(raw, preprocessed)
+    cases = fold_cases(splits, fold, request.labelled, raw.patients())
+    scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
+    _announce(scope, cases)
+    facts = check_dataset(raw, num_processes_fingerprint or available_cpus(), scope.with_labels)
+    scope = dataclasses.replace(scope, facts=facts)
+    warnings += shift_warnings(scope.compared_facts())
+    if not scope.unlabelled:
+        warnings.append(
+            "there are no unlabelled scans (imagesUn/): only SupervisedTrainer can learn from this data set"
+        )
+    for warning in warnings:
+        log.warning("warning: %s", warning)
+    readers = num_processes_fingerprint or default_processes(raw, facts.values())
+    fingerprint = dataset_fingerprint(scope, readers, fingerprint_extractor, clean)
+    plans = make_plans(scope, request, fingerprint)
+    chosen = _chosen(configurations, plans)
+    path = _written(scope, splits, plans)
+    done = _preprocessed(scope, plans, {name: processes[name] for name in chosen}, clean) if run_preprocessing else {}
+    return PlanResult(
+        raw.name,
+        plans["plans_name"],
+        path,
+        {name: _summary(plans, name, done.get(name, 0)) for name in chosen},
+        cases,
+        tuple(_training_command(raw.name, name, plans["plans_name"], request) for name in chosen),
+        tuple(warnings),
+    )
+
+
+def _by(sizes: Sequence[float]) -> str:
+    return "x".join(f"{size:.4g}" for size in sizes)
+
+
+def _training_command(dataset: str, configuration: str, plans_name: str, request: PlanRequest) -> str:
+    prefix = plans_name.partition("@")[0]
+    options = {
+        "-p": prefix if prefix != DEFAULT_PLANS_NAME else None,
+        "-tr": request.trainer,
+        "-labelled": request.labelled,
+    }
+    given = [f"{option} {value}" for option, value in options.items() if value is not None]
+    return " ".join(["nnssl_train", dataset, configuration, str(request.fold), *given])
+
+
+def _announce(scope: Scope, cases: FoldCases) -> None:
+    raw = scope.raw
+    counts = len(raw.labelled), len(raw.unlabelled), len(raw.test)
+    log.info("%s: %d labelled, %d unlabelled, %d test scans", raw.name, *counts)
+    if scope.tag:
+        counts = len(cases.labelled), len(cases.unlabelled), len(cases.validation)
+        log.info("under the label budget: %d labelled, %d unlabelled, %d validation scans", *counts)
+
+
+def _chosen(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
+    """Return the configurations that the plans have."""
+    there = plans["configurations"]
+    known = {*STOCK_CONFIGURATIONS, *there}
+    unknown = [name for name in configurations if name not in known]
+    chosen = [name for name in dict.fromkeys(configurations) if name in there]
+    if unknown or not chosen:
+        raise UsageError(
+            f"there is no configuration '{unknown[0]}'" if unknown else "the data need none of these configurations",
+            where=f"-c {' '.join(configurations)}",
+            why=f"the plans have: {', '.join(there)}",
+        )
+    return chosen
+
+
+def _written(scope: Scope, splits: Splits, plans: dict[str, Any]) -> Path:
+    """Write splits, dataset.json and plans, the plans last; return the path of the plans."""
+    write_splits(scope.preprocessed, splits)
+    with replacing(scope.preprocessed / "dataset.json") as temporary:
+        shutil.copyfile(scope.raw.folder / "dataset.json", temporary)
+    path = scope.preprocessed / f"{plans['plans_name']}.json"
+    write_json(path, plans)
+    return path
+
+
+def _preprocessed(
+    scope: Scope, plans: dict[str, Any], processes: Mapping[str, int | None], clean: bool
+) -> dict[str, int]:
+    copy_labels(scope)
+    done: dict[str, int] = {}
+    identifiers: dict[str, str] = {}
+    for name, number in processes.items():
+        configuration = resolved_configuration(plans, name)
+        same = identifiers.setdefault(configuration["data_identifier"], name)
+        if same != name:  # a cascade uses the data of 3d_fullres
+            done[name] = done[same]
+            continue
+        facts = [scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)]
+        workers = number or default_processes(scope.raw, facts, configuration["spacing"])
+        done[name] = preprocess(scope, plans, name, workers, clean)
+    return done
+
+
+def _summary(plans: Mapping[str, Any], name: str, done: int) -> ConfigurationPlan:
+    configuration = resolved_configuration(plans, name)
+    return ConfigurationPlan(
+        tuple(configuration["patch_size"]),
+        configuration["batch_size"],
+        tuple(configuration["spacing"]),
+        tuple(configuration["architecture"]["arch_kwargs"]["features_per_stage"]),
+        done,
+    )

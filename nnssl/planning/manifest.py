@@ -1,0 +1,155 @@
+"""What a folder of preprocessed cases was made from: a record beside the folder that makes stale data impossible."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import DataError
+from nnssl.files import read_json, settings_hash, write_json
+
+CONFIGURATION_SETTINGS = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+    "preprocessor_name",
+)
+PLANS_SETTINGS = (
+    "transpose_forward",
+    "image_reader_writer",
+    "foreground_intensity_properties_per_channel",
+    "label_manager",
+)
+DATASET_SETTINGS = ("labels", "regions_class_order", "channel_names", "modality")
+DATA_ENDINGS = (".b2nd", ".npz")  # by these nnU-Net knows that there is a case: they come last
+CASE_ENDINGS = (".pkl", ".b2nd", "_seg.b2nd", ".npz", ".npy", "_seg.npy")
+
+
+def resolved_configuration(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """Return a configuration of plans.json with what it inherits."""
+    own = plans["configurations"][configuration]
+    parent = resolved_configuration(plans, own["inherits_from"]) if "inherits_from" in own else {}
+    return {**parent, **own}
+
+
+def preprocessing_settings(
+    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything in plans and dataset.json that decides the voxels and properties of preprocessed cases.
+
+    The patch size is not among it: it decides how the arrays are cut into blocks on disk, not what they hold.
+    """
+    chosen = resolved_configuration(plans, configuration)
+    return {
+        **{name: chosen.get(name) for name in CONFIGURATION_SETTINGS},
+        **{name: plans.get(name) for name in PLANS_SETTINGS},
+        **{name: dataset_json.get(name) for name in DATASET_SETTINGS},
+        "nnunetv2": version("nnunetv2"),
+    }
+
+
+def unlabelled_folder(labelled: Path) -> Path:
+    """Return the folder of the cases without a label beside that of the labelled ones."""
+    return labelled.with_name(f"{labelled.name}_unlabelled")
+
+
+def is_complete(case: str, names: Collection[str]) -> bool:
+    """Return whether the file names in a folder include all that belongs to a case."""
+    return f"{case}.pkl" in names and any(case + ending in names for ending in DATA_ENDINGS)
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder of preprocessed cases, the manifest beside it, and the cases that an unfinished run left.
+
+    Attributes:
+        path: the folder; it holds complete cases only.
+        settings: what decides its content, see `preprocessing_settings`.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest: hash of the settings, and case -> hash of its source files."""
+        return self.path.with_name(f"{self.path.name}.manifest.json")
+
+    @property
+    def partial(self) -> Path:
+        """Where cases are written before they are complete, and noted until the manifest is written."""
+        return self.path.with_name(f".{self.path.name}.partial")
+
+    @property
+    def settings_hash(self) -> str:
+        """Hash of the settings."""
+        return settings_hash(dict(self.settings))
+
+    def finished(self) -> dict[str, str]:
+        """Return case -> source hash of the complete cases that were made with these settings."""
+        notes = []
+        if self.manifest.is_file():
+            notes.append(read_json(self.manifest, f"delete {self.manifest.name} and plan again"))
+        notes += [read_json(path) for path in sorted(self.partial.glob("*.json"))]
+        cases: dict[str, str] = {}
+        for note in notes:
+            if note.get("settings_hash") == self.settings_hash:
+                cases |= note["cases"]
+        there = self._names()
+        return {case: source for case, source in cases.items() if is_complete(case, there)}
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+
+    def note(self, case: str, source_hash: str) -> None:
+        """Note a complete case, for a run that may be killed before the manifest is written."""
+        write_json(self.partial / f"{case}.json", {"settings_hash": self.settings_hash, "cases": {case: source_hash}})
+
+    def keep_only(self, cases: Mapping[str, str]) -> None:
+        """Write the manifest of these cases, and remove every other file from the folder and every note."""
+        content = {"settings_hash": self.settings_hash, "settings": dict(self.settings), "cases": dict(cases)}
+        write_json(self.manifest, content)
+        names = {case + ending for case in cases for ending in CASE_ENDINGS}
+        self.path.mkdir(exist_ok=True)
+        for file in self.path.iterdir():
+            if file.name not in names:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def check(self, cases: Iterable[str], command: str) -> None:
+        """Check that these cases are there, complete, and made with these settings.
+
+        Raises:
+            DataError: they are not; the message names the command that makes them.
+        """
+        wanted = list(cases)
+        if not wanted:
+            return
+        manifest = read_json(self.manifest, command) if self.manifest.is_file() else {}
+        if manifest.get("settings_hash") != self.settings_hash:
+            old = manifest.get("settings", {})
+            changed = [name for name, value in self.settings.items() if _plain(old.get(name)) != _plain(value)]
+            raise DataError(
+                "the preprocessed data were made with other settings" if manifest else "cases are not preprocessed",
+                where=self.manifest,
+                why=f"different: {', '.join(changed)}" if manifest else f"{len(wanted)} case(s) are needed",
+                run=command,
+            )
+        there = self._names()
+        missing = [case for case in wanted if case not in manifest["cases"] or not is_complete(case, there)]
+        if missing:
+            names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+            raise DataError(f"{len(missing)} case(s) are not preprocessed", where=self.path, why=names, run=command)
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value, sort_keys=True)

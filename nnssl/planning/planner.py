@@ -1,0 +1,213 @@
+"""nnU-Net's planners, sized for what a semi-supervised trainer holds in memory, and a small fixed plan for CPUs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from nnssl.errors import UsageError
+from nnssl.registry import METHODS, Method, find_method
+
+STUDENT_BYTES, TEACHER_BYTES = 16, 4  # a weight: weight, gradient, momentum, half-precision copy; the weight alone
+LEAST_GB = 0.25
+CPU_FEATURES, CPU_MAX_FEATURES = 16, {2: 256, 3: 128}
+CPU_BATCH, CPU_VOXELS = {2: 4, 3: 2}, {2: 30_720, 3: 96_000}
+NO_LIMIT_GB = 1e6
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Memory of a training step beside that of nnU-Net's own, which its planner knows.
+
+    Attributes:
+        trainer: class name.
+        activations: activation memory in units of nnU-Net's supervised step.
+        extra_bytes: bytes a weight for networks beyond the one that is trained anyway.
+    """
+
+    trainer: str
+    activations: float
+    extra_bytes: int
+
+    @classmethod
+    def of(cls, method: Method) -> Sizing:
+        """Return the sizing of a registered method."""
+        extra = (method.students - 1) * STUDENT_BYTES + method.teachers * TEACHER_BYTES
+        return cls(method.class_name, method.activations, extra)
+
+    @classmethod
+    def for_trainer(cls, trainer: str | None) -> Sizing:
+        """Return the sizing for `-tr`, or for the heaviest registered trainer, so that every method fits the plan.
+
+        Raises:
+            UsageError: unknown trainer.
+        """
+        if trainer is not None:
+            return cls.of(find_method(trainer))
+        return max(map(cls.of, METHODS.values()), key=lambda sizing: (sizing.activations, sizing.extra_bytes))
+
+    def fixed_gb(self, weights: int) -> float:
+        """Return the memory of the further networks in GB, for networks of that many weights."""
+        return self.extra_bytes * weights / 1e9
+
+
+class SizedPlanner:
+    """Mixed into a planner of nnU-Net, which it leaves alone but for the memory target.
+
+    The class attributes are set by `planner_class`.
+    """
+
+    sizing: ClassVar[Sizing]
+    tag: ClassVar[str]
+    record: ClassVar[Mapping[str, Any]]
+
+    dataset_json: dict[str, Any]
+    plans_identifier: str
+    UNet_vram_target_GB: float
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.card_gb = self.UNet_vram_target_GB
+        self.fixed_gb = 0.0
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """Return nnU-Net's identifier, with the tag of the label budget where it names another planner's plans."""
+        stock: str = super().generate_data_identifier(configuration_name)  # type: ignore[misc]
+        if stock.startswith(self.plans_identifier):
+            return stock
+        return stock.removesuffix(f"_{configuration_name}") + f"{self.tag}_{configuration_name}"
+
+    @staticmethod
+    def static_estimate_VRAM_usage(  # noqa: N802 - nnU-Net's name
+        patch_size: Sequence[int], input_channels: int, output_channels: int, *architecture: object
+    ) -> int:
+        """Return nnU-Net's estimate of the feature maps' size, without allocating the network."""
+        network = _weightless(input_channels, output_channels, *architecture)
+        return int(network.compute_conv_feature_map_size(patch_size))
+
+    def get_plans_for_configuration(self, *args: object, **kwargs: object) -> dict[str, Any]:
+        """Return nnU-Net's plan of one configuration, made for the memory that the trainer leaves."""
+        self._leave_room_for(0)
+        plan = self._stock_plan(*args, **kwargs)
+        if self.sizing.extra_bytes:
+            self._leave_room_for(self._weights(plan))
+            plan = self._stock_plan(*args, **kwargs)
+        return plan
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Write the plans as nnU-Net does, with the record of how they were made."""
+        plans["nnssl_semi"] = {**self.record, **self._sizing_record()}
+        super().save_plans(plans)  # type: ignore[misc]
+
+    def _sizing_record(self) -> dict[str, Any]:
+        return {
+            "trainer": self.sizing.trainer,
+            "divisor": self.sizing.activations,
+            "fixed_gb": round(self.fixed_gb, 3),
+            "gpu_memory_target_gb": self.card_gb,
+            "budget": None,
+        }
+
+    def _stock_plan(self, *args: object, **kwargs: object) -> dict[str, Any]:
+        plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
+        return plan
+
+    def _leave_room_for(self, weights: int) -> None:
+        fixed = self.sizing.fixed_gb(weights)
+        room = (self.card_gb - fixed) / self.sizing.activations
+        if room < LEAST_GB:
+            needed = LEAST_GB * self.sizing.activations + fixed
+            raise UsageError(
+                f"{self.card_gb:g} GB are too little to train {self.sizing.trainer}",
+                where=f"-gpu_memory_target {self.card_gb:g}",
+                why=f"its networks alone hold {fixed:.2f} GB beside those of a supervised run",
+                run=f"-gpu_memory_target {np.ceil(needed):.0f} or more, or -budget cpu for a small fixed plan",
+            )
+        self.UNet_vram_target_GB = room
+        self.fixed_gb = max(self.fixed_gb, fixed)
+
+    def _weights(self, plan: Mapping[str, Any]) -> int:
+        names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+        description = self.dataset_json
+        network = _weightless(
+            len(description.get("channel_names") or description["modality"]),
+            len(description["labels"]),
+            *(plan["architecture"][name] for name in names),
+        )
+        return sum(parameter.numel() for parameter in network.parameters())
+
+
+class CpuPlanner(SizedPlanner):
+    """Mixed into nnU-Net's default planner: a small plan that trains on two cores, whatever is registered."""
+
+    UNet_base_num_features: int
+    UNet_featuremap_min_edge_length: int
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.UNet_base_num_features = CPU_FEATURES
+        self.UNet_max_features_2d, self.UNet_max_features_3d = CPU_MAX_FEATURES[2], CPU_MAX_FEATURES[3]
+        self.lowres_creation_threshold = 0.0
+        self.UNet_vram_target_GB = NO_LIMIT_GB
+
+    def get_plans_for_configuration(  # type: ignore[override]
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[float],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict[str, int],
+    ) -> dict[str, Any]:
+        """Return the fixed plan of one configuration."""
+        median = median_shape[: len(spacing)]
+        patch = cpu_patch(spacing, median, self.UNet_featuremap_min_edge_length)
+        plan = self._stock_plan(spacing, np.array(patch), data_identifier, approximate_n_voxels_dataset, _cache)
+        plan["median_image_size_in_voxels"] = median_shape
+        plan["batch_size"] = CPU_BATCH[len(spacing)]
+        return plan
+
+    def _sizing_record(self) -> dict[str, Any]:
+        return {"trainer": None, "divisor": 1.0, "fixed_gb": 0.0, "gpu_memory_target_gb": None, "budget": "cpu"}
+
+
+def _weightless(input_channels: int, output_channels: int, *architecture: object) -> Any:  # noqa: ANN401 - any network
+    """Return the network of a plan on the meta device: shapes without memory."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    with torch.device("meta"):
+        return get_network_from_plans(*architecture, input_channels, output_channels, allow_init=False)
+
+
+def cpu_patch(spacing: Sequence[float], median_shape: Sequence[float], min_edge: int = 4) -> tuple[int, ...]:
+    """Return the patch size of the CPU plan, in voxels.
+
+    The median shape, scaled down to at most about 96 000 voxels (3-D) or 30 720 pixels (2-D) with its aspect ratio
+    kept. Each axis is then rounded to what the pooling steps need: up where that stays within the limit, else to the
+    nearest multiple.
+
+    Args:
+        spacing: voxel size of the configuration, 2 or 3 axes.
+        median_shape: median image size in that spacing, same axes.
+        min_edge: smallest edge of a feature map.
+    """
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    limit = CPU_VOXELS[len(spacing)]
+    scale = min(1.0, (limit / float(np.prod(median_shape))) ** (1 / len(spacing)))
+    wanted = [max(1, round(float(size) * scale)) for size in median_shape]
+    *_, padded, multiples = get_pool_and_conv_props(spacing, wanted, min_edge, 999_999)
+    if np.prod(padded) > limit:
+        nearest = [int(m * max(1, round(size / m))) for size, m in zip(wanted, multiples, strict=True)]
+        *_, padded, _ = get_pool_and_conv_props(spacing, nearest, min_edge, 999_999)
+    return tuple(int(size) for size in padded)
+
+
+def planner_class(mixin: type[SizedPlanner], base: type, **attributes: object) -> type:
+    """Return nnU-Net's planner class `base` under its own name, with `mixin` and its class attributes."""
+    return type(base.__name__, (mixin, base), {"__module__": __name__, **attributes})

@@ -1,0 +1,142 @@
+"""From fingerprint to plans.json."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.data.splits import LabelBudget
+from nnssl.errors import UsageError
+from nnssl.files import read_json, write_json
+from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
+from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
+from nnssl.planning.scope import Scope
+
+DEFAULT_PLANNER = "ExperimentPlanner"
+DEFAULT_PREPROCESSOR = "DefaultPreprocessor"
+STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a user asked planning for.
+
+    Attributes:
+        trainer: trainer to size the plans for, None for the heaviest one.
+        budget: `cpu` for the small fixed plan, else None.
+        labelled: label budget.
+        fold: fold that the label budget counts in.
+        planner: name of nnU-Net's planner class.
+        gpu_memory_target_gb: memory of the card, None for the planner's own default.
+        preprocessor: name of nnU-Net's preprocessor class.
+        target_spacing_mm: voxel size of 3d_fullres, in the file's axis order.
+        plans_name: plans name instead of the planner's own.
+    """
+
+    trainer: str | None = None
+    budget: str | None = None
+    labelled: LabelBudget | None = None
+    fold: int | str = 0
+    planner: str = DEFAULT_PLANNER
+    gpu_memory_target_gb: float | None = None
+    preprocessor: str = DEFAULT_PREPROCESSOR
+    target_spacing_mm: tuple[float, ...] | None = None
+    plans_name: str | None = None
+
+    def __post_init__(self) -> None:
+        gpu, spacing, name = self.gpu_memory_target_gb, self.target_spacing_mm, self.plans_name
+        if self.budget not in (None, "cpu"):
+            raise UsageError(f"unknown budget '{self.budget}'", where=f"-budget {self.budget}", run="-budget cpu")
+        if self.budget and (gpu is not None or self.planner != DEFAULT_PLANNER):
+            raise UsageError(
+                "-budget cpu is a fixed plan",
+                where=f"-gpu_memory_target {gpu:g}" if gpu is not None else f"-pl {self.planner}",
+                why="it depends neither on the memory of a card nor on the planner",
+                run="leave one of the two options out",
+            )
+        if gpu is not None and not 0 < gpu < float("inf"):
+            raise UsageError(f"-gpu_memory_target is in GB and above 0, got {gpu:g}")
+        if spacing is not None and (len(spacing) != 3 or not all(0 < mm < float("inf") for mm in spacing)):
+            raise UsageError(
+                f"-overwrite_target_spacing takes three numbers above 0 (mm), got {' '.join(map(str, spacing))}"
+            )
+        if name is not None and (not name or set(name) & set("@/\\") or "__" in name):
+            raise UsageError(
+                f"'{name}' cannot be a plans name",
+                where=f"-overwrite_plans_name {name}",
+                why="@ marks the label budget, __ separates trainer, plans and configuration, / and \\ are for paths",
+            )
+        Sizing.for_trainer(self.trainer)
+
+    def command(self, dataset: str) -> str:
+        """Return the command that plans like this, without its configurations."""
+        options = {
+            "-tr": self.trainer,
+            "-budget": self.budget,
+            "-labelled": self.labelled,
+            "-f": self.fold if self.labelled else None,
+            "-pl": self.planner if self.planner != DEFAULT_PLANNER else None,
+            "-gpu_memory_target": None if self.gpu_memory_target_gb is None else f"{self.gpu_memory_target_gb:g}",
+            "-preprocessor_name": self.preprocessor if self.preprocessor != DEFAULT_PREPROCESSOR else None,
+            "-overwrite_target_spacing": " ".join(map(str, self.target_spacing_mm)) if self.target_spacing_mm else None,
+            "-overwrite_plans_name": self.plans_name,
+        }
+        given = [f"{option} {value}" for option, value in options.items() if value is not None]
+        return " ".join([f"nnssl_plan_and_preprocess -d {dataset}", *given])
+
+
+def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return the plans that nnU-Net's planner makes of the fingerprint, in nnU-Net's format plus `nnssl_semi`.
+
+    The planner works in a temporary folder: nothing in the preprocessed folder is touched.
+
+    Raises:
+        UsageError: no such planner or preprocessor, or too little memory for the trainer.
+    """
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    base = find_class(request.planner, "experiment_planning", ExperimentPlanner, "-pl")
+    find_class(request.preprocessor, "preprocessing", DefaultPreprocessor, "-preprocessor_name")
+    prefix = request.plans_name or inspect.signature(base.__init__).parameters["plans_name"].default
+    planner = planner_class(
+        CpuPlanner if request.budget == "cpu" else SizedPlanner,
+        base,
+        sizing=Sizing.for_trainer(request.trainer),
+        tag=scope.tag,
+        record=_record(scope, request),
+    )
+    name = prefix + scope.tag
+    with temporary_dataset(scope.raw.name, scope.dataset_json()) as folder, quiet():
+        write_json(folder / "dataset_fingerprint.json", fingerprint)
+        custom = custom_configurations(scope.preprocessed / f"{name}.json")
+        if custom:
+            write_json(folder / f"{name}.json", {"configurations": custom})
+        plan_experiment_dataset(
+            scope.raw.name, planner, request.gpu_memory_target_gb, request.preprocessor, request.target_spacing_mm, name
+        )
+        plans: dict[str, Any] = read_json(folder / f"{name}.json")
+    return plans
+
+
+def custom_configurations(path: Path) -> dict[str, Any]:
+    """Return the configurations of existing plans that a user added: planning again keeps them, as nnU-Net does."""
+    if not path.is_file():
+        return {}
+    configurations = read_json(path, f"delete {path.name} and plan again").get("configurations", {})
+    return {name: value for name, value in configurations.items() if name not in STOCK_CONFIGURATIONS}
+
+
+def _record(scope: Scope, request: PlanRequest) -> dict[str, Any]:
+    from nnssl import __version__
+
+    return {
+        "labelled": str(request.labelled) if request.labelled else None,
+        "fold": request.fold if request.labelled else None,
+        "labelled_cases": list(scope.labelled),
+        "command": request.command(scope.raw.name),
+        "version": __version__,
+    }

@@ -1,0 +1,85 @@
+"""How many worker processes the machine can take."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.raw import RawDataset
+from nnssl.data.scans import ScanFacts
+from nnssl.errors import UsageError
+
+BYTES_A_VOXEL = 8
+COPIES = 4  # of the image in double precision: read, normalised, resampled, and one in the making
+PROCESS_BYTES = 300_000_000
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use, at least 1; `nnUNet_def_n_proc` overrides it."""
+    with contextlib.suppress(KeyError, ValueError):
+        return max(1, int(os.environ["nnUNet_def_n_proc"]))
+    with contextlib.suppress(AttributeError):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def free_memory_bytes() -> int | None:
+    """Return the memory that new processes can take, None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def default_processes(raw: RawDataset, facts: Iterable[ScanFacts], spacing_mm: Sequence[float] = ()) -> int:
+    """Return a number of processes that neither exceeds the CPUs nor, by a rough estimate, the free memory.
+
+    Args:
+        raw: the data set.
+        facts: its scans.
+        spacing_mm: voxel size that they are resampled to; empty where they are not. With two axes, the slices stay.
+    """
+    channels = len(raw.channel_names)
+    largest = max((_voxels(scan, spacing_mm) for scan in facts), default=0.0)
+    a_process = PROCESS_BYTES + (channels + 1) * largest * BYTES_A_VOXEL * COPIES
+    free = free_memory_bytes()
+    fitting = available_cpus() if free is None else int(free // a_process)
+    return max(1, min(available_cpus(), fitting))
+
+
+def processes_for(given: int | Sequence[int] | None, configurations: Sequence[str]) -> dict[str, int | None]:
+    """Return configuration -> number of processes as `-np` gives them: one for all, one each, or None for the default.
+
+    Raises:
+        UsageError: their number fits neither, or one is below 1.
+    """
+    numbers = [given] if isinstance(given, int) else list(given or [])
+    if any(number < 1 for number in numbers):
+        raise UsageError(f"-np must be at least 1, got {' '.join(map(str, numbers))}")
+    if not numbers:
+        return dict.fromkeys(configurations)
+    if len(numbers) == 1:
+        numbers *= len(configurations)
+    if len(numbers) != len(configurations):
+        raise UsageError(
+            f"-np has {len(numbers)} numbers for {len(configurations)} configurations",
+            where=f"-np {' '.join(map(str, numbers))}",
+            run="give one number for all, or one for each configuration of -c",
+        )
+    return dict(zip(configurations, numbers, strict=True))
+
+
+def _voxels(scan: ScanFacts, spacing_mm: Sequence[float]) -> float:
+    """Return the voxels of a scan before or after resampling, whichever are more."""
+    before = float(np.prod(scan.shape))
+    if not spacing_mm:
+        return before
+    size_mm = sorted(np.multiply(scan.shape, scan.spacing_mm), reverse=True)
+    kept = float(min(scan.shape)) if len(spacing_mm) < len(size_mm) else 1.0
+    after = float(np.prod(size_mm[: len(spacing_mm)])) / float(np.prod(spacing_mm)) * kept
+    return max(before, after)
