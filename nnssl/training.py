@@ -1,0 +1,345 @@
+"""Start, continue or validate one run: what `nnssl_train` and `nnssl.train` do."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.config import Value, config_with
+from nnssl.data.raw import dataset_name, patient_of
+from nnssl.data.splits import LabelBudget, fold_cases, read_splits
+from nnssl.errors import DataError, EnvironmentProblem, UsageError
+from nnssl.files import environment_folder, read_json
+from nnssl.registry import Method, find_method
+from nnssl.run_settings import RunSettings
+
+log = logging.getLogger("nnssl.train")
+LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a run left its files.
+
+    Attributes:
+        folder: the fold's folder with checkpoints, progress.jsonl, progress.csv and progress.png.
+        checkpoint: `checkpoint_final.pth`, the deployed network.
+        summary: scores of the validation cases, None where validation was not asked for.
+        settings: what the run was asked to do.
+    """
+
+    folder: Path
+    checkpoint: Path
+    summary: Path | None
+    settings: RunSettings
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run, as plain values that reach the processes of distributed training."""
+
+    method: Method
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    fold: int | str
+    device: str
+    resume: str | None
+    pretrained_weights: str | None
+    do_training: bool
+    validate: str | None
+    save_probabilities: bool
+    disable_checkpointing: bool
+
+
+def train(  # noqa: PLR0913 - the public API names every option
+    dataset: str | int,
+    configuration: str,
+    fold: int | str,
+    *,
+    trainer: str = "MeanTeacherTrainer",
+    plans: str = "nnUNetPlans",
+    labelled: str | None = None,
+    num_iterations: int | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Value] | Iterable[str] = (),
+    device: str = "auto",
+    num_gpus: int = 1,
+    continue_training: bool = False,
+    only_validation: bool = False,
+    validate_best: bool = False,
+    save_probabilities: bool = False,
+    disable_checkpointing: bool = False,
+    pretrained_weights: str | None = None,
+    run_validation: bool = True,
+) -> TrainResult:
+    """Train one fold of a preprocessed data set and score its validation cases.
+
+    Args:
+        dataset: id or folder name of the data set.
+        configuration: `2d`, `3d_fullres` or `3d_lowres`.
+        fold: fold number, or "all".
+        trainer: class name of the method (`nnssl_methods` lists them).
+        plans: plans name, without the tag of the label budget.
+        labelled: label budget, patients (`7`) or percent (`10%`); None uses every label.
+        num_iterations: optimiser steps (default 250 000, nnU-Net's 1000 epochs), the stored ones when continuing.
+        seed: default 0.
+        settings: method settings, `{"name": value}` or `["name=value"]`.
+        device: `auto`, `cuda`, `cpu` or `mps`.
+        num_gpus: processes of distributed training on one machine.
+        continue_training: go on from the last checkpoint.
+        only_validation: validate a finished run, do not train.
+        validate_best: validate checkpoint_best.pth instead of the last weights.
+        save_probabilities: also write the validation cases' probabilities.
+        disable_checkpointing: write no checkpoint.
+        pretrained_weights: nnU-Net checkpoint to start from.
+        run_validation: score the validation cases at the end.
+
+    Returns:
+        The run's files.
+
+    Raises:
+        UsageError: unknown trainer, setting or fold, or options that contradict each other.
+        DataError: the data set is not planned or preprocessed for this run.
+        EnvironmentProblem: device, paths or checkpoint.
+        StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
+    """
+    method = find_method(trainer)
+    config = config_with(method.load().config_class, settings)
+    _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
+    root = environment_folder("nnUNet_preprocessed")
+    results = environment_folder("nnUNet_results")
+    preprocessed = root / dataset_name(dataset, root)
+    budget = LabelBudget.parse(labelled) if labelled else None
+    plan = _plans_for(preprocessed, plans, configuration, fold, budget)
+    folder = results / preprocessed.name / f"{trainer}__{plan['plans_name']}__{configuration}" / f"fold_{fold}"
+    resume = _checkpoint_to_resume(folder, continue_training, only_validation)
+    asked = {
+        "num_iterations": num_iterations,
+        "seed": seed,
+        "labelled": str(budget) if budget else None,
+        "config": _changed(config),
+    }
+    run = _run_settings(asked, resume)
+    plan.setdefault("nnssl_semi", {})["run"] = run.to_dict()
+    job = _Job(
+        method,
+        plan,
+        read_json(preprocessed / "dataset.json"),
+        configuration,
+        fold,
+        _device(device, num_gpus),
+        str(resume) if resume else None,
+        pretrained_weights,
+        not only_validation,
+        ("best" if validate_best else "last") if run_validation else None,
+        save_probabilities,
+        disable_checkpointing,
+    )
+    if not resume:
+        _keep_previous_run(folder)
+    if num_gpus > 1:
+        _spawn(job, num_gpus)
+    else:
+        _work(job)
+    summary = folder / "validation" / "summary.json"
+    return TrainResult(folder, folder / FINAL, summary if run_validation else None, run)
+
+
+def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pretrained: str | None) -> None:
+    if resume and only_validation:
+        raise UsageError("--c and --val exclude each other", run="--c trains on and validates; --val only validates")
+    if best_unsaved:
+        raise UsageError("--val_best needs checkpoints", where="--disable_checkpointing")
+    if pretrained and (resume or only_validation):
+        raise UsageError("-pretrained_weights is for the start of a run", where="--c, --val")
+    if pretrained and not Path(pretrained).is_file():
+        raise EnvironmentProblem("there are no such weights", where=pretrained)
+
+
+def _plans_for(
+    preprocessed: Path, plans: str, configuration: str, fold: int | str, budget: LabelBudget | None
+) -> dict[str, Any]:
+    """Return the plans made from exactly the labels that this run may see."""
+    from nnssl.planning.preprocessing import check_preprocessed
+
+    command = f"nnssl_plan_and_preprocess -d {preprocessed.name} -c {configuration}"
+    command += f" -labelled {budget} -f {fold}" if budget else ""
+    splits = read_splits(preprocessed)
+    dataset_json = read_json(preprocessed / "dataset.json", command)
+    patients = {
+        case: patient_of(case, dataset_json) for split in splits for key in ("train", "val") for case in split[key]
+    }
+    cases = fold_cases(splits, fold, budget, patients)
+    names = [plans + budget.tag, f"{plans}{budget.tag}-fold{fold}"] if budget else [plans]
+    found = [read_json(path, command) for name in names if (path := preprocessed / f"{name}.json").is_file()]
+    if budget:
+        found = [p for p in found if set(p.get("nnssl_semi", {}).get("labelled_cases", ())) == set(cases.labelled)]
+    if not found:
+        raise DataError(
+            f"there are no plans for this {'label budget and fold' if budget else 'data set'}",
+            where=preprocessed / f"{names[0]}.json",
+            why="plans see only the labels that the run may see" if budget else "",
+            run=command,
+        )
+    if configuration not in found[0]["configurations"]:
+        raise UsageError(
+            f"the plans have no configuration {configuration}",
+            where=preprocessed / f"{found[0]['plans_name']}.json",
+            why=f"they have: {', '.join(found[0]['configurations'])}",
+        )
+    needed = [*cases.labelled, *cases.validation]
+    check_preprocessed(preprocessed, found[0], configuration, needed, cases.unlabelled)
+    return dict(found[0])
+
+
+def _checkpoint_to_resume(folder: Path, continue_training: bool, only_validation: bool) -> Path | None:
+    from nnssl.checkpoints import previous
+
+    if not (continue_training or only_validation):
+        return None
+    final, latest = folder / FINAL, folder / LATEST
+    if final.is_file():
+        return final
+    if continue_training and (latest.is_file() or previous(latest).is_file()):
+        return latest
+    raise EnvironmentProblem(
+        "there is no checkpoint to continue from" if continue_training else "this run is not finished",
+        where=folder,
+        run="the same command without --c starts the run" if continue_training else "the same command with --c",
+    )
+
+
+def _changed(config: Any) -> dict[str, Value]:  # noqa: ANN401 - a MethodConfig
+    default = type(config)().to_dict()
+    return {name: value for name, value in config.to_dict().items() if value != default[name]}
+
+
+def _run_settings(asked: dict[str, Any], resume: Path | None) -> RunSettings:
+    given = {name: value for name, value in asked.items() if value is not None and value != {}}
+    if resume is None:
+        return RunSettings(**given)
+    from nnssl import checkpoints
+
+    checkpoint = checkpoints.load_newest(resume) if resume.name == LATEST else checkpoints.load(resume)
+    stored = checkpoint.get(checkpoints.KEY, {}).get("run")
+    if stored is None:
+        raise EnvironmentProblem("this checkpoint was not written by nnssl", where=resume)
+    different = [
+        f"{name}: stored {stored[name]}, asked {value}" for name, value in given.items() if stored[name] != value
+    ]
+    if different:
+        raise UsageError(
+            "a continued run keeps its settings",
+            where=resume,
+            why="\n".join(different),
+            run="leave these options out, or start a new run without --c",
+        )
+    return RunSettings(**stored)
+
+
+def _keep_previous_run(folder: Path) -> None:
+    """Move an earlier run of the same fold aside, so that a new one never overwrites it; one is kept."""
+    if any(folder.glob("checkpoint_*.pth")):
+        aside = folder.with_name(f"previous_{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        log.info("the earlier run of this fold now stands in %s", aside)
+
+
+def _device(name: str, num_gpus: int) -> str:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.device_count() < num_gpus:
+        raise EnvironmentProblem(
+            "there is no CUDA device" if num_gpus == 1 else f"there are {torch.cuda.device_count()} CUDA devices",
+            where=f"-device cuda -num_gpus {num_gpus}",
+            run="-device cpu (with plans made by -budget cpu)" if num_gpus == 1 else "a smaller -num_gpus",
+        )
+    if num_gpus < 1:
+        raise UsageError("-num_gpus must be at least 1", where=f"-num_gpus {num_gpus}")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise EnvironmentProblem("there is no MPS device", where="-device mps", run="-device cpu")
+    return name
+
+
+@contextlib.contextmanager
+def _stop_on_signals(trainer: Any) -> Iterator[None]:  # noqa: ANN401
+    """Let SIGTERM and SIGUSR1 (what clusters send before the time is up) stop the run after saving it."""
+    names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {}
+    with contextlib.suppress(ValueError):  # outside of the main thread signals are not ours to handle
+        for name in names:
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, lambda *_: trainer.request_stop())
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(job: _Job, world_size: int = 1) -> None:
+    import torch
+
+    if job.device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)) // world_size or 1)
+    elif job.device == "cuda":
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    chatter = io.StringIO()
+    with contextlib.redirect_stdout(chatter):
+        trainer = job.method.load()(
+            plans=job.plans,
+            configuration=job.configuration,
+            fold=job.fold,
+            dataset_json=job.dataset_json,
+            device=torch.device(job.device),
+        )
+    trainer.disable_checkpointing = job.disable_checkpointing
+    with _stop_on_signals(trainer):
+        if job.resume:
+            trainer.load_checkpoint(job.resume)
+        elif job.pretrained_weights:
+            trainer.load_pretrained(job.pretrained_weights)
+        if job.do_training:
+            trainer.run_training()
+        if job.validate == "best":
+            trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+        if job.validate:
+            trainer.perform_actual_validation(job.save_probabilities)
+
+
+def _spawn(job: _Job, world_size: int) -> None:
+    from torch.multiprocessing.spawn import spawn
+
+    os.environ["MASTER_ADDR"] = "localhost"
+    if "MASTER_PORT" not in os.environ:
+        from nnunetv2.run.run_training import find_free_network_port
+
+        os.environ["MASTER_PORT"] = str(find_free_network_port())
+    spawn(_distributed_work, args=(job, world_size), nprocs=world_size, join=True)  # type: ignore[no-untyped-call]
+
+
+def _distributed_work(rank: int, job: _Job, world_size: int) -> None:
+    import torch
+    from torch import distributed
+
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    distributed.init_process_group("nccl" if job.device == "cuda" else "gloo", rank=rank, world_size=world_size)
+    if job.device == "cuda":
+        torch.cuda.set_device(rank)
+    try:
+        _work(job, world_size)
+    finally:
+        distributed.destroy_process_group()

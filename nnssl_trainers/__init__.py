@@ -1,0 +1,1 @@
+"""Semi-supervised trainers: one published method a file."""

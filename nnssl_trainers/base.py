@@ -1,0 +1,263 @@
+"""What every method stands on: networks, streams of batches, and one optimiser step.
+
+A method subclasses `SemiSupervisedTrainer` (or `TeacherStudentTrainer`), names its config, and implements
+`training_losses`. nnU-Net's trainer keeps the supervised loss, the optimiser, the augmentations and the architecture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl.data.raw import patient_of
+from nnssl.data.splits import FoldCases, LabelBudget, fold_cases, read_splits
+from nnssl.data.streams import Index, IterationBatches, OrderedBatches
+from nnssl.data.views import make_reproducible, two_views
+from nnssl.errors import DataError
+from nnssl_trainers.run import Run
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's patches on the device; `_l` labelled, `_u` unlabelled, `_w`/`_s` weak and strong view.
+
+    Attributes:
+        image_l: (B, C, *S).
+        target_l: labels (B, 1, *S), or the list of them at the sizes of the deep supervision outputs.
+        image_u_w: (B, C, *S), None for methods without unlabelled data.
+        image_u_s: the same patches and geometry with intensity augmentations.
+        mask_u: (B, 1, *S), True = scan, False = padding.
+        iteration: number of optimiser steps before this one.
+    """
+
+    image_l: Tensor
+    target_l: Tensor | list[Tensor]
+    image_u_w: Tensor | None
+    image_u_s: Tensor | None
+    mask_u: Tensor | None
+    iteration: int
+
+
+class SemiSupervisedTrainer(Run):
+    """Base of all methods; see the module's docstring."""
+
+    uses_unlabelled: ClassVar[bool] = True
+    strong_probability: ClassVar[float] = 0.5
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.cases: FoldCases | None = None
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Do what follows an optimiser step, an EMA update for instance."""
+
+    # ------------------------------------------------------------------ networks
+
+    def initialize(self) -> None:
+        """Build network, optimiser and loss from the plans, seeded."""
+        if self.was_initialized:
+            raise RuntimeError("initialize was called twice")
+        self._set_batch_size_and_oversample()
+        self.num_input_channels = determine_num_input_channels(
+            self.plans_manager, self.configuration_manager, self.dataset_json
+        )
+        torch.manual_seed(self.settings.seed)
+        self.network = self.new_network()
+        if self._do_i_compile():
+            self.network = torch.compile(self.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            self.network = DistributedDataParallel(
+                nn.SyncBatchNorm.convert_sync_batchnorm(self.network),  # type: ignore[no-untyped-call]
+                device_ids=[self.local_rank] if self.device.type == "cuda" else None,
+            )
+        self.loss = self._build_loss()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.was_initialized = True
+
+    def new_network(self) -> nn.Module:
+        """Return a freshly initialised network of the plans, on the device."""
+        network: nn.Module = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+        return network.to(self.device)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Return nnU-Net's optimiser, and its polynomial schedule counted in iterations."""
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.settings.num_iterations)
+
+    # ------------------------------------------------------------------ data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the labelled and the validation cases of this fold under the run's label budget."""
+        cases = self.fold_cases()
+        return list(cases.labelled), list(cases.validation)
+
+    def fold_cases(self) -> FoldCases:
+        """Return the labelled, unlabelled and validation cases of this run."""
+        if self.cases is None:
+            splits = read_splits(Path(self.preprocessed_dataset_folder_base))
+            named = {case for split in splits for key in ("train", "val") for case in split[key]}
+            patients = {case: patient_of(case, self.dataset_json) for case in named}
+            budget = LabelBudget.parse(self.settings.labelled) if self.settings.labelled else None
+            self.cases = fold_cases(splits, self.fold, budget, patients)
+        return self.cases
+
+    def get_dataloaders(self) -> tuple[OrderedBatches, OrderedBatches]:
+        """Return one ordered stream that gives the training and the validation batches in turn (twice the same)."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        scales, plan = self._get_deep_supervision_scales(), self.configuration_manager
+        labels = {
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        training = make_reproducible(
+            self.get_training_transforms(
+                plan.patch_size,
+                rotation,
+                scales,
+                mirror_axes,
+                dummy_2d,
+                use_mask_for_norm=plan.use_mask_for_norm,
+                **labels,
+            )
+        )
+        validating = self.get_validation_transforms(scales, **labels)
+        labelled, validation = self.get_tr_and_val_datasets()
+        share = self.oversample_foreground_percent
+        loaders = {
+            "labelled": self._batch_maker(labelled, initial_patch_size, training, share),
+            "validation": self._batch_maker(validation, plan.patch_size, validating, share),
+        }
+        if self.uses_unlabelled:
+            views = two_views(training, self.strong_probability)
+            loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0)
+            loaders["unlabelled"].has_ignore = False  # ignored voxels are a matter of labels
+        stream = OrderedBatches(
+            IterationBatches(loaders, self.settings.seed, self.local_rank),
+            list(self._order()),
+            get_allowed_n_proc_DA(),
+            pin_memory=self.device.type == "cuda",
+        )
+        return stream, stream
+
+    def _batch_maker(self, dataset: Any, patch_size: Any, transforms: Any, foreground: float) -> nnUNetDataLoader:  # noqa: ANN401
+        return nnUNetDataLoader(
+            dataset,
+            self.batch_size,
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=foreground,
+            transforms=transforms,
+        )
+
+    def _unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+        cases, folder = self.fold_cases().unlabelled, Path(f"{self.preprocessed_dataset_folder}_unlabelled")
+        run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
+        run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
+        if not cases:
+            raise DataError(
+                f"{type(self).__name__} needs unlabelled scans, and this fold has none",
+                where=self.preprocessed_dataset_folder_base,
+                why="imagesUn/ is empty or missing, and no label budget turns labelled scans into unlabelled ones",
+                run=f"put scans into imagesUn/ and run: {run}; or train with -tr SupervisedTrainer",
+            )
+        missing = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} unlabelled case(s) are not preprocessed",
+                where=folder,
+                why=", ".join(missing[:5]),
+                run=run,
+            )
+        return self.dataset_class(str(folder), list(cases))
+
+    def _order(self) -> Iterator[Index]:
+        for epoch in range(self.current_epoch, self.num_epochs):
+            start = max(self.settings.epoch_end(epoch - 1), self.iteration)
+            yield from (("train", i) for i in range(start, self.settings.epoch_end(epoch)))
+            first = epoch * self.num_val_iterations_per_epoch
+            yield from (("validation", first + j) for j in range(self.num_val_iterations_per_epoch))
+
+    # ------------------------------------------------------------------ one step
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Do one optimiser step on the batch of this iteration; returns the loss without waiting for the device."""
+        ready = self._on_device(batch)
+        self.lr_scheduler.step(self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext():
+            terms = self.training_losses(ready)
+            loss = torch.stack(list(terms.values())).sum()
+        self._optimise(loss)
+        self.iteration += 1
+        self.after_step()
+        self.add_terms({name: value.detach() for name, value in terms.items()})
+        return {"loss": loss.detach()}
+
+    def _optimise(self, loss: Tensor) -> None:
+        """Do backward, clip the gradient norm to 12 as nnU-Net does, and step."""
+        if self.grad_scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""
+        return torch.sigmoid(logits.float()) if self.label_manager.has_regions else torch.softmax(logits.float(), 1)
+
+    def _on_device(self, batch: dict[str, Any]) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        target = batch["labelled"]["target"]
+        weak = strong = mask = None
+        if "unlabelled" in batch:
+            weak, strong = move(batch["unlabelled"]["data"]).chunk(2, dim=1)
+            mask = move(batch["unlabelled"]["target"]) >= 0
+        return Batch(
+            image_l=move(batch["labelled"]["data"]),
+            target_l=[move(part) for part in target] if isinstance(target, list) else move(target),
+            image_u_w=weak,
+            image_u_s=strong,
+            mask_u=mask,
+            iteration=self.iteration,
+        )

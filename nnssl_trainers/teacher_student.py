@@ -1,0 +1,86 @@
+"""One student trained by gradient and one teacher that follows it as an exponential moving average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.config import MethodConfig, hyper
+from nnssl.ingredients.ema import ema_update, warmed_up_decay
+from nnssl_trainers.base import Batch, SemiSupervisedTrainer
+from nnssl_trainers.run import unwrapped
+
+
+@dataclass(frozen=True)
+class TeacherStudentConfig(MethodConfig):
+    """Settings of every method with an EMA teacher."""
+
+    ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α", low=0.0, high=1.0)
+    strong_probability: float = hyper(
+        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
+    )
+
+
+class TeacherStudentTrainer(SemiSupervisedTrainer):
+    """Frame of the methods with an EMA teacher; the teacher is what is deployed."""
+
+    config_class = TeacherStudentConfig
+
+    def initialize(self) -> None:
+        """Build the student, then the teacher with the student's weights."""
+        super().initialize()
+        self.teacher = self.new_network()
+        self.teacher.load_state_dict(unwrapped(self.network).state_dict())
+        self.teacher.requires_grad_(False).eval()
+
+    @property
+    def strong_probability(self) -> float:  # type: ignore[override]
+        """Least probability of each intensity augmentation in the strong view."""
+        return float(self.config.strong_probability)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The teacher (before `initialize` the student's place-holder)."""
+        return getattr(self, "teacher", self.network)
+
+    def after_step(self) -> None:
+        """Move the teacher towards the student."""
+        ema_update(self.teacher, unwrapped(self.network), warmed_up_decay(self.iteration, self.config.ema_decay))
+
+    def predict_together(self, labelled: Tensor, unlabelled: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the student's outputs on labelled and unlabelled patches from one forward pass.
+
+        Args:
+            labelled: (B, C, *S).
+            unlabelled: (B', C, *S).
+
+        Returns:
+            Logits from fine to coarse, one list for each input.
+        """
+        outputs = self.network(torch.cat([labelled, unlabelled]))
+        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        count = len(labelled)
+        return [part[:count] for part in outputs], [part[count:] for part in outputs]
+
+    @torch.no_grad()
+    def teach(self, image: Tensor) -> Tensor:
+        """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
+        outputs = self.teacher(image)
+        return self.probabilities(outputs[0] if isinstance(outputs, list | tuple) else outputs)
+
+    def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
+        """Return nnU-Net's Dice and cross-entropy loss with deep supervision."""
+        loss: Tensor = self.loss(outputs if isinstance(batch.target_l, list) else outputs[0], batch.target_l)
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """Return the state with the teacher in it."""
+        return {**super().state(), "teacher": self.teacher.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state with a teacher in it."""
+        super().load_state(state)
+        self.teacher.load_state_dict(state["teacher"])

@@ -1,0 +1,91 @@
+"""What every registered method must keep; a newcomer to the registry is tested without a word here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl.config import config_with
+from nnssl.registry import METHODS
+from nnssl_trainers.run import unwrapped
+
+both = pytest.mark.parametrize(("name", "dim"), [(name, dim) for name in METHODS for dim in (2, 3)])
+every = pytest.mark.parametrize("name", METHODS)
+
+
+@every
+def test_class_keeps_nnunets_contract(name: str) -> None:
+    cls = METHODS[name].load()
+    assert list(inspect.signature(cls.__init__).parameters) == list(
+        inspect.signature(nnUNetTrainer.__init__).parameters
+    )
+    assert pickle.loads(pickle.dumps(cls)) is cls
+    source = Path(inspect.getsourcefile(cls)).read_text()
+    assert len(source.splitlines()) <= 200
+    assert "cuda" not in source
+    assert "torch.save" not in source
+
+
+@every
+def test_config_round_trip_and_symbols(name: str) -> None:
+    cls = METHODS[name].load().config_class
+    default = cls()
+    assert config_with(cls, default.to_dict()) == default
+    assert config_with(cls, [f"{key}={value}" for key, value in default.to_dict().items()]) == default
+    assert all(item.metadata["help"] for item in dataclasses.fields(cls))
+
+
+@both
+def test_every_loss_term_reaches_the_student_and_nothing_else(name: str, dim: int, make_trainer) -> None:
+    trainer = make_trainer(name, dim)
+    trainer.initialize()
+    stream, _ = trainer.get_dataloaders()
+    trainer.iteration = 3  # ramp-ups have left zero
+    terms = trainer.training_losses(trainer._on_device(next(stream)))
+    assert terms
+    for term in terms.values():
+        assert term.ndim == 0
+        assert torch.isfinite(term)
+        trainer.optimizer.zero_grad()
+        term.backward(retain_graph=True)
+        gradient = sum(p.grad.abs().sum().item() for p in trainer.network.parameters() if p.grad is not None)
+        assert gradient > 0
+        if trainer.deployed is not trainer.network:
+            assert all(parameter.grad is None for parameter in trainer.deployed.parameters())
+
+
+@both
+def test_training_learns_the_labelled_batch(name: str, dim: int, make_trainer) -> None:
+    trainer = make_trainer(name, dim, num_iterations=200)
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    losses = [trainer.train_step(batch)["loss"].item() for _ in range(40)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+@both
+def test_final_checkpoint_is_the_deployed_network(name: str, dim: int, make_trainer) -> None:
+    trainer = make_trainer(name, dim)
+    trainer.run_training()
+    checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
+    expected = unwrapped(trainer.deployed).state_dict()
+    assert list(checkpoint["network_weights"]) == list(expected)
+    assert all(torch.equal(checkpoint["network_weights"][key], expected[key]) for key in expected)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert "state" not in checkpoint["nnssl_semi"]
+    assert checkpoint["nnssl_semi"]["trainer"] == name
+    assert len(trainer.record.rows) == 2
+
+
+@every
+def test_unlabelled_scans_are_what_the_registry_says(name: str, make_trainer) -> None:
+    trainer = make_trainer(name)
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    assert ("unlabelled" in batch) == ("unlabelled" in METHODS[name].needs)
