@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,23 +63,38 @@ def previous(path: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return a checkpoint on the CPU, read with `weights_only=True`.
+    """Return a checkpoint of nnssl or of stock nnU-Net on the CPU; nothing that is stored in it is ever run.
+
+    Only tensors, plain values and (stock nnU-Net keeps them in its log) numpy scalars are accepted.
 
     Raises:
-        EnvironmentProblem: the file is missing, truncated, or holds something else than plain values.
+        EnvironmentProblem: the file is missing or truncated, is no checkpoint, or holds other objects.
     """
     if not path.is_file():
         raise EnvironmentProblem("there is no such checkpoint", where=path)
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        first_line = str(error).partition("\n")[0]
         raise EnvironmentProblem(
             "a checkpoint cannot be read",
             where=path,
-            why=f"it is truncated or not a checkpoint ({str(error).splitlines()[0] if str(error) else type(error)})",
-            run="continue from an older one, or train again",
+            why=f"it holds more than numbers and text: {refused[1]}"
+            if refused
+            else f"it is truncated or no checkpoint ({type(error).__name__} {first_line})",
+            run="copy it again, continue the training with --c, or choose another checkpoint",
         ) from error
     return content
+
+
+def _numpy_scalars() -> list[Any]:
+    """Return what unpickling a numpy number needs, under the names of numpy 1 and 2."""
+    rebuild = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+    names = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *kinds]
 
 
 def load_newest(latest: Path) -> dict[str, Any]:

@@ -21,12 +21,13 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl import checkpoints
 from nnssl.data.raw import patient_of
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases, read_splits
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
 from nnssl.data.views import make_reproducible, two_views
-from nnssl.errors import DataError
-from nnssl_trainers.run import Run
+from nnssl.errors import DataError, EnvironmentProblem
+from nnssl_trainers.run import Run, unwrapped
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,25 @@ class SemiSupervisedTrainer(Run):
         )
         return network.to(self.device)
 
+    def load_pretrained(self, file: str) -> None:
+        """Start from the weights of another training; the segmentation layers stay as they are, as in nnU-Net.
+
+        Raises:
+            EnvironmentProblem: the file cannot be read, or its network differs from the plans'.
+        """
+        self.initialize()
+        theirs = checkpoints.load(Path(file)).get("network_weights", {})
+        ours = unwrapped(self.network).state_dict()
+        wanted = [name for name in ours if ".seg_layers." not in name]
+        wrong = [name for name in wanted if name not in theirs or theirs[name].shape != ours[name].shape]
+        if wrong:
+            raise EnvironmentProblem(
+                "these weights do not fit the network of the plans",
+                where=file,
+                why=f"{len(wrong)} of {len(wanted)} tensors are missing or of other shape, {wrong[0]} first",
+            )
+        unwrapped(self.network).load_state_dict({**ours, **{name: theirs[name] for name in wanted}})
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """Return nnU-Net's optimiser, and its polynomial schedule counted in iterations."""
         optimizer, _ = super().configure_optimizers()
@@ -166,7 +186,7 @@ class SemiSupervisedTrainer(Run):
             loaders["unlabelled"].has_ignore = False  # ignored voxels are a matter of labels
         stream = OrderedBatches(
             IterationBatches(loaders, self.settings.seed, self.local_rank),
-            list(self._order()),
+            self._order(self.current_epoch, self.iteration),
             get_allowed_n_proc_DA(),
             pin_memory=self.device.type == "cuda",
         )
@@ -204,9 +224,9 @@ class SemiSupervisedTrainer(Run):
             )
         return self.dataset_class(str(folder), list(cases))
 
-    def _order(self) -> Iterator[Index]:
-        for epoch in range(self.current_epoch, self.num_epochs):
-            start = max(self.settings.epoch_end(epoch - 1), self.iteration)
+    def _order(self, first_epoch: int, first_iteration: int) -> Iterator[Index]:
+        for epoch in range(first_epoch, self.num_epochs):
+            start = max(self.settings.epoch_end(epoch - 1), first_iteration)
             yield from (("train", i) for i in range(start, self.settings.epoch_end(epoch)))
             first = epoch * self.num_val_iterations_per_epoch
             yield from (("validation", first + j) for j in range(self.num_val_iterations_per_epoch))

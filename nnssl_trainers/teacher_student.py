@@ -32,9 +32,16 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
     def initialize(self) -> None:
         """Build the student, then the teacher with the student's weights."""
         super().initialize()
-        self.teacher = self.new_network()
+        self.teacher: Any = self.new_network()
         self.teacher.load_state_dict(unwrapped(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
+        if self._do_i_compile():
+            self.teacher = torch.compile(self.teacher)
+
+    def load_pretrained(self, file: str) -> None:
+        """Start student and teacher from the weights of another training."""
+        super().load_pretrained(file)
+        unwrapped(self.teacher).load_state_dict(unwrapped(self.network).state_dict())
 
     @property
     def strong_probability(self) -> float:  # type: ignore[override]
@@ -44,11 +51,13 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
     @property
     def deployed(self) -> nn.Module:
         """The teacher (before `initialize` the student's place-holder)."""
-        return getattr(self, "teacher", self.network)
+        teacher: nn.Module = getattr(self, "teacher", self.network)
+        return teacher
 
     def after_step(self) -> None:
         """Move the teacher towards the student."""
-        ema_update(self.teacher, unwrapped(self.network), warmed_up_decay(self.iteration, self.config.ema_decay))
+        decay = warmed_up_decay(self.iteration, self.config.ema_decay)
+        ema_update(unwrapped(self.teacher), unwrapped(self.network), decay)
 
     def predict_together(self, labelled: Tensor, unlabelled: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the student's outputs on labelled and unlabelled patches from one forward pass.
@@ -78,9 +87,9 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
 
     def state(self) -> dict[str, Any]:
         """Return the state with the teacher in it."""
-        return {**super().state(), "teacher": self.teacher.state_dict()}
+        return {**super().state(), "teacher": unwrapped(self.teacher).state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state with a teacher in it."""
         super().load_state(state)
-        self.teacher.load_state_dict(state["teacher"])
+        unwrapped(self.teacher).load_state_dict(state["teacher"])

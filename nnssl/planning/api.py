@@ -15,14 +15,16 @@ from nnssl.data.raw import read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
 from nnssl.files import check_writable, environment_folder, replacing, write_json
-from nnssl.planning.fingerprint import dataset_fingerprint
+from nnssl.planning.fingerprint import dataset_fingerprint, find_extractor
 from nnssl.planning.manifest import resolved_configuration
 from nnssl.planning.plans import (
     DEFAULT_PLANNER,
     DEFAULT_PREPROCESSOR,
     STOCK_CONFIGURATIONS,
     PlanRequest,
+    custom_configurations,
     make_plans,
+    planner_and_name,
 )
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import available_cpus, default_processes, processes_for
@@ -151,6 +153,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     splits, warnings = settle_splits(raw, preprocessed)
     cases = fold_cases(splits, fold, request.labelled, raw.patients())
     scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
+    _check_names(scope, request, configurations, fingerprint_extractor)
     _announce(scope, cases)
     facts = check_dataset(raw, num_processes_fingerprint or available_cpus(), scope.with_labels)
     scope = dataclasses.replace(scope, facts=facts)
@@ -202,17 +205,28 @@ def _announce(scope: Scope, cases: FoldCases) -> None:
         log.info("under the label budget: %d labelled, %d unlabelled, %d validation scans", *counts)
 
 
+def _check_names(scope: Scope, request: PlanRequest, configurations: Sequence[str], extractor: str) -> None:
+    """Look up what the user named, before minutes are spent."""
+    find_extractor(extractor)
+    _, name = planner_and_name(request, scope.tag)
+    known = [*STOCK_CONFIGURATIONS, *custom_configurations(scope.preprocessed / f"{name}.json")]
+    for configuration in configurations:
+        if configuration not in known:
+            raise UsageError(
+                f"there is no configuration '{configuration}'",
+                where=f"-c {' '.join(configurations)}",
+                why=f"known: {', '.join(known)}",
+            )
+
+
 def _chosen(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
     """Return the configurations that the plans have."""
-    there = plans["configurations"]
-    known = {*STOCK_CONFIGURATIONS, *there}
-    unknown = [name for name in configurations if name not in known]
-    chosen = [name for name in dict.fromkeys(configurations) if name in there]
-    if unknown or not chosen:
+    chosen = [name for name in dict.fromkeys(configurations) if name in plans["configurations"]]
+    if not chosen:
         raise UsageError(
-            f"there is no configuration '{unknown[0]}'" if unknown else "the data need none of these configurations",
+            "the data need none of these configurations",
             where=f"-c {' '.join(configurations)}",
-            why=f"the plans have: {', '.join(there)}",
+            why=f"the plans have: {', '.join(plans['configurations'])}",
         )
     return chosen
 

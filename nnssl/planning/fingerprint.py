@@ -10,7 +10,7 @@ import numpy as np
 
 from nnssl.data.raw import channels_of
 from nnssl.errors import DataError
-from nnssl.files import read_json, settings_hash, write_json
+from nnssl.files import read_object, settings_hash, write_json
 from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
 from nnssl.planning.scope import Scope
 from nnssl.workers import run_parallel
@@ -39,7 +39,7 @@ def dataset_fingerprint(
     path = scope.preprocessed / f"dataset_fingerprint{scope.tag}.json"
     beside = scope.preprocessed / f"dataset_fingerprint_unlabelled{scope.tag}.json"
     made_from = settings_hash([extractor, version("nnunetv2"), scope.sources(scope.labelled)])
-    known = read_json(beside) if beside.is_file() else {}
+    known = read_object(beside) if beside.is_file() else {}
     record = {
         "labelled_files": made_from,
         "unlabelled": {
@@ -52,15 +52,24 @@ def dataset_fingerprint(
         write_json(path, _extracted(scope, num_processes, extractor))
     if known != record or not beside.is_file():
         write_json(beside, record)
-    fingerprint: dict[str, Any] = read_json(path)
-    return fingerprint
+    return read_object(path)
+
+
+def find_extractor(name: str) -> Any:  # noqa: ANN401 - a class known by name only
+    """Return nnU-Net's fingerprint extractor class of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    return find_class(name, "experiment_planning", DatasetFingerprintExtractor, "-fpe")
 
 
 def _extracted(scope: Scope, num_processes: int, extractor: str) -> dict[str, Any]:
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    found = find_class(extractor, "experiment_planning", DatasetFingerprintExtractor, "-fpe")
+    found = find_extractor(extractor)
     description = scope.dataset_json()
     cases = description["dataset"]
     with temporary_dataset(scope.raw.name, description), quiet():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError
-from nnssl.files import read_json, settings_hash, write_json
+from nnssl.files import read_object, settings_hash, write_json
 
 CONFIGURATION_SETTINGS = (
     "spacing",
@@ -64,7 +64,8 @@ def unlabelled_folder(labelled: Path) -> Path:
 
 def is_complete(case: str, names: Collection[str]) -> bool:
     """Return whether the file names in a folder include all that belongs to a case."""
-    return f"{case}.pkl" in names and any(case + ending in names for ending in DATA_ENDINGS)
+    in_blocks = f"{case}.b2nd" in names and f"{case}_seg.b2nd" in names
+    return f"{case}.pkl" in names and (in_blocks or f"{case}.npz" in names)
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ class DataFolder:
         """Return case -> source hash of the complete cases that were made with these settings."""
         notes = []
         if self.manifest.is_file():
-            notes.append(read_json(self.manifest, f"delete {self.manifest.name} and plan again"))
-        notes += [read_json(path) for path in sorted(self.partial.glob("*.json"))]
+            notes.append(read_object(self.manifest, f"delete {self.manifest.name} and plan again"))
+        notes += [read_object(path) for path in sorted(self.partial.glob("*.json"))]
         cases: dict[str, str] = {}
         for note in notes:
             if note.get("settings_hash") == self.settings_hash:
-                cases |= note["cases"]
+                cases |= note.get("cases", {})
         there = self._names()
         return {case: source for case, source in cases.items() if is_complete(case, there)}
 
@@ -134,7 +135,7 @@ class DataFolder:
         wanted = list(cases)
         if not wanted:
             return
-        manifest = read_json(self.manifest, command) if self.manifest.is_file() else {}
+        manifest = read_object(self.manifest, command) if self.manifest.is_file() else {}
         if manifest.get("settings_hash") != self.settings_hash:
             old = manifest.get("settings", {})
             changed = [name for name, value in self.settings.items() if _plain(old.get(name)) != _plain(value)]
@@ -145,7 +146,7 @@ class DataFolder:
                 run=command,
             )
         there = self._names()
-        missing = [case for case in wanted if case not in manifest["cases"] or not is_complete(case, there)]
+        missing = [case for case in wanted if case not in manifest.get("cases", {}) or not is_complete(case, there)]
         if missing:
             names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
             raise DataError(f"{len(missing)} case(s) are not preprocessed", where=self.path, why=names, run=command)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnssl.data.splits import LabelBudget
 from nnssl.errors import UsageError
-from nnssl.files import read_json, write_json
+from nnssl.files import read_object, write_json
 from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
 from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
 from nnssl.planning.scope import Scope
@@ -87,6 +87,21 @@ class PlanRequest:
         return " ".join([f"nnssl_plan_and_preprocess -d {dataset}", *given])
 
 
+def planner_and_name(request: PlanRequest, tag: str) -> tuple[Any, str]:
+    """Return nnU-Net's planner class and the plans name, with the tag of a label budget.
+
+    Raises:
+        UsageError: no such planner or preprocessor.
+    """
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    base = find_class(request.planner, "experiment_planning", ExperimentPlanner, "-pl")
+    find_class(request.preprocessor, "preprocessing", DefaultPreprocessor, "-preprocessor_name")
+    prefix = request.plans_name or inspect.signature(base.__init__).parameters["plans_name"].default
+    return base, prefix + tag
+
+
 def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) -> dict[str, Any]:
     """Return the plans that nnU-Net's planner makes of the fingerprint, in nnU-Net's format plus `nnssl_semi`.
 
@@ -95,13 +110,9 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
     Raises:
         UsageError: no such planner or preprocessor, or too little memory for the trainer.
     """
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
-    base = find_class(request.planner, "experiment_planning", ExperimentPlanner, "-pl")
-    find_class(request.preprocessor, "preprocessing", DefaultPreprocessor, "-preprocessor_name")
-    prefix = request.plans_name or inspect.signature(base.__init__).parameters["plans_name"].default
+    base, name = planner_and_name(request, scope.tag)
     planner = planner_class(
         CpuPlanner if request.budget == "cpu" else SizedPlanner,
         base,
@@ -109,7 +120,6 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
         tag=scope.tag,
         record=_record(scope, request),
     )
-    name = prefix + scope.tag
     with temporary_dataset(scope.raw.name, scope.dataset_json()) as folder, quiet():
         write_json(folder / "dataset_fingerprint.json", fingerprint)
         custom = custom_configurations(scope.preprocessed / f"{name}.json")
@@ -118,7 +128,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
         plan_experiment_dataset(
             scope.raw.name, planner, request.gpu_memory_target_gb, request.preprocessor, request.target_spacing_mm, name
         )
-        plans: dict[str, Any] = read_json(folder / f"{name}.json")
+        plans = read_object(folder / f"{name}.json")
     return plans
 
 
@@ -126,7 +136,7 @@ def custom_configurations(path: Path) -> dict[str, Any]:
     """Return the configurations of existing plans that a user added: planning again keeps them, as nnU-Net does."""
     if not path.is_file():
         return {}
-    configurations = read_json(path, f"delete {path.name} and plan again").get("configurations", {})
+    configurations = read_object(path, f"delete {path.name} and plan again").get("configurations", {})
     return {name: value for name, value in configurations.items() if name not in STOCK_CONFIGURATIONS}
 
 

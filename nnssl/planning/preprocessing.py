@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import EnvironmentProblem
-from nnssl.files import read_json, replacing
+from nnssl.files import read_object, replacing
 from nnssl.planning.manifest import (
     DATA_ENDINGS,
     DataFolder,
@@ -64,7 +64,7 @@ def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_proc
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    dataset_json = read_json(scope.preprocessed / "dataset.json")
+    dataset_json = read_object(scope.preprocessed / "dataset.json")
     settings = preprocessing_settings(plans, configuration, dataset_json)
     manager = PlansManager(plans)
     chosen = manager.get_configuration(configuration)
@@ -100,7 +100,7 @@ def check_preprocessed(
     """
     made_by = plans.get("nnssl_semi", {}).get("command", f"nnssl_plan_and_preprocess -d {preprocessed.name}")
     command = f"{made_by} -c {configuration}"
-    settings = preprocessing_settings(plans, configuration, read_json(preprocessed / "dataset.json", command))
+    settings = preprocessing_settings(plans, configuration, read_object(preprocessed / "dataset.json", command))
     folder = preprocessed / resolved_configuration(plans, configuration)["data_identifier"]
     DataFolder(folder, settings).check(labelled, command)
     DataFolder(unlabelled_folder(folder), settings).check(unlabelled, command)
@@ -181,7 +181,6 @@ def _preprocess_case(case: _Case, tools: _Tools) -> None:
         last = {case.name + ending for ending in DATA_ENDINGS}
         for file in sorted(place.iterdir(), key=lambda path: path.name in last):
             file.replace(tools.folder.path / file.name)
-        place.rmdir()
     except (OSError, RuntimeError) as error:
         if preprocessor.computing:
             raise
@@ -191,6 +190,8 @@ def _preprocess_case(case: _Case, tools: _Tools) -> None:
             why=str(error),
             run="free space or choose another folder, then run the same command again",
         ) from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     tools.folder.note(case.name, case.source_hash)
 
 

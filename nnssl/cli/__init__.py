@@ -1,0 +1,1 @@
+"""The `nnssl_*` commands, one file each; heavy imports happen inside `main`."""

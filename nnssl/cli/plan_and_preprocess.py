@@ -1,0 +1,73 @@
+"""nnssl_plan_and_preprocess: check a data set, plan it, and preprocess labelled and unlabelled scans."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+from nnssl.cli.runtime import parser, run
+from nnssl.errors import UsageError
+
+ABSENT = argparse.SUPPRESS  # the defaults are those of `nnssl.plan`
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; nnU-Net's flags keep their names and meaning, destinations are arguments of `nnssl.plan`."""
+    about = "Check a data set, plan it, preprocess labelled and unlabelled scans; nnU-Net's flags keep their meaning."
+    made = parser("nnssl_plan_and_preprocess", about)
+    for flag, dest, metavar, text in (
+        ("-tr", "trainer", "TRAINER", "size the plans for this trainer (default: the heaviest of nnssl_methods)"),
+        ("-budget", "budget", "cpu", "cpu: a small fixed plan that trains on two cores"),
+        ("-labelled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
+        ("-f", "fold", "FOLD", "fold that the label budget counts in, or all (default: 0)"),
+        ("-pl", "planner", "PLANNER", "nnU-Net's planner, nnUNetPlannerResEncL for example"),
+        ("-fpe", "fingerprint_extractor", "EXTRACTOR", "nnU-Net's fingerprint extractor"),
+        ("-preprocessor_name", "preprocessor", "PREPROCESSOR", "nnU-Net's preprocessor"),
+        ("-overwrite_plans_name", "plans_name", "PLANS", "plans name instead of the planner's own"),
+    ):
+        made.add_argument(flag, dest=dest, metavar=metavar, help=text, default=ABSENT)
+    for flag, dest, kind, metavar, nargs, text in (
+        ("-c", "configurations", str, "NAME", "+", "default: 2d 3d_fullres 3d_lowres, as far as the data need them"),
+        ("-np", "num_processes", int, "N", "+", "processes, one number or one a configuration (default: by CPUs)"),
+        ("-npfp", "num_processes_fingerprint", int, "N", None, "processes for check and fingerprint"),
+        ("-gpu_memory_target", "gpu_memory_target_gb", float, "GB", None, "the card's memory (default: the planner's)"),
+        ("-overwrite_target_spacing", "target_spacing_mm", float, "MM", "+", "voxel size of 3d_fullres, 3 numbers"),
+    ):
+        made.add_argument(flag, dest=dest, type=kind, metavar=metavar, nargs=nargs, help=text, default=ABSENT)
+    made.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets, 27 or Dataset027_ACDC")
+    made.add_argument("--verify_dataset_integrity", action="store_true", help="accepted as by nnU-Net: always done")
+    made.add_argument("--no_pp", action="store_true", help="stop after the plans")
+    made.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed cases anew")
+    made.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
+    made.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    return made
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Plan each data set and print the plans and the next command."""
+    if arguments.verbose:
+        logging.getLogger("nnssl").setLevel(logging.DEBUG)
+    if arguments.no_pbar:
+        os.environ["TQDM_DISABLE"] = "1"
+    from nnssl.planning.api import PlanResult, plan
+
+    switches = ("d", "json", "verify_dataset_integrity", "no_pp", "clean", "verbose", "no_pbar")
+    options = {name: value for name, value in vars(arguments).items() if name not in switches}
+    fold = options.get("fold", "0")
+    if fold != "all" and not fold.isdigit():
+        raise UsageError(f"'{fold}' is not a fold", where=f"-f {fold}", why="it is a number or 'all'")
+    options |= {"fold": fold if fold == "all" else int(fold), "clean": arguments.clean}
+    results: list[PlanResult] = [plan(d, run_preprocessing=not arguments.no_pp, **options) for d in arguments.d]
+    if arguments.json:
+        print(json.dumps({"plans": [dataclasses.asdict(result) for result in results]}, default=str))
+    else:
+        print("\n".join(line for result in results for line in result.lines()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), body, argv)

@@ -1,0 +1,121 @@
+import pytest
+
+from nnssl.data.raw import read_raw_dataset
+from nnssl.data.splits import LabelBudget, completed_split
+from nnssl.errors import DataError, UsageError
+from nnssl.planning.scope import make_scope, settle_splits, write_splits
+from tests.planning.raw_for_tests import read_json, write_json, write_scan
+
+CASES = [f"case_{number}" for number in range(6)]
+TWO_FOLDS = [
+    {"train": CASES[:4], "val": CASES[4:], "labelled_order": CASES[:4]},
+    {"train": CASES[2:], "val": CASES[:2], "labelled_order": CASES[:1:-1]},
+]
+
+
+def settled(data):
+    raw = read_raw_dataset(906)
+    data.preprocessed.mkdir(parents=True, exist_ok=True)
+    splits, warnings = settle_splits(raw, data.preprocessed)
+    write_splits(data.preprocessed, splits)
+    return raw, splits, warnings
+
+
+def test_without_a_file_folds_are_made_and_stay(data):
+    _, splits, warnings = settled(data)
+    assert len(splits) == 5
+    assert warnings == []
+    assert sorted(case for split in splits for case in split["val"]) == CASES
+    assert settled(data)[1] == splits == read_json(data.preprocessed / "splits_final.json")
+
+
+def test_made_folds_take_up_new_scans(data):
+    settled(data)
+    write_scan(data.raw / "imagesUn", "un_9", 200)
+    assert all("un_9" in split["unlabelled"] for split in settled(data)[1])
+
+
+def test_the_users_file_wins_and_is_completed(data):
+    write_json(data.raw / "splits_final.json", TWO_FOLDS[:1])
+    splits = settled(data)[1]
+    assert splits == [{**TWO_FOLDS[0], "unlabelled": ["un_0", "un_1", "un_2"]}]
+    write_json(data.raw / "splits_final.json", [{**TWO_FOLDS[0], "labelled_order": CASES[3::-1]}])
+    assert settled(data)[1][0]["labelled_order"] == CASES[3::-1]
+
+
+def test_disagreeing_files_are_an_error_that_says_what_to_delete(data):
+    settled(data)
+    before = (data.preprocessed / "splits_final.json").read_bytes()
+    write_json(data.raw / "splits_final.json", TWO_FOLDS)
+    with pytest.raises(DataError, match="folds in the raw folder") as caught:
+        settled(data)
+    assert "delete" in caught.value.run
+    assert (data.preprocessed / "splits_final.json").read_bytes() == before
+
+
+def test_folds_that_only_the_preprocessed_file_has_are_kept(data):
+    data.preprocessed.mkdir(parents=True)
+    write_json(data.preprocessed / "splits_final.json", TWO_FOLDS)
+    write_json(data.raw / "splits_final.json", TWO_FOLDS[:1])
+    assert [split["train"] for split in settled(data)[1]] == [CASES[:4], CASES[2:]]
+
+
+def test_a_file_of_stock_nnunet_is_completed(data):
+    data.preprocessed.mkdir(parents=True)
+    stock = [{"train": CASES[:3], "val": CASES[3:5]}]
+    write_json(data.preprocessed / "splits_final.json", stock)
+    raw, splits, warnings = settled(data)
+    assert splits == [completed_split(stock[0], ["un_0", "un_1", "un_2"], raw.patients())]
+    assert len(warnings) == 1
+    assert "case_5" in warnings[0]
+
+
+@pytest.mark.parametrize("content", ['[{"train": ["stranger"], "val": ["case_1"]}]', "{}", "[", '[{"train": []}]'])
+def test_a_file_that_does_not_fit_is_an_error(data, content):
+    data.preprocessed.mkdir(parents=True)
+    (data.preprocessed / "splits_final.json").write_text(content)
+    with pytest.raises(DataError):
+        settled(data)
+
+
+def test_without_a_budget_every_label_counts_whatever_the_fold(data):
+    raw, splits, _ = settled(data)
+    scope = make_scope(raw, data.preprocessed, splits, 2, None)
+    assert (scope.tag, scope.labelled, scope.with_labels) == ("", tuple(CASES), tuple(CASES))
+    assert scope.unlabelled == ("un_0", "un_1", "un_2")
+
+
+def test_a_budget_hides_the_other_training_cases(data):
+    write_json(data.raw / "splits_final.json", TWO_FOLDS)
+    raw, splits, _ = settled(data)
+    scope = make_scope(raw, data.preprocessed, splits, 0, LabelBudget.parse("2"))
+    assert scope.tag == "@lab2"
+    assert scope.labelled == ("case_0", "case_1")
+    assert scope.with_labels == ("case_0", "case_1", "case_4", "case_5")
+    assert scope.unlabelled == ("case_2", "case_3", "un_0", "un_1", "un_2")
+
+
+def test_a_fold_with_other_labels_has_a_tag_of_its_own(data):
+    write_json(data.raw / "splits_final.json", TWO_FOLDS)
+    raw, splits, _ = settled(data)
+    scope = make_scope(raw, data.preprocessed, splits, 1, LabelBudget.parse("50%"))
+    assert scope.tag == "@lab50pct-fold1"
+    assert scope.labelled == ("case_4", "case_5")
+    assert make_scope(raw, data.preprocessed, splits, "all", LabelBudget.parse("2")).tag == "@lab2"
+
+
+def test_folds_with_the_same_labels_share_plans_and_keep_each_others_cases(data):
+    same = [TWO_FOLDS[0], {"train": [*CASES[:2], *CASES[4:]], "val": CASES[2:4], "labelled_order": CASES}]
+    write_json(data.raw / "splits_final.json", same)
+    raw, splits, _ = settled(data)
+    first, second = (make_scope(raw, data.preprocessed, splits, fold, LabelBudget.parse("2")) for fold in (0, 1))
+    assert first.tag == second.tag == "@lab2"
+    assert set(second.with_labels) <= first.kept_with_labels
+    assert set(second.unlabelled) <= first.kept_unlabelled
+
+
+@pytest.mark.parametrize(("fold", "budget", "error"), [(7, None, UsageError), (0, "9", DataError)])
+def test_what_the_splits_do_not_have_is_an_error(data, fold, budget, error):
+    raw, splits, _ = settled(data)
+    with pytest.raises(error):
+        make_scope(raw, data.preprocessed, splits, fold, LabelBudget.parse(budget) if budget else None)

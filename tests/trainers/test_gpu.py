@@ -1,0 +1,52 @@
+"""Half precision, torch.compile and memory on a CUDA device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl.checkpoints import load
+from nnssl.registry import METHODS
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+both = pytest.mark.parametrize(("name", "dim"), [(name, dim) for name in METHODS for dim in (2, 3)])
+
+
+@both
+@pytest.mark.parametrize("compiled", ["f", "t"])
+def test_a_run_in_half_precision(name: str, dim: int, compiled: str, make_trainer, monkeypatch) -> None:
+    monkeypatch.setenv("nnUNet_compile", compiled)
+    trainer = make_trainer(name, dim, device="cuda")
+    trainer.run_training()
+    checkpoint = load(Path(trainer.output_folder) / "checkpoint_final.pth")
+    assert all(torch.isfinite(value).all() for value in checkpoint["network_weights"].values())
+    assert not any(key.startswith(("_orig_mod", "module")) for key in checkpoint["network_weights"])
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in trainer.record.rows)
+
+
+@both
+def test_a_step_never_waits_for_the_device(name: str, dim: int, make_trainer) -> None:
+    trainer = make_trainer(name, dim, device="cuda")
+    trainer.initialize()
+    batch = next(trainer.get_dataloaders()[0])
+    trainer.train_step(batch)
+    terms = trainer._on_device(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.training_losses(terms)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_stopped_and_continued_on_the_device(make_trainer) -> None:
+    first = make_trainer("MeanTeacherTrainer", device="cuda")
+    first.on_train_end = lambda: None
+    first.run_training()
+    second = make_trainer("MeanTeacherTrainer", device="cuda")
+    second.load_checkpoint(str(Path(first.output_folder) / "checkpoint_latest.pth"))
+    for ours, theirs in ((first.network, second.network), (first.teacher, second.teacher)):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert second.grad_scaler.state_dict() == first.grad_scaler.state_dict()
