@@ -160,7 +160,9 @@ MakeTrainer = Callable[..., Any]
 def make_trainer(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
     """Return a function that makes a trainer on the tiny data set; two epochs of `epoch` iterations by default."""
 
-    def make(class_name: str, dim: int = 3, epoch: int = 3, num_iterations: int = 6, **run: Any) -> Any:
+    def make(
+        class_name: str, dim: int = 3, epoch: int = 3, num_iterations: int = 6, device: str = "cpu", **run: Any
+    ) -> Any:
         import torch
 
         from nnssl import run_settings
@@ -177,7 +179,7 @@ def make_trainer(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> MakeTr
             "3d_fullres" if dim == 3 else "2d",
             0,
             json.loads((folder / "dataset.json").read_text()),
-            torch.device("cpu"),
+            torch.device(device),
         )
         trainer.num_val_iterations_per_epoch = 1
         return trainer

@@ -1,0 +1,1 @@
+"""Speed and accuracy against stock nnU-Net; every script prints ratios measured in one run."""

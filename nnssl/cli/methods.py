@@ -1,0 +1,47 @@
+"""nnssl_methods: list the methods, their papers, needs and settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.cli.runtime import parser, run
+from nnssl.registry import METHODS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser."""
+    made = parser("nnssl_methods", "List the training methods.")
+    made.add_argument("--verbose", action="store_true", help="also list the settings that --set takes")
+    made.add_argument(
+        "--env", action="store_true", help="print the export that makes the trainers visible to nnUNetv2_train"
+    )
+    return made
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Print the registry."""
+    if arguments.env:
+        print(f"export nnUNet_extTrainer={Path(__file__).resolve().parents[1] / 'bridge'}")
+    elif arguments.json:
+        keys = [
+            {"name": m.name, "class": m.class_name, "paper": m.paper, "needs": list(m.needs)} for m in METHODS.values()
+        ]
+        print(json.dumps(keys))
+    else:
+        for method in METHODS.values():
+            print(f"{method.class_name:<20} {method.paper}")
+            if method.needs:
+                print(f"{'':<20} needs: {', '.join(method.needs)}")
+            if arguments.verbose:
+                for item in dataclasses.fields(method.load().config_class):
+                    symbol = f" ({item.metadata['symbol']})" if item.metadata["symbol"] else ""
+                    print(f"{'':<20} --set {item.name}={item.default}{symbol}: {item.metadata['help']}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), body, argv)

@@ -1,0 +1,74 @@
+"""nnssl_train: train one fold of one configuration with one method."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from nnssl.cli.runtime import parser, run
+from nnssl.errors import UsageError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser; nnU-Net's flags keep their names and meaning."""
+    made = parser(
+        "nnssl_train", "Train one fold with labelled and unlabelled scans; nnU-Net's flags keep their meaning."
+    )
+    add = made.add_argument
+    add("dataset_name_or_id", help="data set, 27 or Dataset027_ACDC")
+    add("configuration", help="2d, 3d_fullres or 3d_lowres")
+    add("fold", help="fold number, or all")
+    add("-tr", default="MeanTeacherTrainer", metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans name without the budget's tag (default: %(default)s)")
+    add("-labelled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
+    add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
+    add("-seed", type=int, metavar="N", help="seed of everything (default: 0)")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the method")
+    add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
+    add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
+    add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
+    add("--c", action="store_true", help="continue from the last checkpoint")
+    add("--val", action="store_true", help="only validate a finished run")
+    add("--val_best", action="store_true", help="validate checkpoint_best.pth instead of the last weights")
+    add("--npz", action="store_true", help="also write the validation cases' probabilities")
+    add("--no_val", action="store_true", help="skip the validation at the end")
+    add("--disable_checkpointing", action="store_true", help="write no checkpoint")
+    return made
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Train as the arguments say and print what to run next."""
+    if arguments.fold != "all" and not arguments.fold.isdigit():
+        raise UsageError(f"'{arguments.fold}' is not a fold", where="fold", why="it is a number or 'all'")
+    from nnssl.training import train
+
+    result = train(
+        arguments.dataset_name_or_id,
+        arguments.configuration,
+        arguments.fold if arguments.fold == "all" else int(arguments.fold),
+        trainer=arguments.tr,
+        plans=arguments.p,
+        labelled=arguments.labelled,
+        num_iterations=arguments.num_iterations,
+        seed=arguments.seed,
+        settings=arguments.set,
+        device=arguments.device,
+        num_gpus=arguments.num_gpus,
+        continue_training=arguments.c,
+        only_validation=arguments.val,
+        validate_best=arguments.val_best,
+        save_probabilities=arguments.npz,
+        disable_checkpointing=arguments.disable_checkpointing,
+        pretrained_weights=arguments.pretrained_weights,
+        run_validation=not arguments.no_val,
+    )
+    if arguments.json:
+        print(json.dumps({key: str(value) for key, value in vars(result).items()}))
+    else:
+        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), body, argv)
