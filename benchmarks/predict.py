@@ -80,9 +80,8 @@ def compare(stock: Path, ours: Path) -> tuple[int, int]:
 
 def make_model(folder: Path, scans: Path) -> Path:
     """Write a model of the size that the cpu budget plans, fitted for a minute to labels by intensity."""
-    from tests.inference.model_for_tests import write_model
-
     from nnssl.inference.predictor import Predictor
+    from tests.inference.model_for_tests import write_model
 
     patch = (40, 56, 40)
     model = write_model(folder, patch=patch, features=(16, 32, 64, 128))

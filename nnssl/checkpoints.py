@@ -6,6 +6,7 @@ They hold tensors, numbers, strings, lists, tuples and dicts only, so that `torc
 from __future__ import annotations
 
 import logging
+import pickle
 import random
 import re
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def previous(path: Path) -> Path:
 def load(path: Path) -> dict[str, Any]:
     """Return a checkpoint of nnssl or of stock nnU-Net on the CPU; nothing that is stored in it is ever run.
 
-    Only tensors, plain values and (stock nnU-Net keeps them in its log) numpy scalars are accepted.
+    Only tensors, plain values and, for stock nnU-Net, which keeps them in its log, numpy scalars are accepted.
 
     Raises:
         EnvironmentProblem: the file is missing or truncated, is no checkpoint, or holds other objects.
@@ -73,17 +74,20 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise EnvironmentProblem("there is no such checkpoint", where=path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            with torch.serialization.safe_globals(_numpy_scalars()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        first_line = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # what torch advises after it is not for users
         raise EnvironmentProblem(
             "a checkpoint cannot be read",
             where=path,
             why=f"it holds more than numbers and text: {refused[1]}"
             if refused
-            else f"it is truncated or no checkpoint ({type(error).__name__} {first_line})",
+            else f"it is truncated or no checkpoint ({reason or type(error).__name__})",
             run="copy it again, continue the training with --c, or choose another checkpoint",
         ) from error
     return content

@@ -7,24 +7,33 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError, EnvironmentProblem
 
+PLANS_KEYS = ("plans_name", "configurations", "image_reader_writer", "transpose_forward")
+DATASET_KEYS = ("labels", "file_ending")
 
-def environment_folder(variable: str) -> Path:
+
+def environment_folder(variable: str, *, must_exist: bool = False) -> Path:
     """Return the folder that `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results` names.
 
     Raises:
-        EnvironmentProblem: the variable is not set.
+        EnvironmentProblem: the variable is not set, or its folder must exist and does not.
     """
     value = os.environ.get(variable)
     if not value:
         raise EnvironmentProblem(
             f"the environment variable {variable} is not set",
             why="nnssl keeps its data where nnU-Net does",
+            run=f"export {variable}=/path/to/{variable}",
+        )
+    if must_exist and not Path(value).is_dir():
+        raise EnvironmentProblem(
+            f"{variable} names {'a file' if Path(value).exists() else 'a folder that does not exist'}",
+            where=value,
             run=f"export {variable}=/path/to/{variable}",
         )
     return Path(value)
@@ -51,6 +60,17 @@ def check_writable(folder: Path, what: str, run: str) -> None:
         )
 
 
+def check_output_file(path: Path) -> None:
+    """Check, without making anything, that a file can be written at `path`.
+
+    Raises:
+        EnvironmentProblem: a folder or a device has this name, or its folder cannot be written to.
+    """
+    if path.exists() and not path.is_file():
+        raise EnvironmentProblem("the output is a folder or a device", where=path, run="choose another name for it")
+    check_writable(path.parent, "the folder of the output file", "choose another folder")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
@@ -60,6 +80,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError("a folder or a device has this name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
@@ -110,6 +132,22 @@ def read_json(path: Path, made_by: str = "") -> Any:  # noqa: ANN401
         raise EnvironmentProblem("a file cannot be read", where=path, why=str(error)) from error
     except (ValueError, RecursionError) as error:
         raise DataError("a file is not valid JSON", where=path, why=str(error), run=made_by) from error
+
+
+def read_object(path: Path, made_by: str = "", keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the content of a JSON file that must hold an object with these keys.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds something else; `made_by` as for `read_json`.
+        EnvironmentProblem: the file cannot be read.
+    """
+    content = read_json(path, made_by)
+    if not isinstance(content, dict):
+        raise DataError("a file is not a JSON object", where=path, run=made_by)
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise DataError("a file is incomplete", where=path, why=f"missing: {', '.join(missing)}", run=made_by)
+    return content
 
 
 def content_hash(*paths: Path) -> str:

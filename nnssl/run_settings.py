@@ -38,8 +38,9 @@ class RunSettings:
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any]) -> RunSettings:
-        """Return the run settings in the plans, or the defaults where a stock command trains."""
-        return cls(**plans.get("nnssl_semi", {}).get("run", {}))
+        """Return the run settings in the plans; where a stock command trains, the defaults with the plans' budget."""
+        ours = plans.get("nnssl_semi", {})
+        return cls(**ours.get("run", {"labelled": ours.get("labelled")}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and checkpoints."""

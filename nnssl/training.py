@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,13 @@ from typing import Any
 from nnssl.config import Value, config_with
 from nnssl.data.raw import dataset_name, patient_of
 from nnssl.data.splits import LabelBudget, fold_cases, read_splits
-from nnssl.errors import DataError, EnvironmentProblem, UsageError
-from nnssl.files import environment_folder, read_json
+from nnssl.errors import DataError, EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
+from nnssl.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.registry import Method, find_method
 from nnssl.run_settings import RunSettings
 
 log = logging.getLogger("nnssl.train")
-LATEST, FINAL = "checkpoint_latest.pth", "checkpoint_final.pth"
+LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,16 @@ def train(  # noqa: PLR0913 - the public API names every option
     method = find_method(trainer)
     config = config_with(method.load().config_class, settings)
     _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
-    root = environment_folder("nnUNet_preprocessed")
+    root = environment_folder("nnUNet_preprocessed", must_exist=True)
     results = environment_folder("nnUNet_results")
-    preprocessed = root / dataset_name(dataset, root)
+    preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
     folder = results / preprocessed.name / f"{trainer}__{plan['plans_name']}__{configuration}" / f"fold_{fold}"
+    check_writable(folder, "the results folder", "export nnUNet_results=/a/folder/that/can/be/written")
     resume = _checkpoint_to_resume(folder, continue_training, only_validation)
+    if only_validation and validate_best and not (folder / BEST).is_file():
+        raise EnvironmentProblem("there is no such checkpoint", where=folder / BEST, run="leave --val_best out")
     asked = {
         "num_iterations": num_iterations,
         "seed": seed,
@@ -133,7 +138,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     job = _Job(
         method,
         plan,
-        read_json(preprocessed / "dataset.json"),
+        read_object(preprocessed / "dataset.json"),
         configuration,
         fold,
         _device(device, num_gpus),
@@ -144,12 +149,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         save_probabilities,
         disable_checkpointing,
     )
-    if not resume:
-        _keep_previous_run(folder)
-    if num_gpus > 1:
-        _spawn(job, num_gpus)
-    else:
-        _work(job)
+    with contextlib.nullcontext() if resume else _in_place_of_previous(folder, put_back=not disable_checkpointing):
+        _spawn(job, num_gpus) if num_gpus > 1 else _work(job)
     summary = folder / "validation" / "summary.json"
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run)
 
@@ -174,13 +175,14 @@ def _plans_for(
     command = f"nnssl_plan_and_preprocess -d {preprocessed.name} -c {configuration}"
     command += f" -labelled {budget} -f {fold}" if budget else ""
     splits = read_splits(preprocessed)
-    dataset_json = read_json(preprocessed / "dataset.json", command)
+    dataset_json = read_object(preprocessed / "dataset.json", command, DATASET_KEYS)
     patients = {
         case: patient_of(case, dataset_json) for split in splits for key in ("train", "val") for case in split[key]
     }
     cases = fold_cases(splits, fold, budget, patients)
     names = [plans + budget.tag, f"{plans}{budget.tag}-fold{fold}"] if budget else [plans]
-    found = [read_json(path, command) for name in names if (path := preprocessed / f"{name}.json").is_file()]
+    files = [path for name in names if (path := preprocessed / f"{name}.json").is_file()]
+    found = [read_object(path, command, PLANS_KEYS) for path in files]
     if budget:
         found = [p for p in found if set(p.get("nnssl_semi", {}).get("labelled_cases", ())) == set(cases.labelled)]
     if not found:
@@ -246,13 +248,29 @@ def _run_settings(asked: dict[str, Any], resume: Path | None) -> RunSettings:
     return RunSettings(**stored)
 
 
-def _keep_previous_run(folder: Path) -> None:
-    """Move an earlier run of the same fold aside, so that a new one never overwrites it; one is kept."""
-    if any(folder.glob("checkpoint_*.pth")):
-        aside = folder.with_name(f"previous_{folder.name}")
+@contextlib.contextmanager
+def _in_place_of_previous(folder: Path, put_back: bool) -> Iterator[None]:
+    """Move an earlier run of the same fold aside, so that a new one never overwrites it; one is kept.
+
+    With `put_back` a new run that fails before its first checkpoint leaves nothing: its folders go, and the earlier run
+    moves back.
+    """
+    made = next((place for place in (*reversed(folder.parents), folder) if not place.exists()), None)
+    aside = folder.with_name(f"previous_{folder.name}")
+    moved = any(folder.glob("checkpoint_*.pth"))
+    if moved:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         log.info("the earlier run of this fold now stands in %s", aside)
+    try:
+        yield
+    except BaseException:
+        if put_back and not any(folder.glob("checkpoint_*.pth")):
+            if moved or made:
+                shutil.rmtree(made or folder, ignore_errors=True)
+            if moved:
+                aside.rename(folder)
+        raise
 
 
 def _device(name: str, num_gpus: int) -> str:
@@ -315,12 +333,13 @@ def _work(job: _Job, world_size: int = 1) -> None:
         if job.do_training:
             trainer.run_training()
         if job.validate == "best":
-            trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+            trainer.load_checkpoint(str(Path(trainer.output_folder) / BEST))
         if job.validate:
             trainer.perform_actual_validation(job.save_probabilities)
 
 
 def _spawn(job: _Job, world_size: int) -> None:
+    """Run one process a rank; the first error of ours that one of them meets is raised here."""
     from torch.multiprocessing.spawn import spawn
 
     os.environ["MASTER_ADDR"] = "localhost"
@@ -328,10 +347,23 @@ def _spawn(job: _Job, world_size: int) -> None:
         from nnunetv2.run.run_training import find_free_network_port
 
         os.environ["MASTER_PORT"] = str(find_free_network_port())
-    spawn(_distributed_work, args=(job, world_size), nprocs=world_size, join=True)  # type: ignore[no-untyped-call]
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+    ranks = spawn(_distributed_work, (job, world_size, errors), world_size, join=False)  # type: ignore[no-untyped-call]
+    try:
+        while not ranks.join():
+            pass
+    except Exception as error:
+        if isinstance(error, StoppedBySignal):
+            for process in ranks.processes:
+                process.terminate()  # it saves its state
+        for process in ranks.processes:
+            process.join()
+        if errors.empty():
+            raise
+        raise errors.get() from error
 
 
-def _distributed_work(rank: int, job: _Job, world_size: int) -> None:
+def _distributed_work(rank: int, job: _Job, world_size: int, errors: Any) -> None:  # noqa: ANN401 - a SimpleQueue
     import torch
     from torch import distributed
 
@@ -340,6 +372,10 @@ def _distributed_work(rank: int, job: _Job, world_size: int) -> None:
     if job.device == "cuda":
         torch.cuda.set_device(rank)
     try:
-        _work(job, world_size)
+        with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints; standard output is for results
+            _work(job, world_size)
+    except NnsslError as error:
+        errors.put(error)
+        raise
     finally:
         distributed.destroy_process_group()

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import distributed, nn
 from tqdm import tqdm
 
 from nnssl.files import write_json
+from nnssl.inference.predictor import Predictor
 
 EXPORTS_IN_FLIGHT = 2  # bounds the memory held by finished logits
 log = logging.getLogger("nnssl.train")
@@ -35,16 +35,12 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         write_json(folder / "dataset.json", trainer.dataset_json)
     if trainer.is_ddp:
         distributed.barrier()
-    predictor = nnUNetPredictor(
-        device=trainer.device,
-        perform_everything_on_device=trainer.device.type == "cuda",
-        allow_tqdm=False,
-    )
+    predictor = Predictor(device=trainer.device)
     predictor.manual_initialization(
         network,
         trainer.plans_manager,
         trainer.configuration_manager,
-        None,
+        [network.state_dict()],
         trainer.dataset_json,
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,
@@ -80,7 +76,8 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
     if rank == 0:
         from nnssl.evaluation.folders import evaluate
 
-        result = evaluate(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations", folder, chill=True)
+        truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+        result = evaluate(truth, folder, chill=True, same_placement=False)  # training ignored the placement as well
         dice = result.summary["foreground_mean"]["Dice"]
         trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
         log.info("validation of %d cases: mean foreground Dice %.4f (%s)", len(cases), dice, folder / "summary.json")

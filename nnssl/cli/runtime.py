@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,6 +23,10 @@ EPILOG = (
     "5 out of memory, 75 stopped by a signal (continue with --c), 130 Ctrl-C"
 )
 NUMBERS = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")  # read with int(), by nnU-Net at import even
+SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
+    errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE,
+)  # fmt: skip
 ALLOCATOR = "DefaultCPUAllocator"  # torch names it where the host's memory is at its end
 
 
@@ -64,6 +69,8 @@ def run(
         return _report(error, arguments.json)
     except KeyboardInterrupt:
         return _interrupted(arguments.json)
+    except BrokenPipeError:  # `| head` has read enough
+        _printed("")
     except Exception as error:
         return _unexpected(error, arguments_parser.prog, arguments.json)
     return 0
@@ -98,9 +105,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _report(error: NnsslError, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(error.as_dict()))
-    else:
+    if not _printed(json.dumps(error.as_dict()) + "\n" if as_json else "") or not as_json:
         print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
@@ -121,7 +126,7 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
             run="plan again with a smaller -gpu_memory_target, or -budget cpu",
         )
         return _report(problem, as_json)
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
         return _report(_system_error(error), as_json)
     log = Path(tempfile.gettempdir()) / f"{command}_{os.getpid()}.log"
     where = ""
@@ -131,10 +136,21 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
     return _report(NnsslError(f"unexpected {type(error).__name__}: {error}", where=where), as_json)
 
 
+def _printed(text: str) -> bool:
+    """Return whether standard output takes the text; if not, it is closed, so that Python can end without a message."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
 def _system_error(error: OSError) -> EnvironmentProblem:
     return EnvironmentProblem(
         "a file cannot be read or written",
-        where=error.filename if error.filename is not None else "",
+        where=error.filename or "",
         why=str(error.strerror),
         run="check space and permissions, then run the same command again",
     )

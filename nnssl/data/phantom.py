@@ -214,7 +214,7 @@ def _anatomy(rng: Generator, grid: FloatArray) -> tuple[NDArray[np.uint8], NDArr
 
 
 def _add_distractors(rng: Generator, grid: FloatArray, tissue: NDArray[np.uint8]) -> None:
-    """Put structures without a label into the body: a thin tube, a solid ball and blobs, of the labelled tissues."""
+    """Put structures without a label into the body, of the labelled tissues: a thin tube, a solid ball and blobs."""
     body = tissue == _BODY
     tissue[_tube(rng, grid, (0.65, 0.0), 0.09) & body] = _TUBE
     ball = np.array([0.5, -0.35, -0.2]) + rng.normal(0, 0.1, 3)

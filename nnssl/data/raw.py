@@ -59,8 +59,10 @@ def patient_of(case: str, dataset_json: Mapping[str, Any]) -> str:
     return str(dataset_json.get("cases", {}).get(case, {}).get("patient", case))
 
 
-def dataset_name(name_or_id: str | int, root: Path) -> str:
+def dataset_name(name_or_id: str | int, root: Path, made_by: str = "") -> str:
     """Return the folder name `DatasetXXX_Name` below `root` for an id, or for that name.
+
+    The message of an error names `made_by`, the command that makes the data set there.
 
     Raises:
         UsageError: no such data set, or several with that id; the message lists what is there.
@@ -76,7 +78,7 @@ def dataset_name(name_or_id: str | int, root: Path) -> str:
         f"several data sets have the id {text}" if len(found) > 1 else f"there is no data set '{text}'",
         where=root,
         why=f"data sets there: {', '.join(there) or 'none'}",
-        run="nnssl_phantom -d 901 writes a synthetic one to try" if not there else "",
+        run=made_by or ("nnssl_phantom -d 901 writes a synthetic one to try" if not there else ""),
     )
 
 
@@ -86,9 +88,9 @@ def read_raw_dataset(name_or_id: str | int) -> RawDataset:
     Raises:
         UsageError: no such data set.
         DataError: dataset.json is missing, incomplete or malformed, a file has no channel suffix, nothing is labelled.
-        EnvironmentProblem: `nnUNet_raw` is not set.
+        EnvironmentProblem: `nnUNet_raw` is not set, or is no folder.
     """
-    root = environment_folder("nnUNet_raw")
+    root = environment_folder("nnUNet_raw", must_exist=True)
     folder = root / dataset_name(name_or_id, root)
     path = folder / "dataset.json"
     dataset_json = read_json(path, made_by="write dataset.json as nnU-Net's documentation describes")
@@ -124,6 +126,9 @@ def _check_form(dataset_json: Any, path: Path) -> None:  # noqa: ANN401 - whatev
         for name, part in parts.items()
         if name.startswith("dataset: ") and _is_object(part) and not (part.get("images") and part.get("label"))
     ]
+    ending = dataset_json.get("file_ending", ".nii.gz") if _is_object(dataset_json) else ".nii.gz"
+    if not (isinstance(ending, str) and ending.startswith(".")):
+        wrong.append(f"file_ending is {ending!r}, it must be text such as '.nii.gz'")
     if wrong:
         raise DataError(
             "dataset.json is malformed",

@@ -209,7 +209,7 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
         )
     first = channels[0]
     for volume in channels:
-        bad = _not_finite(volume)
+        bad = count_not_finite(volume.path, volume.voxels)
         if bad:
             outcome.problems.append(
                 f"{volume.path} has {bad} of {volume.voxels.size} voxels that are NaN or infinite, 0 are allowed: "
@@ -239,7 +239,7 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
         outcome.problems.append(f"{path} has {len(label.voxels)} channels, a label has 1: write a single-channel file")
     if not expected.labels:
         return
-    bad = _not_finite(label)
+    bad = count_not_finite(label.path, label.voxels)
     if bad:
         outcome.problems.append(f"{path} has {bad} voxels that are NaN or infinite, 0 are allowed: correct the label")
     strange = label.voxels[~np.isin(label.voxels, expected.labels) & np.isfinite(label.voxels)]
@@ -255,14 +255,14 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
         outcome.warnings.append(f"{path} is background only")
 
 
-def _not_finite(volume: _Volume) -> int:
+def count_not_finite(path: Path, voxels: NDArray[Any]) -> int:
     """Return the number of NaN and infinite voxels. ITK reads those of a NIfTI file as 0, so the file is looked at."""
     import nibabel
 
-    found = int(volume.voxels.size - np.isfinite(volume.voxels).sum())
-    if found or not volume.path.name.endswith((".nii", ".nii.gz")):
+    found = int(voxels.size - np.isfinite(voxels).sum())
+    if found or not path.name.endswith((".nii", ".nii.gz")):
         return found
-    image = nibabel.load(volume.path)
+    image = nibabel.load(path)
     if image.get_data_dtype().kind != "f":
         return 0
     stored = image.dataobj.get_unscaled()

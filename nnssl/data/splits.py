@@ -122,15 +122,28 @@ def completed_split(split: Mapping[str, Any], unlabelled: Sequence[str], patient
     }
 
 
-def check_splits(splits: Any, labelled: Iterable[str], unlabelled: Iterable[str], path: Path) -> None:  # noqa: ANN401
+def check_splits(
+    splits: Any,  # noqa: ANN401 - whatever the file holds
+    labelled: Iterable[str],
+    unlabelled: Iterable[str],
+    path: Path,
+    patients: Mapping[str, str] | None = None,
+) -> None:
     """Check a `splits_final.json` that a user wrote.
 
+    Args:
+        splits: content of the file.
+        labelled: labelled cases of the data set.
+        unlabelled: its unlabelled cases.
+        path: the file, for the message.
+        patients: case name -> patient; None where every case is its own patient.
+
     Raises:
-        DataError: it is not a list of folds, or names cases that the data set does not have.
+        DataError: it is not a list of folds, names cases that the data set does not have, or learns from a patient
+            that it validates on.
     """
-    folds = splits if isinstance(splits, list) else []
-    if not folds or not all(isinstance(fold, dict) and fold.get("train") and fold.get("val") for fold in folds):
-        raise DataError("the splits file is not a list of folds with cases in 'train' and 'val'", where=path)
+    people = patients or {}
+    _check_form(splits, path)
     known, known_unlabelled = set(labelled), set(unlabelled)
     for number, fold in enumerate(splits):
         strangers = sorted((set(fold["train"]) | set(fold["val"])) - known)
@@ -142,21 +155,45 @@ def check_splits(splits: Any, labelled: Iterable[str], unlabelled: Iterable[str]
                 why=", ".join(strangers[:5]),
                 run="correct or delete this file and plan again",
             )
-        both = sorted(set(fold["train"]) & set(fold["val"]))
-        if both and set(fold["train"]) != set(fold["val"]):
+        if set(fold["train"]) == set(fold["val"]):
+            continue  # asked for, as with a single labelled patient
+        held_out = {people.get(case, case) for case in fold["val"]}
+        both = [case for case in [*fold["train"], *fold.get("unlabelled", ())] if people.get(case, case) in held_out]
+        if both:
             raise DataError(
-                f"fold {number} trains and validates on the same cases", where=path, why=", ".join(both[:5])
+                f"fold {number} learns from {len(both)} case(s) of patients that it validates on",
+                where=path,
+                why=", ".join(both[:5]),
+                run="keep all scans of a patient on one side",
             )
+
+
+def _check_form(splits: Any, path: Path) -> None:  # noqa: ANN401
+    folds = splits if isinstance(splits, list) else []
+    if not folds or not all(isinstance(fold, dict) and _has_names(fold) for fold in folds):
+        raise DataError(
+            "the splits file is not a list of folds with case names in 'train' and 'val'",
+            where=path,
+            run="correct or delete this file and plan again",
+        )
+
+
+def _has_names(fold: Mapping[str, Any]) -> bool:
+    """Return whether the lists of a fold are lists of names, and those that every fold needs are not empty."""
+    lists = [fold.get("train"), fold.get("val"), fold.get("unlabelled", []), fold.get("labelled_order", [])]
+    named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+    return named and bool(lists[0]) and bool(lists[1])
 
 
 def read_splits(preprocessed: Path) -> list[dict[str, Any]]:
     """Return the folds that planning wrote into a preprocessed data set folder.
 
     Raises:
-        DataError: the file is missing or not JSON.
+        DataError: the file is missing or not a list of folds.
     """
-    made_by = f"nnssl_plan_and_preprocess -d {preprocessed.name}"
-    splits: list[dict[str, Any]] = read_json(preprocessed / "splits_final.json", made_by)
+    path = preprocessed / "splits_final.json"
+    splits: list[dict[str, Any]] = read_json(path, f"nnssl_plan_and_preprocess -d {preprocessed.name}")
+    _check_form(splits, path)
     return splits
 
 

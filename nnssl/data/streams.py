@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch.utils.data import DataLoader, Dataset
 
-from nnssl.errors import EnvironmentProblem
+from nnssl.errors import DataError, EnvironmentProblem
 
 Index = tuple[str, int]  # ("train" | "validation", iteration)
 STREAM_NUMBERS = {"labelled": 0, "unlabelled": 1, "validation": 2}
@@ -57,16 +59,45 @@ class IterationBatches(Dataset[dict[str, Any]]):
         self.loaders, self.seed, self.rank = dict(loaders), seed, rank
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S) or the list of its deep supervision sizes}}."""
+        """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S) or the list of its deep supervision sizes}}.
+
+        A case that cannot be read comes as {"error": DataError}: an exception would lose its parts between processes.
+        """
         kind, iteration = index
         names = ("validation",) if kind == "validation" else ("labelled", "unlabelled")
         batch = {}
         for name in names:
             if name in self.loaders:
                 with seeded(self.seed, STREAM_NUMBERS[name], self.rank, iteration):
-                    made = self.loaders[name].generate_train_batch()
+                    try:
+                        made = self.loaders[name].generate_train_batch()
+                    except (OSError, EOFError, RuntimeError, UnpicklingError):
+                        broken = unreadable_case(self.loaders[name]._data)
+                        if broken is None:
+                            raise
+                        return {"error": broken}
                 batch[name] = {"data": made["data"], "target": made["target"]}
         return batch
+
+
+def unreadable_case(dataset: Any) -> DataError | None:  # noqa: ANN401 - nnU-Net's dataset class
+    """Return the error of the first case of a preprocessed data set that cannot be read, None if all can."""
+    return next(filter(None, (_error_of(dataset, case) for case in dataset.identifiers)), None)
+
+
+def _error_of(dataset: Any, case: str) -> DataError | None:  # noqa: ANN401
+    try:
+        data, seg, *_ = dataset.load_case(case)
+        _ = data[:], seg[:]
+    except Exception as error:  # blosc2, numpy and pickle raise many types for a damaged file
+        folder = Path(dataset.source_folder)
+        return DataError(
+            f"the preprocessed case {case} cannot be read",
+            where=folder / case,
+            why=f"{type(error).__name__}: {error}",
+            run=f"delete its files, then nnssl_plan_and_preprocess -d {folder.parent.name} with the options of before",
+        )
+    return None
 
 
 class OrderedBatches:
@@ -103,12 +134,13 @@ class OrderedBatches:
 
         Raises:
             EnvironmentProblem: a worker process died; the message names it and the signal.
+            DataError: a preprocessed case cannot be read.
         """
         if self._iterator is None:
             raise StopIteration
         start = time.perf_counter()
         try:
-            return next(self._iterator)
+            batch = next(self._iterator)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -120,6 +152,9 @@ class OrderedBatches:
             ) from error
         finally:
             self.seconds_waited += time.perf_counter() - start
+        if "error" in batch:
+            raise batch["error"]
+        return batch
 
     def _deaths(self) -> str:
         workers = getattr(self._iterator, "_workers", [])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.scans import count_not_finite
 from nnssl.errors import DataError
 from nnssl.evaluation.masks import Label, label_map
 from nnssl.evaluation.metrics import overlap_counts, segmentation_metrics, voxel_metrics
@@ -39,12 +40,16 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How every case is measured: nnU-Net's reader class, the structures, the NSD tolerance in mm, the protocol."""
+    """How every case is measured: nnU-Net's reader class, the structures, the NSD tolerance in mm, the protocol.
+
+    `same_placement` tells whether origin and direction must agree, beside shape and spacing.
+    """
 
     reader: type[Any]
     structures: Structures
     nsd_tolerance_mm: float
     paper: bool
+    same_placement: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def measure_case(measurement: Measurement, files: CaseFiles) -> CaseMetrics:
     """
     reference = read_labels(measurement.reader, files.reference)
     prediction = read_labels(measurement.reader, files.prediction)
-    check_same_geometry(reference, prediction, files)
+    check_same_geometry(reference, prediction, files, measurement.same_placement)
     structures = measurement.structures
     if structures.allowed is not None:
         ignored = set() if structures.ignore_label is None else {structures.ignore_label}
@@ -106,6 +111,8 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
             why=text.splitlines()[-1],
             run="copy the reference again from its source, or predict the case again",
         ) from error
+    if bad := count_not_finite(path, array):
+        raise DataError("a label file holds NaN or infinite values", where=path, why=f"{bad} of {array.size} voxels")
     if len(array) != 1:
         raise DataError(f"a label file has {len(array)} channels", where=path, why="a label map has one")
     try:
@@ -141,8 +148,10 @@ def _placement(properties: Mapping[str, Any]) -> tuple[Floats | None, Floats | N
     return None, None
 
 
-def check_same_geometry(reference: LabelImage, prediction: LabelImage, files: CaseFiles) -> None:
-    """Check that two label images have one shape, spacing, origin and direction.
+def check_same_geometry(
+    reference: LabelImage, prediction: LabelImage, files: CaseFiles, same_placement: bool = True
+) -> None:
+    """Check that two label images have one shape and spacing and, with `same_placement`, origin and direction.
 
     Raises:
         DataError: they differ; the message names the case, both values and the tolerance.
@@ -167,7 +176,7 @@ def check_same_geometry(reference: LabelImage, prediction: LabelImage, files: Ca
         ),
         ("direction", reference.direction, prediction.direction, DIRECTION_TOLERANCE, f"{DIRECTION_TOLERANCE} each"),
     )
-    for quantity, wanted, found, tolerance, in_words in checks:
+    for quantity, wanted, found, tolerance, in_words in checks if same_placement else checks[:1]:
         if wanted is None or found is None:
             continue
         if wanted.shape != found.shape or not (np.abs(wanted - found) <= tolerance).all():

@@ -20,7 +20,7 @@ from nnssl.evaluation.structures import (
     listed_structures,
 )
 from nnssl.evaluation.summary import EvaluationResult, summarise
-from nnssl.files import read_json, write_json
+from nnssl.files import check_output_file, read_object, write_json
 from nnssl.workers import run_parallel
 
 PROTOCOLS = ("standard", "paper")
@@ -39,6 +39,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     chill: bool = False,
     protocol: str = "standard",
     nsd_tolerance_mm: float = 1.0,
+    same_placement: bool = True,
 ) -> EvaluationResult:
     """Measure every prediction against its reference, write `summary.json`, and return the same content.
 
@@ -56,6 +57,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
         chill: evaluate what is there when references have no prediction, instead of stopping.
         protocol: "standard", or "paper" to add the voxel distances of the semi-supervised papers.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
+        same_placement: whether differing origins and directions are an error, as differing shapes and spacings are.
 
     Raises:
         UsageError: nothing says which labels to evaluate, or an argument is wrong.
@@ -74,7 +76,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     ending = file_ending(dataset, references)
     cases, without_prediction, without_reference = _pairs(references, predictions, ending, chill)
     reader = find_reader(plans, dataset, ending, next(iter(cases.values())).reference)
-    measurement = Measurement(reader, structures, nsd_tolerance_mm, protocol == "paper")
+    measurement = Measurement(reader, structures, nsd_tolerance_mm, protocol == "paper", same_placement)
     processes = num_processes or default_num_processes()
     result = summarise(
         run_parallel(partial(measure_case, measurement), cases, processes, "evaluating"),
@@ -102,6 +104,7 @@ def _folder(path: str | Path, role: str) -> Path:
 
 
 def _check_options(output: Path, num_processes: int | None, protocol: str, nsd_tolerance_mm: float) -> None:
+    check_output_file(output)
     if output.suffix != ".json":
         raise UsageError("the output file must end with .json", where=output)
     if num_processes is not None and num_processes < 1:
@@ -116,10 +119,7 @@ def _json_object(path: Path, *, needed: bool) -> dict[str, Any] | None:
     """Return the content of the file; None where it is missing and not needed."""
     if not needed and not path.is_file():
         return None
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise DataError("the file is not a JSON object", where=path)
-    return content
+    return read_object(path)
 
 
 def _structures(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nnssl.errors import UsageError
+from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.files import write_json
 
 log = logging.getLogger("nnssl.nnunet")
@@ -68,6 +68,9 @@ def temporary_dataset(name: str, dataset_json: dict[str, Any]) -> Iterator[Path]
     """Yield an empty preprocessed folder for a data set that nnU-Net reads from this `dataset_json`.
 
     nnU-Net's folders are temporary ones meanwhile: the real ones stay untouched, and it sees the listed cases only.
+
+    Raises:
+        EnvironmentProblem: nnU-Net could not read or write a file.
     """
     with tempfile.TemporaryDirectory(prefix="nnssl_plan_") as root:
         folders = {variable: Path(root, variable) for variable in ("nnUNet_raw", "nnUNet_preprocessed")}
@@ -78,6 +81,13 @@ def temporary_dataset(name: str, dataset_json: dict[str, Any]) -> Iterator[Path]
         os.environ.update({variable: str(folder) for variable, folder in folders.items()})
         try:
             yield folders["nnUNet_preprocessed"] / name
+        except OSError as error:
+            raise EnvironmentProblem(
+                "nnU-Net's planning could not read or write a file",
+                where=error.filename or root,
+                why=str(error),
+                run="free space or check permissions there; export TMPDIR=/a/folder puts temporary files elsewhere",
+            ) from error
         finally:
             for variable, value in before.items():
                 os.environ.pop(variable)

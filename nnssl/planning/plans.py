@@ -128,8 +128,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
         plan_experiment_dataset(
             scope.raw.name, planner, request.gpu_memory_target_gb, request.preprocessor, request.target_spacing_mm, name
         )
-        plans = read_object(folder / f"{name}.json")
-    return plans
+        return read_object(folder / f"{name}.json")
 
 
 def custom_configurations(path: Path) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def settle_splits(raw: RawDataset, preprocessed: Path) -> tuple[Splits, list[str
     given = read_json(theirs) if path is theirs else existing
     if given is None or (path is ours and _same_folds(given, generated)):
         return generated, []
-    check_splits(given, labelled, unlabelled, path)
+    check_splits(given, labelled, unlabelled, path, patients)
     if path is theirs and existing is not None and not _same_folds(given, existing):
         raise DataError(
             "the folds in the raw folder are not those of the preprocessed folder",

@@ -191,7 +191,8 @@ def test_order_that_does_not_cover_the_budget() -> None:
 
 
 def test_good_splits_pass() -> None:
-    check_splits(make_splits(LABELLED, UNLABELLED, PATIENTS), LABELLED, UNLABELLED, Path("splits_final.json"))
+    folds = make_splits(LABELLED, UNLABELLED, PATIENTS)
+    check_splits(folds, LABELLED, UNLABELLED, Path("splits_final.json"), PATIENTS)
     check_splits([{"train": ["p00_ed"], "val": ["p00_ed"]}], LABELLED, UNLABELLED, Path("splits_final.json"))
 
 
@@ -207,12 +208,13 @@ def test_good_splits_pass() -> None:
         ([{"train": ["p00_ed"], "val": []}], "not a list of folds"),
         ([{"train": ["nobody"], "val": ["p00_ed"]}], "names 1 case"),
         ([{"train": ["p01_ed"], "val": ["p00_ed"], "unlabelled": ["nobody"]}], "names 1 case"),
-        ([{"train": ["p01_ed", "p00_ed"], "val": ["p00_ed"]}], "trains and validates on the same cases"),
+        ([{"train": ["p01_ed", "p00_ed"], "val": ["p00_ed"]}], "patients that it validates on"),
+        ([{"train": ["p01_ed", "p00_es"], "val": ["p00_ed"]}], "patients that it validates on"),
     ],
 )
 def test_bad_splits(splits: object, fragment: str) -> None:
     with pytest.raises(DataError, match=fragment) as caught:
-        check_splits(splits, LABELLED, UNLABELLED, Path("splits_final.json"))
+        check_splits(splits, LABELLED, UNLABELLED, Path("splits_final.json"), PATIENTS)
     assert caught.value.where == "splits_final.json"
 
 

@@ -27,6 +27,19 @@ def measured(tmp_path, prediction, reference, structures=STRUCTURES, paper=False
     return measure_case(Measurement(reader, structures, 1.0, paper), files)
 
 
+def test_placement_may_differ_where_that_is_asked_for(tmp_path):
+    array = label_array(1)
+    files = CaseFiles(
+        "case",
+        write_labels(tmp_path / "reference" / "case.nii.gz", array),
+        write_labels(tmp_path / "prediction" / "case.nii.gz", array, origin=(5.0, 0.0, 0.0)),
+    )
+    with pytest.raises(DataError, match="origin"):
+        measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, False), files)
+    found = measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, False, same_placement=False), files)
+    assert found[1]["Dice"] == 1.0
+
+
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
 def test_a_case_has_the_metrics_of_its_arrays_with_the_spacing_in_array_order(tmp_path, reader):
     prediction, reference = label_array(1), label_array(2)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -89,3 +91,29 @@ def test_unlabelled_scans_are_what_the_registry_says(name: str, make_trainer) ->
     trainer.initialize()
     batch = next(trainer.get_dataloaders()[0])
     assert ("unlabelled" in batch) == ("unlabelled" in METHODS[name].needs)
+
+
+LABEL_KINDS = {
+    "regions": {"labels": {"background": 0, "whole": [1, 2], "core": 1}, "regions_class_order": [2, 1]},
+    "ignore": {"labels": {"background": 0, "core": 1, "ignore": 2}},
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_KINDS)
+@every
+def test_regions_and_ignore_label(name: str, kind: str, make_tiny, make_trainer) -> None:
+    folder = make_tiny()
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**dataset_json, **LABEL_KINDS[kind]}))
+    for file in (folder / "nnUNetPlans_3d_fullres").glob("*.pkl"):  # places of what nnU-Net samples from
+        properties = pickle.loads(file.read_bytes())
+        places = properties["class_locations"]
+        everywhere = np.concatenate([places[1], places[2]])
+        properties["class_locations"] = (
+            {(1, 2): everywhere, (1,): places[1]} if kind == "regions" else {1: places[1], (-1, 0, 1): everywhere}
+        )
+        file.write_bytes(pickle.dumps(properties))
+    trainer = make_trainer(name)
+    trainer.run_training()
+    assert all(np.isfinite(row["loss"]) for row in trainer.record.rows)
+    assert len(trainer.record.rows) == 2

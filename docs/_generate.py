@@ -1,0 +1,122 @@
+"""Pages made from the code: commands from their parsers, methods from the registry, settings from the dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import nnssl.cli
+import nnssl.ingredients
+from nnssl.registry import METHODS, Method
+
+COMMANDS = ("phantom", "plan_and_preprocess", "train", "predict", "evaluate", "methods")  # others follow these
+
+
+def write_pages(docs: Path) -> None:
+    """Write every generated page into `docs/generated`.
+
+    Raises:
+        FileNotFoundError: a registered method has no page in `docs/methods`.
+    """
+    folder = docs / "generated"
+    folder.mkdir(exist_ok=True)
+    pages = {"cli": commands(), "methods": methods_table(), "ingredients": ingredients()}
+    for method in METHODS.values():
+        page = docs / "methods" / f"{method.name}.md"
+        if not page.is_file():
+            raise FileNotFoundError(f"{method.class_name} has no documentation page {page}")
+        pages[f"settings_{method.name}"] = settings_table(method)
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def commands() -> str:
+    """Return one section a command."""
+    os.environ["COLUMNS"] = "90"
+    modules = [import_module(f"nnssl.cli.{name}") for name in _modules(nnssl.cli)]
+    parsers = {module.__name__.rpartition(".")[2]: module.make_parser() for module in modules if _has_parser(module)}
+    order = [name for name in COMMANDS if name in parsers] + [name for name in parsers if name not in COMMANDS]
+    return "\n".join(command(parsers[name]) for name in order)
+
+
+def command(parser: argparse.ArgumentParser) -> str:
+    """Return the section of one command: description, usage, table of arguments."""
+    parser.color = False
+    prefix = "usage: "
+    usage = parser.format_usage().removeprefix(prefix).replace("\n" + " " * len(prefix), "\n")
+    rows = [[_syntax(action), _meaning(action, parser)] for action in parser._actions]
+    described = parser.description or ""
+    return f"## {parser.prog}\n\n{described}\n\n```text\n{usage}```\n\n{_table(['argument', 'meaning'], rows)}"
+
+
+def methods_table() -> str:
+    """Return the table of the registered methods; the links work from `docs/methods`."""
+    rows = [
+        [f"[`{m.class_name}`]({m.name}.md)", m.paper, ", ".join(m.needs) or "–", f"{m.activations:g}", _networks(m)]
+        for m in METHODS.values()
+    ]
+    return _table(["`-tr`", "paper", "needs", "activation memory", "networks"], rows)
+
+
+def settings_table(method: Method) -> str:
+    """Return the settings that `--set` takes for one method."""
+    rows = []
+    for item in dataclasses.fields(method.load().config_class):
+        meta = item.metadata
+        bounds = [f"{meta[end]:g}" if meta[end] is not None else "" for end in ("low", "high")]
+        allowed = ", ".join(meta["choices"]) or (" to ".join(bounds) if all(bounds) else _one_sided(*bounds))
+        rows.append([f"`{item.name}`", meta["symbol"] or "–", f"`{item.default}`", allowed, meta["help"]])
+    if not rows:
+        return "This method has no settings of its own.\n"
+    return _table(["setting", "symbol", "default", "range", "meaning"], rows)
+
+
+def ingredients() -> str:
+    """Return one section for each file of `nnssl.ingredients`."""
+    modules = [f"nnssl.ingredients.{name}" for name in _modules(nnssl.ingredients)]
+    return "\n".join(f"### {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n" for name in modules)
+
+
+def _modules(package: ModuleType) -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+
+
+def _has_parser(module: ModuleType) -> bool:
+    return hasattr(module, "make_parser")
+
+
+def _syntax(action: argparse.Action) -> str:
+    words = ", ".join(f"`{text}`" for text in action.option_strings)
+    if action.nargs == 0:
+        return words
+    default = action.dest.upper() if action.option_strings else action.dest
+    names = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else default)
+    names = " ".join(names) if isinstance(names, tuple) else names
+    value = f"{names} [{names} ...]" if action.nargs == "+" else names
+    return f"{words} `{value}`" if words else f"`{value}`"
+
+
+def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    text = (action.help or "") % {**vars(action), "prog": parser.prog}
+    return f"{text} (required)" if action.option_strings and action.required else text
+
+
+def _networks(method: Method) -> str:
+    counted = ((method.students, "trained"), (method.teachers, "teacher"))
+    return ", ".join(f"{count} {kind}" for count, kind in counted if count)
+
+
+def _one_sided(low: str, high: str) -> str:
+    return f"at least {low}" if low else f"at most {high}" if high else "any"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -1,0 +1,80 @@
+"""`nnssl_predict`: masks for a folder of scans; nnU-Net's flags, and bare `-i -o` where there is one trained model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnssl.cli.runtime import parser, run
+from nnssl.errors import UsageError
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of `nnssl_predict`."""
+    made = parser("nnssl_predict", "Segment a folder of scans with a trained model.")
+    add = made.add_argument
+    add("-i", required=True, help="folder of CASE_0000 files, or one such file")
+    add("-o", required=True, help="folder for the masks (made if need be)")
+    add("-d", help="data set, name or id; the model options are needed only where several models are trained")
+    add("-tr", help="trainer")
+    add("-p", help="plans")
+    add("-c", help="configuration: 2d, 3d_fullres, …")
+    add("-m", help="model folder (TRAINER__PLANS__CONFIGURATION) instead of -d -tr -p -c")
+    add("-f", nargs="+", help="folds to average; default: all that are trained")
+    add("-chk", default="checkpoint_final.pth", help="checkpoint file, default %(default)s")
+    add("-step_size", type=float, default=0.5, help="step between patches as a share of the patch, default %(default)s")
+    add("--disable_tta", action="store_true", help="no averaging over mirrored copies: faster, less accurate")
+    add("--save_probabilities", action="store_true", help="also write CASE.npz and CASE.pkl")
+    add("--continue_prediction", "--c", action="store_true", help="keep masks that are there, predict the others")
+    add("-npp", type=int, default=os.environ.get("nnUNet_npp"), help="threads that preprocess, default 1, on a GPU 3")
+    add("-nps", type=int, default=os.environ.get("nnUNet_nps"), help="threads that export, default 1, on a GPU 3")
+    add("-num_parts", type=int, default=1, help="number of calls that share the cases, default 1")
+    add("-part_id", type=int, default=0, help="which of these calls this one is, from 0")
+    add("-prev_stage_predictions", help="not supported: cascades are left to nnUNetv2_predict")
+    add("-device", choices=("cuda", "cpu", "mps"), help="default: the best one there is")
+    add("--not_on_device", action="store_true", help="keep results off the GPU: for scans that do not fit")
+    add("--disable_progress_bar", action="store_true", help="log lines instead of a bar")
+    add("--verbose", action="store_true", help="show what nnU-Net prints")
+    return made
+
+
+def _body(arguments: argparse.Namespace) -> None:
+    from nnssl.inference.api import DiskJob, ModelOptions, predict_files
+
+    a, start = arguments, time.monotonic()
+    if a.prev_stage_predictions:
+        raise UsageError("cascades are not supported", where="-prev_stage_predictions", run="nnUNetv2_predict")
+    bar = sys.stderr.isatty() and not a.disable_progress_bar
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    job = DiskJob(
+        [Path(a.i)], Path(a.o), a.save_probabilities, not a.continue_prediction, a.num_parts, a.part_id,
+        readers=a.npp, writers=a.nps, threads=cores, progress="bar" if bar else "lines",
+    )  # fmt: skip
+    options = ModelOptions(
+        model=a.m, dataset=a.d, trainer=a.tr, plans=a.p, configuration=a.c, folds=a.f, checkpoint=a.chk,
+        step_size=a.step_size, mirroring=not a.disable_tta, device=a.device, on_device=not a.not_on_device,
+        verbose=a.verbose,
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr if a.verbose else io.StringIO()):
+        result, seconds = predict_files(job, options), time.monotonic() - start
+    if a.json:
+        record = {"masks": [str(mask) for mask in result.masks], "predicted": result.predicted, "folds": result.folds,
+                  "model": str(result.model.path), "device": result.device, "seconds": round(seconds, 1)}  # fmt: skip
+        print(json.dumps(record))
+        return
+    print(f"model: {result.model.options}, folds {' '.join(result.folds)}, on {result.device}")
+    print(f"{result.predicted} of {len(result.masks)} masks predicted in {seconds:.1f} s: {result.folder}")
+    labels = Path(a.i).with_name(Path(a.i).name.replace("images", "labels"))
+    print(f"next: nnssl_evaluate {labels if labels != Path(a.i) and labels.is_dir() else 'LABELS'} {result.folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), _body, argv)

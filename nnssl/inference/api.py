@@ -1,0 +1,270 @@
+"""`nnssl.predict`: a path, an array or an image in, the same kind of thing out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from nnssl.errors import UsageError
+from nnssl.files import DATASET_KEYS, check_writable, read_object, write_json
+from nnssl.inference.cases import Case, case_of_files, cases_in_folder
+from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
+from nnssl.inference.progress import ProgressStyle
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+    from nnssl.inference.predictor import Predictor
+
+
+class ModelOptions(TypedDict, total=False):
+    """Which model predicts, and how; every key may be left out.
+
+    Attributes:
+        model: model folder; takes the place of the four names.
+        dataset: data set name or id.
+        trainer: trainer class name.
+        plans: plans name.
+        configuration: `2d`, `3d_fullres`, …
+        folds: folds whose logits are averaged; default all that are trained.
+        checkpoint: file name, default `checkpoint_final.pth`.
+        step_size: step between patches in units of the patch size, in (0, 1], default 0.5.
+        mirroring: test-time augmentation by mirroring, default True.
+        device: `cuda`, `cpu` or `mps`, default the best one there is.
+        on_device: keep results on the GPU, default True.
+        verbose: let nnU-Net print what it does, default False.
+    """
+
+    model: str | Path | None
+    dataset: str | int | None
+    trainer: str | None
+    plans: str | None
+    configuration: str | None
+    folds: Sequence[str | int] | None
+    checkpoint: str
+    step_size: float
+    mirroring: bool
+    device: str | torch.device | None
+    on_device: bool
+    verbose: bool
+
+
+def load_predictor(**options: Unpack[ModelOptions]) -> Predictor:
+    """Return a predictor with the model that the options select, for use in a loop.
+
+    Without options the only trained model below `nnUNet_results` is taken.
+
+    Raises:
+        UsageError: no model, or several, fit; no such fold; a cascade.
+        DataError: `model` is no model folder.
+        EnvironmentProblem: a checkpoint is damaged, there is no such device, or `nnUNet_results` is not set.
+    """
+    model, settings = _chosen(options)
+    from nnssl.inference.predictor import Predictor
+
+    return Predictor.from_folder(model, **settings)
+
+
+def _chosen(options: ModelOptions) -> tuple[ModelFolder, dict[str, Any]]:
+    """Return the model folder and what remains for `Predictor.from_folder`."""
+    settings: dict[str, Any] = dict(options)
+    unknown = sorted(settings.keys() - ModelOptions.__annotations__.keys())
+    if unknown:
+        raise UsageError(
+            f"unknown option {', '.join(unknown)}", why=f"known: {', '.join(ModelOptions.__annotations__)}"
+        )
+    folder = settings.pop("model", None)
+    names = {key: settings.pop(key, None) for key in ("dataset", "trainer", "plans", "configuration")}
+    checkpoint = settings.setdefault("checkpoint", FINAL_CHECKPOINT)
+    model = find_model(ModelQuery(folder=None if folder is None else Path(folder), checkpoint=checkpoint, **names))
+    find_folds(model, settings.get("folds"), checkpoint)
+    return model, settings
+
+
+def predict(
+    image: Any,  # noqa: ANN401 - the types are in the docstring
+    output: str | Path | None = None,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    save_probabilities: bool = False,
+    **options: Unpack[ModelOptions],
+) -> Any:  # noqa: ANN401
+    """Segment scans with a trained model.
+
+    Args:
+        image: one of
+            - a folder of `CASE_0000.nii.gz` files → the list of the masks' paths, in the folder `output`;
+            - one file, or a list of files with one channel each → the mask's path; `output` is the file or its folder;
+            - a numpy array (z, y, x) or (C, z, y, x) with `spacing_mm` → a numpy array (z, y, x);
+            - a SimpleITK image → a SimpleITK image with its geometry;
+            - a nibabel image → a nibabel image with its affine;
+            - a list of arrays or images with one channel each → the type of the first.
+        output: for paths only, and needed there.
+        spacing_mm: for arrays only: voxel size in mm in the array's axis order.
+        save_probabilities: for paths only: also write `CASE.npz` and `CASE.pkl` as nnU-Net does.
+        options: which model predicts, and how: see `ModelOptions`.
+
+    Returns:
+        Masks of integer labels, as the list above says.
+
+    Raises:
+        UsageError: an argument makes no sense, or the model is not clear (the ones there are listed).
+        DataError: a scan is missing, unreadable or not what the model needs.
+        EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
+        OutOfMemory: the device has not enough memory.
+
+    Example:
+        >>> masks = nnssl.predict("imagesTs", "predictions", dataset=901)  # doctest: +SKIP
+    """
+    channels = image if isinstance(image, list | tuple) else [image]
+    if not channels:
+        raise UsageError("there is no image to predict")
+    if not all(isinstance(channel, str | Path) for channel in channels):
+        if output is not None:
+            raise UsageError("output is for paths", why="an image in memory comes back as an image in memory")
+        return load_predictor(**options).predict_image(image, spacing_mm)
+    if output is None:
+        raise UsageError("output is needed", where="nnssl.predict", why="scans on disk become masks on disk")
+    source = [Path(channel) for channel in channels]
+    masks = predict_files(DiskJob(source, Path(output), save_probabilities=save_probabilities), options).masks
+    return masks if source[0].is_dir() else masks[0]
+
+
+@dataclass(frozen=True)
+class DiskJob:
+    """Scans on disk to predict, and how the work is divided.
+
+    Attributes:
+        source: a folder of `CASE_0000` files, or the channel files of one case.
+        output: folder of the masks, or the mask's file for one case.
+        save_probabilities: also write `CASE.npz` and `CASE.pkl`.
+        overwrite: predict cases again whose mask is there.
+        num_parts: number of calls that share the cases.
+        part_id: which of them this one is, from 0.
+        readers: threads that read and preprocess ahead, 0 for none; None: 3 on a GPU, else 1.
+        writers: threads that resample and write, 0 for none; None: 3 on a GPU, else 1.
+        threads: CPU threads of the network, None leaves torch's setting.
+        progress: a bar, log lines, or nothing.
+    """
+
+    source: Sequence[Path]
+    output: Path
+    save_probabilities: bool = False
+    overwrite: bool = True
+    num_parts: int = 1
+    part_id: int = 0
+    readers: int | None = None
+    writers: int | None = None
+    threads: int | None = None
+    progress: ProgressStyle = "off"
+
+    def cases(self, ending: str) -> list[Case]:
+        """Return the cases of this part, once the output is known to be writable.
+
+        Raises:
+            UsageError: `output` is the folder of the scans, `part_id` is not below `num_parts`, or a count is negative.
+            DataError: a scan is missing or wrongly named.
+            EnvironmentProblem: `output` cannot be written.
+        """
+        if not 0 <= self.part_id < self.num_parts:
+            why = "part ids count from 0 to the number of parts minus 1"
+            raise UsageError(f"-part_id {self.part_id} with -num_parts {self.num_parts}", why=why)
+        if min(self.readers or 0, self.writers or 0) < 0:
+            raise UsageError("-npp and -nps count threads, from 0")
+        if len(self.source) == 1 and not self.source[0].is_file():
+            if self.output.resolve() == self.source[0].resolve():
+                raise UsageError("the output is the folder of the scans", where=self.output, run="choose another -o")
+            cases = cases_in_folder(self.source[0], self.output, ending)
+        else:
+            cases = [case_of_files(self.source, self.output, ending)]
+        check_writable(cases[0].mask.parent, "the output folder", "choose another folder with -o")
+        return cases[self.part_id :: self.num_parts]
+
+    def is_done(self, case: Case) -> bool:
+        """Return whether everything this job writes for the case is there."""
+        return case.mask.is_file() and (not self.save_probabilities or Path(f"{case.stem}.npz").is_file())
+
+
+@dataclass(frozen=True)
+class DiskResult:
+    """What `predict_files` did.
+
+    Attributes:
+        masks: of all cases of the job, in order.
+        predicted: number of cases predicted by this call; the others were there.
+        folder: of the masks.
+        model: the model that was used.
+        folds: folds whose logits were averaged.
+        device: where the network ran.
+    """
+
+    masks: list[Path]
+    predicted: int
+    folder: Path
+    model: ModelFolder
+    folds: list[str]
+    device: str
+
+
+def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
+    """Predict scans on disk.
+
+    Model, scans and output are checked before anything is computed or written; every mask is written in one piece. As
+    with nnU-Net the folder also receives dataset.json, plans.json and predict_from_raw_data_args.json, where the
+    source is a folder.
+
+    Raises:
+        UsageError: an argument makes no sense, or the model is not clear (the ones there are listed).
+        DataError: a scan is missing, unreadable or not what the model needs.
+        EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
+        OutOfMemory: the device has not enough memory for the case that is named.
+    """
+    model, settings = _chosen(options)
+    ending = read_object(model.path / "dataset.json", keys=DATASET_KEYS)["file_ending"]
+    cases = job.cases(str(ending))
+    todo = [case for case in cases if job.overwrite or not job.is_done(case)]
+    from nnssl.inference.predictor import Predictor, using_threads
+
+    predictor = Predictor.from_folder(model, **settings)
+    predictor.check_cases(todo)
+    folder = cases[0].mask.parent if cases else job.output
+    if todo and job.source[0].is_dir():
+        _write_records(folder, predictor, job)
+    workers = 3 if predictor.device.type == "cuda" else 1
+    with using_threads(job.threads if predictor.device.type == "cpu" else None):
+        predictor.predict_cases(
+            todo,
+            save_probabilities=job.save_probabilities,
+            readers=workers if job.readers is None else job.readers,
+            writers=workers if job.writers is None else job.writers,
+            progress=job.progress,
+        )
+    masks = [case.mask for case in cases]
+    return DiskResult(masks, len(todo), folder, model, predictor.folds, str(predictor.device))
+
+
+def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
+    arguments = {
+        "list_of_lists_or_source_folder": str(job.source[0]),
+        "output_folder_or_list_of_truncated_output_files": str(job.output),
+        "save_probabilities": job.save_probabilities,
+        "overwrite": job.overwrite,
+        "num_processes_preprocessing": job.readers,
+        "num_processes_segmentation_export": job.writers,
+        "folder_with_segs_from_prev_stage": None,
+        "num_parts": job.num_parts,
+        "part_id": job.part_id,
+        "nnssl_semi": {
+            "model": str(predictor.model.path) if predictor.model else None,
+            "folds": predictor.folds,
+            "step_size": predictor.tile_step_size,
+            "mirroring": predictor.use_mirroring,
+            "device": str(predictor.device),
+        },
+    }
+    write_json(folder / "predict_from_raw_data_args.json", arguments)
+    write_json(folder / "dataset.json", predictor.dataset_json)
+    write_json(folder / "plans.json", predictor.plans_manager.plans)

@@ -1,0 +1,104 @@
+"""The scans to predict: found, counted and read once before anything is computed or written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from nnssl.data.raw import RawCase
+from nnssl.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to predict: its channel files in order, and where its mask goes."""
+
+    name: str
+    images: tuple[Path, ...]
+    mask: Path
+
+    @property
+    def stem(self) -> Path:
+        """The mask's path without file ending, for what is saved beside the mask."""
+        return self.mask.with_name(self.name)
+
+
+def cases_in_folder(folder: Path, output: Path, ending: str) -> list[Case]:
+    """Return the cases `NAME_0000<ending>`, `NAME_0001<ending>`, … of a folder, sorted by name.
+
+    Raises:
+        DataError: the folder does not exist, holds no case, or an image in it has another ending or no channel number.
+    """
+    if not folder.is_dir():
+        raise DataError("the folder of scans does not exist", where=folder)
+    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    images: dict[str, list[Path]] = {}
+    strangers = []
+    for file in sorted(folder.iterdir()):
+        match = pattern.fullmatch(file.name)
+        if match and not file.name.startswith("."):
+            images.setdefault(match[1], []).append(file)
+        elif file.name.endswith((ending, *IMAGE_ENDINGS)) and not file.name.startswith("."):
+            strangers.append(file.name)
+    if strangers:
+        raise DataError(
+            f"{len(strangers)} image(s) are not named CASE_0000{ending}",
+            where=folder,
+            why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
+            run=f"the model was trained on {ending} files with a channel number: rename, convert or move these",
+        )
+    if not images:
+        raise DataError("there are no scans to predict", where=folder, why=f"no file is named CASE_0000{ending}")
+    return [Case(name, tuple(files), output / f"{name}{ending}") for name, files in sorted(images.items())]
+
+
+def case_of_files(files: Sequence[Path], output: Path, ending: str) -> Case:
+    """Return one case from its channel files in order; `output` is the mask's path or the folder it goes to.
+
+    Raises:
+        DataError: a file does not exist or has not the ending that the model was trained on.
+    """
+    for file in files:
+        if not file.is_file():
+            raise DataError("the scan does not exist", where=file)
+        if not file.name.endswith(ending):
+            raise DataError("the scan has another file ending", where=file, why=f"the model was trained on {ending}")
+    name = re.sub(r"_\d{4}$", "", files[0].name.removesuffix(ending))
+    if output.name.endswith(ending) and not output.is_dir():
+        return Case(output.name.removesuffix(ending), tuple(files), output)
+    return Case(name, tuple(files), output / f"{name}{ending}")
+
+
+def check_cases(cases: Sequence[Case], reader_class: type, channels: int) -> None:
+    """Read every scan once, and raise with all that the model cannot take.
+
+    Raises:
+        DataError: a file cannot be read or is cut off, a value is not finite, the channels of a case do not lie on one
+            grid, or there are not `channels` of them. Case and file are named.
+    """
+    from nnssl.data.scans import Expected, ScanTask, examine
+
+    ending = cases[0].mask.name.removeprefix(cases[0].name) if cases else ""
+    expected = Expected(reader_class, channels, (), ending)
+    tasks = [ScanTask(RawCase(case.name, case.images, None, case.name), "test", False) for case in cases]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        outcomes = list(pool.map(partial(examine, expected=expected), tasks))
+    for warning in (text for outcome in outcomes for text in outcome.warnings):
+        logger.warning("%s", warning)
+    problems = [text for outcome in outcomes for text in outcome.problems]
+    if problems:
+        raise DataError(
+            f"{len(problems)} problem(s) in the scans to predict",
+            where=cases[0].images[0].parent,
+            why="\n".join(problems[:10]) + ("\n…" if len(problems) > 10 else ""),
+        )

@@ -1,0 +1,185 @@
+"""Which trained model a prediction uses: nnU-Net's result folders, found by name or by being the only one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl.errors import DataError, UsageError
+from nnssl.files import environment_folder
+
+FINAL_CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One `TRAINER__PLANS__CONFIGURATION` folder with plans.json, dataset.json and `fold_X` folders.
+
+    The four names are empty where the folder's path does not tell them (a model given by its folder).
+    """
+
+    path: Path
+    dataset: str = ""
+    trainer: str = ""
+    plans: str = ""
+    configuration: str = ""
+
+    @property
+    def options(self) -> str:
+        """The options of `nnssl_predict` that select this model."""
+        if not self.configuration:
+            return f"-m {self.path}"
+        return f"-d {self.dataset} -tr {self.trainer} -p {self.plans} -c {self.configuration}"
+
+    def folds(self, checkpoint: str | None = None) -> list[str]:
+        """Return the folds, in order, that hold `checkpoint` (None: any checkpoint)."""
+        pattern = checkpoint or "checkpoint_*.pth"
+        found = {file.parent.name.removeprefix("fold_") for file in self.path.glob(f"fold_*/{pattern}")}
+        return sorted(found, key=lambda fold: (not fold.isdigit(), int(fold) if fold.isdigit() else 0, fold))
+
+
+@dataclass(frozen=True)
+class ModelQuery:
+    """What the user says about the model; None leaves the choice open.
+
+    Attributes:
+        folder: a model folder directly (`-m`); the four names are not looked at then.
+        dataset: name or id (`-d`).
+        trainer: `-tr`.
+        plans: `-p`.
+        configuration: `-c`.
+        checkpoint: file name inside the fold folders (`-chk`).
+    """
+
+    folder: Path | None = None
+    dataset: str | int | None = None
+    trainer: str | None = None
+    plans: str | None = None
+    configuration: str | None = None
+    checkpoint: str = FINAL_CHECKPOINT
+
+    def fits(self, model: ModelFolder) -> bool:
+        """Return whether the model has the given names."""
+        pairs = ((self.trainer, model.trainer), (self.plans, model.plans), (self.configuration, model.configuration))
+        return _is_dataset(model.dataset, self.dataset) and all(want in (None, name) for want, name in pairs)
+
+
+def _is_dataset(name: str, wanted: str | int | None) -> bool:
+    if wanted is None or name == str(wanted):
+        return True
+    number = re.fullmatch(r"(?:Dataset)?(\d+)", str(wanted))
+    return number is not None and re.match(rf"Dataset{int(number[1]):03d}_", name) is not None
+
+
+def list_models(root: Path | None = None) -> list[ModelFolder]:
+    """Return the models below `root` (default: `nnUNet_results`) that hold at least one checkpoint, sorted by path.
+
+    Raises:
+        EnvironmentProblem: `root` is not given and `nnUNet_results` is not set.
+    """
+    root = environment_folder("nnUNet_results") if root is None else root
+    models = []
+    for plans_file in sorted(root.glob("Dataset*/*__*__*/plans.json")):
+        folder = plans_file.parent
+        names = folder.name.split("__")
+        if len(names) == 3 and (folder / "dataset.json").is_file():
+            model = ModelFolder(folder, folder.parent.name, *names)
+            if model.folds():
+                models.append(model)
+    return models
+
+
+def find_model(query: ModelQuery) -> ModelFolder:
+    """Return the model the query means: the given folder, or the only trained model below `nnUNet_results` that fits.
+
+    Raises:
+        UsageError: no model, or several, fit (they are listed with the options that select each), or the only one
+            has no such checkpoint because its training has not ended.
+        DataError: the given folder is no model folder.
+        EnvironmentProblem: `nnUNet_results` is not set.
+    """
+    if query.folder is not None:
+        model = _model_at(query.folder)
+        return model if model.folds(query.checkpoint) else _no_checkpoint(model, query.checkpoint)
+    root = environment_folder("nnUNet_results")
+    models = list_models(root)
+    fitting = [model for model in models if query.fits(model)]
+    trained = [model for model in fitting if model.folds(query.checkpoint)]
+    if len(trained) == 1:
+        return trained[0]
+    if trained:
+        raise UsageError(
+            f"{len(trained)} trained models fit: choose one",
+            where=root,
+            why=_listed(trained),
+            run=f"nnssl_predict {trained[0].options} -i … -o …",
+        )
+    if len(fitting) == 1:
+        return _no_checkpoint(fitting[0], query.checkpoint)
+    raise UsageError(
+        "no trained model fits" if models else "there is no trained model",
+        where=root,
+        why=f"models there:\n{_listed(models)}" if models else "",
+        run="" if models else "nnssl_train trains one; -m FOLDER names a model folder elsewhere",
+    )
+
+
+def _listed(models: Iterable[ModelFolder]) -> str:
+    return "\n".join(
+        f"{model.options}   ({'folds ' + ' '.join(done) if (done := model.folds(FINAL_CHECKPOINT)) else 'unfinished'})"
+        for model in models
+    )
+
+
+def _model_at(folder: Path) -> ModelFolder:
+    missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
+    if missing:
+        inside = folder.name.startswith("fold_")
+        raise DataError(
+            "this is not a model folder",
+            where=folder,
+            why=f"it has no {' and no '.join(missing)}",
+            run=f"-m {folder.parent} -f {folder.name.removeprefix('fold_')}" if inside else "",
+        )
+    names = folder.resolve().name.split("__")
+    if len(names) != 3 or not folder.resolve().parent.name.startswith("Dataset"):
+        return ModelFolder(folder)
+    return ModelFolder(folder, folder.resolve().parent.name, *names)
+
+
+def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
+    """Raise the error of a model without the wanted checkpoint."""
+    there = sorted(file.name for file in model.path.glob("fold_*/checkpoint_*.pth"))
+    unfinished = checkpoint == FINAL_CHECKPOINT and bool(there)
+    fold = next(iter(model.folds()), "0")
+    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {model.plans} --c"
+    raise UsageError(
+        "the training of this model has not ended" if unfinished else f"no fold of this model holds {checkpoint}",
+        where=model.path,
+        why=f"checkpoints there: {', '.join(sorted(set(there))) or 'none'}",
+        run=(f"{resume} continues it; " if unfinished and model.trainer else "")
+        + (f"-chk {there[0]} predicts with what there is" if there else ""),
+    )
+
+
+def find_folds(model: ModelFolder, wanted: Sequence[str | int] | None, checkpoint: str = FINAL_CHECKPOINT) -> list[str]:
+    """Return the folds to average: the wanted ones, or all that hold the checkpoint (`all` only where it is alone).
+
+    Raises:
+        UsageError: a wanted fold does not exist or does not hold the checkpoint.
+    """
+    there = model.folds(checkpoint)
+    if not wanted:
+        return [fold for fold in there if fold.isdigit()] or there
+    folds = list(dict.fromkeys(str(fold) for fold in wanted))
+    missing = [fold for fold in folds if fold not in there]
+    if missing:
+        raise UsageError(
+            f"fold {', '.join(missing)} of this model holds no {checkpoint}",
+            where=model.path,
+            why=f"folds that do: {', '.join(there) or 'none'}",
+            run=f"-f {' '.join(there)}" if there else "",
+        )
+    return folds

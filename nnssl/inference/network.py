@@ -1,0 +1,116 @@
+"""From a model folder to a network that is ready to predict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnssl.errors import EnvironmentProblem, UsageError
+from nnssl.files import DATASET_KEYS, PLANS_KEYS, read_object
+from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything a predictor needs.
+
+    Attributes:
+        network: with the first fold's weights, on the CPU.
+        plans: nnU-Net's plans.
+        configuration: the configuration that the checkpoints were trained with.
+        preprocessing: the same, but without resampling of label maps, which prediction throws away.
+        preprocessor: the plans' preprocessor.
+        dataset_json: the data set's description.
+        checkpoints: one a fold.
+    """
+
+    network: torch.nn.Module
+    plans: PlansManager
+    configuration: ConfigurationManager
+    preprocessing: ConfigurationManager
+    preprocessor: Any
+    dataset_json: dict[str, Any]
+    checkpoints: list[Checkpoint]
+
+
+def load_model(checkpoint_files: Sequence[Path]) -> LoadedModel:
+    """Load the folds of one model from `…/fold_X/checkpoint_Y.pth` beside plans.json and dataset.json.
+
+    Raises:
+        UsageError: the configuration is the second stage of a cascade.
+        DataError: plans.json or dataset.json cannot be read.
+        EnvironmentProblem: a checkpoint is damaged or does not fit the network of the plans.
+    """
+    folder = checkpoint_files[0].parent.parent
+    plans = PlansManager(read_object(folder / "plans.json", keys=PLANS_KEYS))
+    dataset_json = read_object(folder / "dataset.json", keys=DATASET_KEYS)
+    checkpoints = [load_checkpoint(file) for file in checkpoint_files]
+    name = checkpoints[0].configuration
+    if name not in plans.available_configurations:
+        raise EnvironmentProblem(
+            f"the checkpoint was trained with the configuration {name}, which its plans do not have",
+            where=checkpoint_files[0],
+            why=f"configurations in plans.json: {', '.join(plans.available_configurations)}",
+        )
+    configuration = plans.get_configuration(name)
+    if configuration.previous_stage_name is not None:
+        raise UsageError(
+            "cascades are not supported",
+            where=folder,
+            why=f"{name} refines the predictions of {configuration.previous_stage_name}",
+            run="predict with nnUNetv2_predict, or choose another configuration with -c",
+        )
+    network = _network(plans, configuration, dataset_json, checkpoints[0])
+    for file, checkpoint in reversed(list(zip(checkpoint_files, checkpoints, strict=True))):
+        _load_weights(network, checkpoint, file)
+    preprocessing = _without_label_resampling(configuration)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    return LoadedModel(network, plans, configuration, preprocessing, preprocessor, dataset_json, checkpoints)
+
+
+def _network(
+    plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any], checkpoint: Checkpoint
+) -> torch.nn.Module:
+    inputs = determine_num_input_channels(plans, configuration, dataset_json)
+    outputs = plans.get_label_manager(dataset_json).num_segmentation_heads
+    if checkpoint.ours or checkpoint.trainer == "nnUNetTrainer":
+        return get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            inputs,
+            outputs,
+            allow_init=False,
+            deep_supervision=False,
+        )
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    trainer = recursive_find_trainer_class_by_name(checkpoint.trainer)
+    return trainer.build_network_architecture(plans, configuration, inputs, outputs, enable_deep_supervision=False)
+
+
+def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) -> None:
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            "the checkpoint does not fit the network of the plans",
+            where=file,
+            why="\n".join(line.strip() for line in str(error).splitlines()[:3]),
+        ) from error
+
+
+def _without_label_resampling(configuration: ConfigurationManager) -> ConfigurationManager:
+    if configuration.preprocessor_name != "DefaultPreprocessor":
+        return configuration
+    lean = copy.deepcopy(configuration.configuration)
+    lean["resampling_fn_seg"], lean["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
+    return ConfigurationManager(lean)

@@ -1,0 +1,295 @@
+"""nnU-Net's predictor with a model that stays loaded, and without its worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from typing_extensions import Self
+
+from nnssl.errors import DataError, EnvironmentProblem, OutOfMemory, UsageError
+from nnssl.inference.cases import Case, check_cases
+from nnssl.inference.export import write_mask, write_probabilities
+from nnssl.inference.images import Array, LoadedImage, load_image
+from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
+from nnssl.inference.network import LoadedModel, load_model
+from nnssl.inference.pipeline import overlapped
+from nnssl.inference.progress import Progress, ProgressStyle
+
+ImageT = TypeVar("ImageT")
+Prepared = tuple[torch.Tensor, dict[str, Any]]
+Exported = tuple[Array, Array | None]
+
+
+def pick_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device called `name` (`cuda`, `cpu`, `mps`); by default the best one there is.
+
+    Raises:
+        EnvironmentProblem: there is no such device here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        return torch.device(next(kind for kind, available in there.items() if available))
+    device = torch.device(name)
+    if there.get(device.type):
+        return device
+    raise EnvironmentProblem(
+        f"there is no {device.type} device",
+        where=f"-device {name}",
+        why=f"torch {torch.__version__} sees: {', '.join(kind for kind, available in there.items() if available)}",
+        run="-device cpu",
+    )
+
+
+@contextlib.contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` CPU threads inside the block; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Predictor(nnUNetPredictor):
+    """A trained model, loaded once, for any number of scans.
+
+    It is nnU-Net's predictor, and its masks are nnU-Net's (float rounding aside). What differs: no processes are
+    started, the network is built from the plans without a search for trainer classes, and on the CPU 3-D patches pass
+    the network two mirrored copies at a time.
+
+    Args:
+        step_size: step between patches in units of the patch size, in (0, 1].
+        mirroring: average over mirrored copies (test-time augmentation).
+        device: `cuda`, `cpu` or `mps`; None takes the best one there is.
+        on_device: keep the whole result on the GPU; else only patches go there.
+        verbose: let nnU-Net print what it does.
+
+    Raises:
+        UsageError: `step_size` is out of range.
+        EnvironmentProblem: there is no such device.
+    """
+
+    def __init__(
+        self,
+        *,
+        step_size: float = 0.5,
+        mirroring: bool = True,
+        device: str | torch.device | None = None,
+        on_device: bool = True,
+        verbose: bool = False,
+    ) -> None:
+        if not 0 < step_size <= 1:
+            raise UsageError(f"-step_size {step_size} is not in (0, 1]")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints on every device but cuda
+            super().__init__(step_size, True, mirroring, on_device, pick_device(device), verbose, verbose, False)
+        self.model: ModelFolder | None = None
+        self.folds: list[str] = []
+        self.progress = Progress(0, "off")
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path | ModelFolder,
+        *,
+        folds: Sequence[str | int] | None = None,
+        checkpoint: str = FINAL_CHECKPOINT,
+        **settings: Any,  # noqa: ANN401 - the arguments of the class
+    ) -> Self:
+        """Return a predictor with the model of a folder (`…/TRAINER__PLANS__CONFIGURATION`) loaded.
+
+        Args:
+            folder: the model folder.
+            folds: folds whose logits are averaged; None takes all that hold the checkpoint.
+            checkpoint: file name inside the fold folders.
+            settings: the arguments of the class.
+
+        Raises:
+            UsageError: no such fold or checkpoint, or the configuration is the second stage of a cascade.
+            DataError: the folder is no model folder.
+            EnvironmentProblem: a checkpoint is damaged or does not fit the plans, or there is no such device.
+        """
+        predictor = cls(**settings)
+        if not isinstance(folder, ModelFolder):
+            folder = find_model(ModelQuery(folder=Path(folder), checkpoint=checkpoint))
+        predictor._use(folder, find_folds(folder, folds, checkpoint), checkpoint)
+        return predictor
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: Sequence[str | int] | None,
+        checkpoint_name: str = FINAL_CHECKPOINT,
+    ) -> None:
+        """Load a model, under the name nnU-Net gives this method; see `from_folder` for the errors."""
+        model = find_model(ModelQuery(folder=Path(model_training_output_dir), checkpoint=checkpoint_name))
+        self._use(model, find_folds(model, use_folds, checkpoint_name), checkpoint_name)
+
+    def _use(self, folder: ModelFolder, folds: list[str], checkpoint: str) -> None:
+        loaded: LoadedModel = load_model([folder.path / f"fold_{fold}" / checkpoint for fold in folds])
+        self.manual_initialization(
+            loaded.network,
+            loaded.plans,
+            loaded.configuration,
+            [item.weights for item in loaded.checkpoints],
+            loaded.dataset_json,
+            loaded.checkpoints[0].trainer,
+            loaded.checkpoints[0].mirror_axes,
+        )
+        self._preprocessor = loaded.preprocessor
+        self._preprocessing = loaded.preprocessing
+        self.model, self.folds = folder, folds
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels the model needs."""
+        return int(determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json))
+
+    @property
+    def file_ending(self) -> str:
+        """File ending, with its dot, of the scans the model was trained on."""
+        return str(self.dataset_json["file_ending"])
+
+    def check_cases(self, cases: Sequence[Case]) -> None:
+        """Read every scan once, and raise `DataError` with all that the model cannot take."""
+        check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
+
+    def predict_cases(
+        self,
+        cases: Sequence[Case],
+        *,
+        save_probabilities: bool = False,
+        readers: int = 1,
+        writers: int = 1,
+        progress: ProgressStyle = "off",
+    ) -> None:
+        """Predict scans on disk; reading, network and export of neighbouring cases overlap.
+
+        Args:
+            cases: scans that `check_cases` has passed.
+            save_probabilities: also write `CASE.npz` and `CASE.pkl` beside the mask.
+            readers: threads that read and preprocess ahead, 0 for none.
+            writers: threads that resample and write, 0 for none.
+            progress: a bar, log lines, or nothing.
+
+        Raises:
+            OutOfMemory: the device has not enough memory for the case that is named.
+            EnvironmentProblem: a file cannot be written.
+        """
+
+        def export(case: Case, prepared: Prepared, logits: torch.Tensor) -> None:
+            mask, probabilities = self._restored(logits, prepared[1], save_probabilities)
+            if probabilities is not None:
+                write_probabilities(case.stem, probabilities, prepared[1])
+            write_mask(case.mask, mask, prepared[1], self.plans_manager.image_reader_writer_class())
+
+        stages: tuple[Callable[..., Any], ...] = (self._prepared, self._logits, export)
+        with Progress(len(cases), progress) as self.progress:
+            for case in overlapped(cases, *stages, readers=readers, writers=writers):
+                self.progress.finished(case.name)
+
+    def predict_image(self, image: ImageT, spacing_mm: Sequence[float] | None = None) -> ImageT:
+        """Return the mask of one image in memory, as an image of the same type with the same geometry.
+
+        Args:
+            image: numpy array, SimpleITK image or nibabel image, or a list of them, one a channel (the mask then has
+                the type of the first); see `nnssl.inference.images.load_image` for the axes.
+            spacing_mm: voxel size in mm, for arrays only, in their axis order.
+
+        Raises:
+            UsageError: the type is none of these, or an array comes without its spacing.
+            DataError: wrong number of channels, or values that are not finite.
+        """
+        reorient = self.plans_manager.plans["image_reader_writer"].endswith("WithReorient")
+        return self._predict_loaded(load_image(image, spacing_mm, reorient=reorient))
+
+    def _predict_loaded(self, image: LoadedImage) -> Any:  # noqa: ANN401 - the type that came in
+        if image.array.shape[0] != self.channels:
+            raise DataError(
+                f"the image has {image.array.shape[0]} channel(s), the model needs {self.channels}",
+                where=f"image of shape {image.array.shape} (channel, z, y, x)",
+            )
+        bad = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
+        if bad:
+            raise DataError(f"the image has {bad} voxel(s) that are NaN or infinite", where="image")
+        data, _, properties = self._preprocessor.run_case_npy(
+            image.array,
+            None,
+            {"spacing": list(image.spacing_mm)},
+            self.plans_manager,
+            self._preprocessing,
+            self.dataset_json,
+        )
+        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
+        return image.restore(self._restored(logits, properties, False)[0])
+
+    def _prepared(self, case: Case) -> Prepared:
+        files = [str(file) for file in case.images]
+        data, _, properties = self._preprocessor.run_case(
+            files, None, self.plans_manager, self._preprocessing, self.dataset_json
+        )
+        return torch.from_numpy(data), properties
+
+    def _logits(self, case: Case, prepared: Prepared) -> torch.Tensor:
+        try:
+            return self.predict_logits_from_preprocessed_data(prepared[0])
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            raise OutOfMemory(
+                f"out of memory on {self.device}",
+                where=case.name,
+                why=str(error).partition("\n")[0],
+                run="--not_on_device keeps the result off the GPU; -device cpu needs no GPU memory",
+            ) from error
+
+    def _restored(self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool) -> Exported:
+        made = convert_predicted_logits_to_segmentation_with_correct_shape(
+            logits,
+            self.plans_manager,
+            self.configuration_manager,
+            self.label_manager,
+            properties,
+            probabilities,
+            torch.get_num_threads(),
+        )
+        return made if probabilities else (made, None)
+
+    def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
+        slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)
+        self.progress.steps(len(slicers) * len(self.list_of_parameters))
+        return slicers
+
+    @torch.inference_mode()
+    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean logits over the mirrored copies of one patch, shape (1, C, *S).
+
+        On the CPU torch sends 3-D convolutions of a single patch to a slow kernel; two copies at a time avoid it. The
+        sum runs in nnU-Net's order.
+        """
+        axes = self.allowed_mirroring_axes if self.use_mirroring else None
+        if not axes or self.device.type != "cpu" or x.ndim < 5:
+            mean = super()._internal_maybe_mirror_and_predict(x)
+        else:
+            outputs = self._mirrored_outputs(x, [axis + 2 for axis in axes])
+            mean = next(outputs)
+            for output in outputs:
+                mean += output
+            mean /= 2 ** len(axes)
+        self.progress.step()
+        return mean
+
+    def _mirrored_outputs(self, x: torch.Tensor, axes: Sequence[int]) -> Iterator[torch.Tensor]:
+        flips = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
+        for pair in zip(flips[::2], flips[1::2], strict=True):
+            outputs = self.network(torch.cat([x.flip(flip) for flip in pair]))
+            for flip, output in zip(pair, outputs.split(1), strict=True):
+                yield output.flip(flip)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from dataclasses import dataclass
+
+import pytest
+
+from nnssl.config import MethodConfig, config_with, hyper
+from nnssl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Settings(MethodConfig):
+    decay: float = hyper(0.99, "weight of the old value", "α", low=0, high=1)
+    steps: int = hyper(40, "length of the ramp-up", low=1)
+    mirrored: bool = hyper(True, "flip the views")
+    shape: str = hyper("sigmoid", "form of the ramp-up", choices=("sigmoid", "gaussian"))
+
+
+def test_defaults_and_metadata() -> None:
+    assert Settings().to_dict() == {"decay": 0.99, "steps": 40, "mirrored": True, "shape": "sigmoid"}
+    decay = next(item for item in dataclasses.fields(Settings) if item.name == "decay")
+    assert (decay.metadata["symbol"], decay.metadata["help"]) == ("α", "weight of the old value")
+
+
+def test_round_trips() -> None:
+    changed = config_with(Settings, ["decay=0.5", "mirrored=no", "shape=gaussian"])
+    assert config_with(Settings, json.loads(json.dumps(changed.to_dict()))) == changed
+    assert pickle.loads(pickle.dumps(changed)) == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("decay=0.5", "decay", 0.5),
+        ("decay=1e-3", "decay", 0.001),
+        ("decay=1", "decay", 1.0),
+        ("decay=0", "decay", 0.0),
+        (" decay = 0.5 ", "decay", 0.5),
+        ("steps=1e3", "steps", 1000),
+        ("steps=7.0", "steps", 7),
+        ("steps=+7", "steps", 7),
+        ("steps=9007199254740993", "steps", 2**53 + 1),
+        ("mirrored=False", "mirrored", False),
+        ("mirrored=0", "mirrored", False),
+        ("mirrored=off", "mirrored", False),
+        ("mirrored=YES", "mirrored", True),
+        ("shape=gaussian", "shape", "gaussian"),
+    ],
+)
+def test_values_from_text(text: str, name: str, value: object) -> None:
+    found = getattr(config_with(Settings, [text]), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"), [({"steps": 5.0}, "steps", 5), ({"decay": 1}, "decay", 1.0), ({"steps": 5}, "steps", 5)]
+)
+def test_values_from_a_mapping(given: dict[str, float], name: str, value: object) -> None:
+    found = getattr(config_with(Settings, given), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("decay=high", "decay=high is not a float"),
+        ("decay=true", "decay=true is not a float"),
+        ("steps=1.5", "steps=1.5 is not a int"),
+        ("steps=inf", "steps=inf is not a int"),
+        ("steps=nan", "steps=nan is not a int"),
+        ("steps=ten", "steps=ten is not a int"),
+        ("mirrored=maybe", "mirrored=maybe is not a bool"),
+        ("mirrored=2", "mirrored=2 is not a bool"),
+        ("decay=1.01", "decay=1.01 is not allowed"),
+        ("decay=-0.1", "decay=-0.1 is not allowed"),
+        ("decay=nan", "decay=nan is not allowed"),
+        ("decay=inf", "decay=inf is not allowed"),
+        ("steps=0", "steps=0 is not allowed"),
+        ("shape=linear", "shape=linear is not allowed"),
+    ],
+)
+def test_wrong_values(text: str, fragment: str) -> None:
+    with pytest.raises(UsageError, match=fragment) as caught:
+        config_with(Settings, [text])
+    assert caught.value.exit_code == 2
+    assert caught.value.where == f"--set {text}"
+
+
+@pytest.mark.parametrize("given", [{"decay": True}, {"steps": False}, {"mirrored": 1}, {"shape": True}])
+def test_flags_and_numbers_are_not_mixed_up(given: dict[str, bool | int]) -> None:
+    with pytest.raises(UsageError, match="is not a"):
+        config_with(Settings, given)
+
+
+def test_the_message_tells_the_range() -> None:
+    with pytest.raises(UsageError) as caught:
+        Settings(decay=2.0)
+    assert caught.value.why == "weight of the old value; allowed: 0 to 1"
+    with pytest.raises(UsageError) as caught:
+        Settings(steps=-1)
+    assert caught.value.why.endswith("allowed: 1 to any")
+    with pytest.raises(UsageError) as caught:
+        Settings(shape="linear")
+    assert caught.value.why.endswith("allowed: sigmoid, gaussian")
+
+
+def test_unknown_name_lists_the_valid_ones() -> None:
+    with pytest.raises(UsageError, match="unknown setting 'decoy'") as caught:
+        config_with(Settings, ["decoy=0.5"])
+    assert "decay, steps, mirrored, shape" in caught.value.why
+    assert caught.value.run == "--set decay=0.5"
+
+
+@pytest.mark.parametrize("text", ["decay", "decay=", "=0.5", ""])
+def test_not_name_equals_value(text: str) -> None:
+    with pytest.raises(UsageError, match="not of the form name=value"):
+        config_with(Settings, [text])
