@@ -56,17 +56,7 @@ class SemiSupervisedTrainer(Run):
 
     uses_unlabelled: ClassVar[bool] = True
     strong_probability: ClassVar[float] = 0.5
-
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.cases: FoldCases | None = None
+    cases: FoldCases | None = None
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -93,7 +93,9 @@ class Run(nnUNetTrainer):
     # ------------------------------------------------------------------ the loop
 
     def request_stop(self) -> None:
-        """Save and stop at the next step; outside of the loop stop at once (nothing is lost there).
+        """Save and stop at the next step, with several processes at the end of the epoch.
+
+        Outside of the loop stop at once: nothing is lost there.
 
         Raises:
             StoppedBySignal: outside of the loop.
@@ -140,7 +142,7 @@ class Run(nnUNetTrainer):
         while self.iteration < epoch_end:
             self.train_step(next(self.dataloader_train))
             bar.update()
-            if self._stop_requested:
+            if self._stop_requested and not self.is_ddp:
                 self.save_checkpoint(str(Path(self.output_folder) / LATEST))
                 raise self._stopped()
         terms = {name: value.item() / (epoch_end - epoch_start) for name, value in self._terms.items()}
@@ -155,6 +157,16 @@ class Run(nnUNetTrainer):
             steps = range(self.num_val_iterations_per_epoch)
             self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val)) for _ in steps])
         self._finish_epoch(terms, speed)
+        if self._any_rank(self._stop_requested):
+            raise self._stopped()
+
+    def _any_rank(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process: all must leave the loop after the same step."""
+        if not self.is_ddp:
+            return flag
+        shared = torch.tensor(int(flag), device=self.device)
+        distributed.all_reduce(shared, op=distributed.ReduceOp.MAX)
+        return bool(shared.item())
 
     def add_terms(self, terms: dict[str, Tensor]) -> None:
         """Add one step's detached loss terms to the epoch's sums; they stay on the device."""
