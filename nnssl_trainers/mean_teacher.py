@@ -37,7 +37,7 @@ from nnssl_trainers.teacher_student import TeacherStudentConfig, TeacherStudentT
 class MeanTeacherConfig(TeacherStudentConfig):
     """Settings of Mean Teacher."""
 
-    consistency_weight: float = hyper(10.0, "largest weight of the consistency term", "λ_max", low=0.0)
+    consistency_weight: float = hyper(1.0, "largest weight of the consistency term", "λ_max", low=0.0)
     rampup_share: float = hyper(0.4, "share of the run over which the weight rises", "T", low=0.0, high=1.0)
 
 

@@ -124,7 +124,10 @@ class Run(nnUNetTrainer):
         self.on_train_start()
         total = self.settings.num_iterations
         try:
-            with tqdm(total=total, initial=self.iteration, disable=None, unit="it", smoothing=0.05) as bar:
+            with (
+                tqdm(total=total, initial=self.iteration, disable=None, unit="it", smoothing=0.05) as bar,
+                self.dataloader_train.naming_deaths(),
+            ):
                 self._in_loop = True
                 while self.current_epoch < self.num_epochs:
                     self._run_epoch(bar)

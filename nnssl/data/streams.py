@@ -122,7 +122,7 @@ class OrderedBatches:
             num_workers=num_workers,
             pin_memory=pin_memory,
             prefetch_factor=3 if num_workers else None,
-            worker_init_fn=_start_watchdog if num_workers else None,
+            worker_init_fn=_start_worker if num_workers else None,
         )
         self._iterator: Iterator[dict[str, Any]] | None = iter(self._loader)
 
@@ -139,8 +139,18 @@ class OrderedBatches:
         if self._iterator is None:
             raise StopIteration
         start = time.perf_counter()
-        try:
+        with self.naming_deaths():
             batch = next(self._iterator)
+        self.seconds_waited += time.perf_counter() - start
+        if "error" in batch:
+            raise batch["error"]
+        return batch
+
+    @contextmanager
+    def naming_deaths(self) -> Iterator[None]:
+        """Turn torch's notice of a dead worker, which can come at any moment and not only in `next`, into our error."""
+        try:
+            yield
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -150,11 +160,6 @@ class OrderedBatches:
                 why="usually the machine ran out of memory, or of shared memory (/dev/shm in containers)",
                 run="the same command with --c, with fewer workers: export nnUNet_n_proc_DA=2",
             ) from error
-        finally:
-            self.seconds_waited += time.perf_counter() - start
-        if "error" in batch:
-            raise batch["error"]
-        return batch
 
     def _deaths(self) -> str:
         workers = getattr(self._iterator, "_workers", [])
@@ -169,11 +174,15 @@ class OrderedBatches:
         self._iterator = None
 
 
-def _start_watchdog(worker: int) -> None:  # noqa: ARG001 - signature of worker_init_fn
-    """Make a worker leave soon after its trainer died, however it died.
+def _start_worker(worker: int) -> None:  # noqa: ARG001 - signature of worker_init_fn
+    """Leave signals to the trainer, and make a worker leave soon after its trainer died, however it died.
 
+    Clusters and terminals send their signals to all processes of a job; the trainer decides when its workers end.
     The sentinel tells under every start method; a forked sibling can hold it open, so the parent's id is watched too.
     """
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     parent, trainer = os.getppid(), multiprocessing.parent_process()
     sentinels = [trainer.sentinel] if trainer is not None else []
 

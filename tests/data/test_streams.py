@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_a_dead_worker_is_an_error_with_its_signal() -> None:
         list(stream)
     assert "SIGKILL" in error.value.where
     assert error.value.exit_code == 4
+
+
+def test_a_worker_that_dies_while_the_trainer_computes_is_named_too() -> None:
+    stream = OrderedBatches(IterationBatches({"labelled": Draws()}, 0), [("train", i) for i in range(9)], 1, False)
+    next(stream)
+    with pytest.raises(EnvironmentProblem, match="data loading process died"), stream.naming_deaths():
+        os.kill(stream._iterator._workers[0].pid, signal.SIGKILL)
+        time.sleep(5)
+
+
+def test_workers_leave_signals_to_the_trainer() -> None:
+    stream = OrderedBatches(IterationBatches({"labelled": Draws()}, 0), [("train", i) for i in range(9)], 1, False)
+    next(stream)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        os.kill(stream._iterator._workers[0].pid, number)
+    assert len(list(stream)) == 8
 
 
 def test_waiting_is_measured_and_close_ends_the_stream() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from nnssl.inference.export import replacing_with_ending, write_mask, write_prob
 PROPERTIES = {"sitk_stuff": {"spacing": (1.0, 1.0, 2.0), "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}}
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
     """No file of this process may grow beyond 20 kB, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:  # at once: pytest itself writes to a file that may be larger
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def noise(shape=(40, 50, 60)):
@@ -32,18 +35,18 @@ def test_mask_on_disk(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.nii.gz"]
 
 
-def test_full_disk_leaves_the_old_mask(tmp_path, small_files):
+def test_full_disk_leaves_the_old_mask(tmp_path):
     path = tmp_path / "a.nii.gz"
     path.write_text("old")
-    with pytest.raises(EnvironmentProblem, match="could not be written") as caught:
+    with pytest.raises(EnvironmentProblem, match="could not be written") as caught, small_files():
         write_mask(path, noise(), PROPERTIES, SimpleITKIO())
     assert caught.value.where == str(path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.nii.gz"]
     assert path.read_text() == "old"
 
 
-def test_full_disk_leaves_no_probabilities(tmp_path, small_files):
-    with pytest.raises(EnvironmentProblem, match="could not be written"):
+def test_full_disk_leaves_no_probabilities(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="could not be written"), small_files():
         write_probabilities(tmp_path / "a", np.random.default_rng(0).random((3, 20, 20, 20)), {})
     assert not list(tmp_path.iterdir())
 
