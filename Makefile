@@ -14,7 +14,7 @@ venv: .venv/installed
 	touch $@
 
 # The whole road on synthetic scans, on the CPU. Every line that is printed can be typed as it stands.
-DEMO_ITERATIONS ?= 300
+DEMO_ITERATIONS ?= 250
 DEMO_RAW = demo/nnUNet_raw/Dataset901_Phantom
 DEMO_RESULTS = demo/nnUNet_results/Dataset901_Phantom
 
