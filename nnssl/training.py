@@ -7,10 +7,9 @@ import io
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nnssl.data.splits import LabelBudget, fold_cases, read_splits
 from nnssl.errors import DataError, EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
 from nnssl.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.registry import Method, find_method
+from nnssl.run_folder import in_place_of_previous
 from nnssl.run_settings import RunSettings
 
 log = logging.getLogger("nnssl.train")
@@ -115,6 +115,12 @@ def train(  # noqa: PLR0913 - the public API names every option
         StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
     """
     method = find_method(trainer)
+    if "@" in plans:
+        raise UsageError(
+            "the plans name is given without the tag of a label budget",
+            where=f"-p {plans}",
+            run=f"-p {plans.partition('@')[0]} -labelled N",
+        )
     config = config_with(method.load().config_class, settings)
     _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
     root = environment_folder("nnUNet_preprocessed", must_exist=True)
@@ -149,7 +155,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         save_probabilities,
         disable_checkpointing,
     )
-    with contextlib.nullcontext() if resume else _in_place_of_previous(folder, put_back=not disable_checkpointing):
+    with contextlib.nullcontext() if resume else in_place_of_previous(folder, put_back=not disable_checkpointing):
         _spawn(job, num_gpus) if num_gpus > 1 else _work(job)
     summary = folder / "validation" / "summary.json"
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run)
@@ -248,31 +254,6 @@ def _run_settings(asked: dict[str, Any], resume: Path | None) -> RunSettings:
     return RunSettings(**stored)
 
 
-@contextlib.contextmanager
-def _in_place_of_previous(folder: Path, put_back: bool) -> Iterator[None]:
-    """Move an earlier run of the same fold aside, so that a new one never overwrites it; one is kept.
-
-    With `put_back` a new run that fails before its first checkpoint leaves nothing: its folders go, and the earlier run
-    moves back.
-    """
-    made = next((place for place in (*reversed(folder.parents), folder) if not place.exists()), None)
-    aside = folder.with_name(f"previous_{folder.name}")
-    moved = any(folder.glob("checkpoint_*.pth"))
-    if moved:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        log.info("the earlier run of this fold now stands in %s", aside)
-    try:
-        yield
-    except BaseException:
-        if put_back and not any(folder.glob("checkpoint_*.pth")):
-            if moved or made:
-                shutil.rmtree(made or folder, ignore_errors=True)
-            if moved:
-                aside.rename(folder)
-        raise
-
-
 def _device(name: str, num_gpus: int) -> str:
     import torch
 
@@ -292,19 +273,19 @@ def _device(name: str, num_gpus: int) -> str:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(trainer: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let SIGTERM and SIGUSR1 (what clusters send before the time is up) stop the run after saving it."""
-    names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+def _on_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Call `handler` on SIGTERM and SIGUSR1, which clusters send before the time is up."""
     before = {}
     with contextlib.suppress(ValueError):  # outside of the main thread signals are not ours to handle
-        for name in names:
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, lambda *_: trainer.request_stop())
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _work(job: _Job, world_size: int = 1) -> None:
@@ -325,7 +306,7 @@ def _work(job: _Job, world_size: int = 1) -> None:
             device=torch.device(job.device),
         )
     trainer.disable_checkpointing = job.disable_checkpointing
-    with _stop_on_signals(trainer):
+    with _on_signals(lambda *_: trainer.request_stop()):
         if job.resume:
             trainer.load_checkpoint(job.resume)
         elif job.pretrained_weights:
@@ -348,10 +329,15 @@ def _spawn(job: _Job, world_size: int) -> None:
 
         os.environ["MASTER_PORT"] = str(find_free_network_port())
     errors = multiprocessing.get_context("spawn").SimpleQueue()
+
+    def stop(*_: object) -> None:
+        raise StoppedBySignal("stopped by a signal", run="the same command with --c continues the run")
+
     ranks = spawn(_distributed_work, (job, world_size, errors), world_size, join=False)  # type: ignore[no-untyped-call]
     try:
-        while not ranks.join():
-            pass
+        with _on_signals(stop):
+            while not ranks.join():
+                pass
     except Exception as error:
         if isinstance(error, StoppedBySignal):
             for process in ranks.processes:

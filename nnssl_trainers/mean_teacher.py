@@ -18,6 +18,8 @@ Departures from the paper:
 - Supervised loss, optimiser and learning rate are nnU-Net's, so that the gain over nnU-Net can be read off.
 - T is a share of the run, so that short and long runs follow the same curve; α is 0.99 as usual for runs in this field
   (the paper: 0.99 in the ramp-up, then 0.999).
+- λ_max is 1 (the paper: 100 times the share of labelled examples, for image classification); docs/results.md has a run
+  with 10, in which the student learned from its labels more slowly.
 """
 
 from __future__ import annotations

@@ -93,9 +93,7 @@ class Run(nnUNetTrainer):
     # ------------------------------------------------------------------ the loop
 
     def request_stop(self) -> None:
-        """Save and stop at the next step, with several processes at the end of the epoch.
-
-        Outside of the loop stop at once: nothing is lost there.
+        """Save and stop at the next step (several processes: at the end of the epoch); outside of the loop at once.
 
         Raises:
             StoppedBySignal: outside of the loop.
@@ -177,7 +175,10 @@ class Run(nnUNetTrainer):
             self._terms[name] = self._terms[name] + value.float() if name in self._terms else value.float()
 
     def _check_finite(self, terms: dict[str, float]) -> None:
-        if not all(map(math.isfinite, terms.values())):
+        fine = all(map(math.isfinite, terms.values()))
+        if not fine and self.grad_scaler is not None:  # it skips steps that overflow in half precision
+            fine = all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+        if not fine:
             raise NnsslError(
                 "training diverged: a loss term is not a finite number",
                 where=f"epoch {self.current_epoch}, iteration {self.iteration}",
@@ -246,12 +247,14 @@ class Run(nnUNetTrainer):
         checkpoints.set_rng_state(rng)  # a continued run draws on where the stopped one was
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         if self.local_rank == 0:
+            for leftover in Path(self.output_folder).glob(".checkpoint_*.tmp"):  # of a session that was killed
+                leftover.unlink()
             self.record.rewind(self.iteration)
             base = Path(self.output_folder_base)
             write_json(base / "plans.json", self.plans_manager.plans)
             write_json(base / "dataset.json", self.dataset_json)
-            tag = self.plans_manager.plans_name.partition("@")
-            fingerprint = Path(self.preprocessed_dataset_folder_base) / f"dataset_fingerprint{tag[1]}{tag[2]}.json"
+            tag = "".join(self.plans_manager.plans_name.partition("@")[1:])
+            fingerprint = Path(self.preprocessed_dataset_folder_base) / f"dataset_fingerprint{tag}.json"
             if fingerprint.is_file():
                 shutil.copyfile(fingerprint, base / "dataset_fingerprint.json")
             self._save_debug_information()

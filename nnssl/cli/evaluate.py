@@ -25,9 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     made.add_argument("-o", metavar="FILE", help="output file (default: pred_folder/summary.json)")
     made.add_argument("-np", metavar="N", type=int, help="number of processes (default: nnU-Net's, at most one a core)")
     made.add_argument("--chill", action="store_true", help="do not stop when references have no prediction")
-    made.add_argument(
-        "-l", metavar="LABEL", type=int, nargs="+", help="labels to evaluate (default: those of dataset.json)"
-    )
+    made.add_argument("--ignore_placement", action="store_true", help="let origins and directions differ")
+    made.add_argument("-l", metavar="LABEL", type=int, nargs="+", help="labels to score (default: dataset.json's)")
     made.add_argument("-il", metavar="LABEL", type=int, help="with -l: reference voxels with this label are not scored")
     made.add_argument(
         "-protocol",
@@ -58,6 +57,7 @@ def body(arguments: argparse.Namespace) -> None:
         plans_json=arguments.pfile,
         labels=arguments.l,
         ignore_label=arguments.il,
+        same_placement=not arguments.ignore_placement,
         output_file=arguments.o,
         num_processes=arguments.np,
         chill=arguments.chill,

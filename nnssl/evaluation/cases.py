@@ -188,7 +188,8 @@ def _mismatch(quantity: str, files: CaseFiles, values: tuple[str, str], toleranc
         f"{files.name}: reference and prediction differ in {quantity}",
         where=files.prediction,
         why=f"reference  {values[0]}\nprediction {values[1]}\ntolerance  {tolerance}",
-        run="predict again from the scan that the reference belongs to, or repair the wrong header",
+        run="predict again from the scan that the reference belongs to, or repair the wrong header"
+        + ("; --ignore_placement compares the arrays as they are" if quantity in ("origin", "direction") else ""),
     )
 
 

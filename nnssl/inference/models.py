@@ -154,7 +154,9 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     there = sorted(file.name for file in model.path.glob("fold_*/checkpoint_*.pth"))
     unfinished = checkpoint == FINAL_CHECKPOINT and bool(there)
     fold = next(iter(model.folds()), "0")
-    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {model.plans} --c"
+    prefix, _, tag = model.plans.partition("@lab")
+    budget = f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}" if tag else ""
+    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {prefix}{budget} --c"
     raise UsageError(
         "the training of this model has not ended" if unfinished else f"no fold of this model holds {checkpoint}",
         where=model.path,

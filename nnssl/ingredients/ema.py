@@ -41,7 +41,7 @@ def warmed_up_decay(step: int, decay: float) -> float:
     """Return min(1 − 1/(step + 1), decay): the average starts as a plain mean and forgets the first steps.
 
     Args:
-        step: number of optimiser steps done before this one, >= 0.
+        step: number of updates so far, >= 0; 0 takes the student's weights as they are.
         decay: the value reached in the end, in [0, 1].
     """
     return min(1.0 - 1.0 / (step + 1), decay)

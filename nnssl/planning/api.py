@@ -176,7 +176,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         path,
         {name: _summary(plans, name, done.get(name, 0)) for name in chosen},
         cases,
-        tuple(_training_command(raw.name, name, plans["plans_name"], request) for name in chosen),
+        tuple(_training_command(raw.name, name, plans["plans_name"], request, not cases.unlabelled) for name in chosen),
         tuple(warnings),
     )
 
@@ -185,11 +185,11 @@ def _by(sizes: Sequence[float]) -> str:
     return "x".join(f"{size:.4g}" for size in sizes)
 
 
-def _training_command(dataset: str, configuration: str, plans_name: str, request: PlanRequest) -> str:
-    prefix = plans_name.partition("@")[0]
+def _training_command(dataset: str, configuration: str, plans: str, request: PlanRequest, supervised: bool) -> str:
+    prefix = plans.partition("@")[0]
     options = {
         "-p": prefix if prefix != DEFAULT_PLANS_NAME else None,
-        "-tr": request.trainer,
+        "-tr": "SupervisedTrainer" if supervised else request.trainer,
         "-labelled": request.labelled,
     }
     given = [f"{option} {value}" for option, value in options.items() if value is not None]

@@ -114,19 +114,19 @@ def _of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudg
 def settle_splits(raw: RawDataset, preprocessed: Path) -> tuple[Splits, list[str]]:
     """Return the folds that `splits_final.json` in the preprocessed folder must hold, and warnings.
 
-    A file in the raw folder wins, then one that is already there, else folds are made.
+    A file in the raw folder wins, then one that is already there, else folds are made. The unlabelled scans of a fold
+    are those of `imagesUn` now, unless the file in the raw folder lists them.
 
     Raises:
         DataError: a file is no list of folds, names unknown cases, or the two files disagree.
     """
     theirs, ours = raw.folder / SPLITS, preprocessed / SPLITS
     labelled, unlabelled, patients = list(raw.labelled), list(raw.unlabelled), raw.patients()
-    generated = make_splits(labelled, unlabelled, patients)
-    existing = read_json(ours, "delete it and plan again") if ours.is_file() else None
+    existing = _without_unlabelled(read_json(ours, "delete it and plan again")) if ours.is_file() else None
     path = theirs if theirs.is_file() else ours
     given = read_json(theirs) if path is theirs else existing
-    if given is None or (path is ours and _same_folds(given, generated)):
-        return generated, []
+    if given is None:
+        return make_splits(labelled, unlabelled, patients), []
     check_splits(given, labelled, unlabelled, path, patients)
     if path is theirs and existing is not None and not _same_folds(given, existing):
         raise DataError(
@@ -141,6 +141,12 @@ def settle_splits(raw: RawDataset, preprocessed: Path) -> tuple[Splits, list[str
     left = sorted(set(patients) - used)
     names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
     return folds, [f"{len(left)} scan(s) are in no fold of {path}: {names}"] if left else []
+
+
+def _without_unlabelled(splits: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
+        return splits
+    return [{key: cases for key, cases in fold.items() if key != "unlabelled"} for fold in splits]
 
 
 def write_splits(preprocessed: Path, splits: Splits) -> None:

@@ -42,6 +42,14 @@ def test_json_is_strict_and_alone_on_standard_output(tmp_path, capsys):
     assert printed["mean"]["1"] == written["mean"]["1"]
 
 
+def test_placement_can_be_ignored(tmp_path, capsys):
+    references, predictions = write_folders(tmp_path)
+    write_labels(references / "case_0.nii.gz", label_array(0), origin=(9.0, 0.0, 0.0))
+    assert run(references, predictions) == 3
+    assert "--ignore_placement" in capsys.readouterr().err
+    assert run(references, predictions, "--ignore_placement") == 0
+
+
 def test_every_option_reaches_the_evaluation(tmp_path, capsys):
     references, predictions = write_folders(tmp_path)
     dataset_json = shutil.move(predictions / "dataset.json", tmp_path / "dataset.json")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_the_plans_and_the_next_command_are_printed(capsys, data):  # noqa: F811
         f"run:  nnssl_train {DATASET} 3d_fullres 0 -labelled 2",
     ]
     assert (data.preprocessed / "nnUNetPlans@lab2_3d_fullres.manifest.json").is_file()
+
+
+def test_without_unlabelled_scans_the_next_command_is_the_one_that_works(capsys, data):  # noqa: F811
+    shutil.rmtree(data.raw / "imagesUn")
+    assert main([*CPU, "-c", "3d_fullres", "--no_pp"]) == 0
+    assert f"run:  nnssl_train {DATASET} 3d_fullres 0 -tr SupervisedTrainer" in capsys.readouterr().out
 
 
 def test_json(capsys, data):  # noqa: F811

@@ -91,3 +91,16 @@ def test_methods_as_json_and_text(capsys) -> None:
     assert all(list(entry) == ["name", "class", "paper", "needs"] for entry in listed)
     assert methods(["--verbose"]) == 0
     assert "--set ema_decay=0.99 (α)" in capsys.readouterr().out
+
+
+def test_the_plans_name_is_given_without_its_tag(dataset, capsys) -> None:
+    assert train(dataset, "-p", "nnUNetPlans@lab2") == 2
+    assert "-p nnUNetPlans -labelled N" in capsys.readouterr().err
+
+
+def test_leftovers_of_a_killed_session_go(dataset) -> None:
+    leftover = results(dataset) / ".checkpoint_latest.pth.x1.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_text("half")
+    assert train(dataset, "-num_iterations", "1", "--no_val") == 0
+    assert not leftover.exists()

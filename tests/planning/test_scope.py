@@ -70,6 +70,23 @@ def test_a_file_of_stock_nnunet_is_completed(data):
     assert "case_5" in warnings[0]
 
 
+def test_a_file_of_stock_nnunet_takes_up_new_scans_and_lets_old_ones_go(data):
+    data.preprocessed.mkdir(parents=True)
+    write_json(data.preprocessed / "splits_final.json", [{"train": CASES[:3], "val": CASES[3:]}])
+    settled(data)
+    write_scan(data.raw / "imagesUn", "un_9", 200)
+    for file in (data.raw / "imagesUn").glob("un_0_*"):
+        file.unlink()
+    assert settled(data)[1][0]["unlabelled"] == ["un_1", "un_2", "un_9"]
+
+
+def test_an_order_that_the_user_wrote_into_the_preprocessed_file_stays(data):
+    splits = settled(data)[1]
+    mine = [{**split, "labelled_order": sorted(split["labelled_order"], reverse=True)} for split in splits]
+    write_json(data.preprocessed / "splits_final.json", mine)
+    assert settled(data)[1] == mine
+
+
 @pytest.mark.parametrize("content", ['[{"train": ["stranger"], "val": ["case_1"]}]', "{}", "[", '[{"train": []}]'])
 def test_a_file_that_does_not_fit_is_an_error(data, content):
     data.preprocessed.mkdir(parents=True)
