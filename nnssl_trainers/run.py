@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
@@ -17,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nnssl import checkpoints
 from nnssl.config import MethodConfig, config_with
@@ -90,8 +92,6 @@ class Run(nnUNetTrainer):
         if self.local_rank == 0:
             super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
 
-    # ------------------------------------------------------------------ the loop
-
     def request_stop(self) -> None:
         """Save and stop at the next step (several processes: at the end of the epoch); outside of the loop at once.
 
@@ -123,6 +123,7 @@ class Run(nnUNetTrainer):
         total = self.settings.num_iterations
         try:
             with (
+                logging_redirect_tqdm(),
                 tqdm(total=total, initial=self.iteration, disable=None, unit="it", smoothing=0.05) as bar,
                 self.dataloader_train.naming_deaths(),
             ):
@@ -135,8 +136,8 @@ class Run(nnUNetTrainer):
         self.on_train_end()
 
     def _run_epoch(self, bar: Any) -> None:  # noqa: ANN401 - tqdm
-        epoch_start, epoch_end = map(self.settings.epoch_end, (self.current_epoch - 1, self.current_epoch))
-        if self.iteration == epoch_start:
+        start, epoch_end = map(self.settings.epoch_end, (self.current_epoch - 1, self.current_epoch))
+        if self.iteration == start:
             self.on_epoch_start()
         clock, waited, first = time.perf_counter(), self.dataloader_train.seconds_waited, self.iteration
         self.network.train()
@@ -146,7 +147,7 @@ class Run(nnUNetTrainer):
             if self._stop_requested and not self.is_ddp:
                 self.save_checkpoint(str(Path(self.output_folder) / LATEST))
                 raise self._stopped()
-        terms = {name: value.item() / (epoch_end - epoch_start) for name, value in self._terms.items()}
+        terms = {name: value.item() / (epoch_end - start) for name, value in self._terms.items()}
         self._check_finite(terms)
         seconds = time.perf_counter() - clock
         speed = {
@@ -155,8 +156,8 @@ class Run(nnUNetTrainer):
         }
         with torch.no_grad():
             self.on_validation_epoch_start()
-            steps = range(self.num_val_iterations_per_epoch)
-            self.on_validation_epoch_end([self.validation_step(next(self.dataloader_val)) for _ in steps])
+            batches = itertools.islice(self.dataloader_val, self.num_val_iterations_per_epoch)
+            self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
         self._finish_epoch(terms, speed)
         if self._any_rank(self._stop_requested):
             raise self._stopped()
@@ -297,10 +298,8 @@ class Run(nnUNetTrainer):
         """Predict the fold's validation cases with the deployed network and write validation/summary.json."""
         self.set_deep_supervision_enabled(False)
         self.deployed.eval()
-        try:
-            predict_validation_cases(self, unwrapped(self.deployed), save_probabilities)
-        finally:
-            self.set_deep_supervision_enabled(True)
+        predict_validation_cases(self, unwrapped(self.deployed), save_probabilities)
+        self.set_deep_supervision_enabled(True)
 
     # ------------------------------------------------------------------ checkpoints
 
