@@ -217,11 +217,13 @@ def _use_one_thread() -> None:
     """Limit the thread pools of libraries that are loaded, and of those that will be."""
     from threadpoolctl import threadpool_limits
 
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"):
         os.environ[variable] = "1"
     threadpool_limits(limits=1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    if "blosc2" in sys.modules:  # after a fork it would wait for threads that only the parent has
+        sys.modules["blosc2"].set_nthreads(1)
 
 
 @contextlib.contextmanager

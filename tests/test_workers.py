@@ -207,3 +207,26 @@ def test_long_runs_without_a_terminal_say_how_far_they_are(monkeypatch, caplog):
     assert [record.message.split(" after")[0] for record in caplog.records] == [
         f"counting: {done} of 40" for done in (10, 20, 30, 40)
     ]
+
+
+FORKED_AFTER_BLOSC2 = """
+import blosc2, numpy as np
+from nnssl.workers import run_parallel
+
+def compressed(seed):
+    array = np.random.default_rng(seed).random((1, 100, 200, 60), dtype=np.float32)
+    stored = blosc2.asarray(array, chunks=(1, 50, 100, 60), blocks=(1, 25, 25, 30))
+    return bool((stored[:] == array).all())
+
+if __name__ == "__main__":
+    blosc2.set_nthreads(2)
+    assert compressed(0)  # starts threads that a fork does not take along
+    assert run_parallel(compressed, {"a": 1, "b": 2}, 2, "compressing") == {"a": True, "b": True}
+"""
+
+
+def test_blosc2_works_in_workers_after_it_ran_threads_here(tmp_path):
+    script = tmp_path / "compress.py"
+    script.write_text(FORKED_AFTER_BLOSC2)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
