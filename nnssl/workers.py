@@ -55,7 +55,7 @@ def run_parallel(
     """
     if num_processes <= 1 or len(tasks) <= 1 or multiprocessing.current_process().daemon:
         return _in_process(function, tasks, description)
-    with _progress(description, len(tasks)) as advance:
+    with _no_threads_to_lose(), _progress(description, len(tasks)) as advance:
         results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
         for case, how in died.items():
             log.warning("%s: the worker on %s died (%s); trying this case once more", description, case, how)
@@ -222,8 +222,18 @@ def _use_one_thread() -> None:
     threadpool_limits(limits=1)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "blosc2" in sys.modules:  # after a fork it would wait for threads that only the parent has
-        sys.modules["blosc2"].set_nthreads(1)
+
+
+@contextlib.contextmanager
+def _no_threads_to_lose() -> Iterator[None]:
+    """End blosc2's threads in this process for as long as it forks: a child would wait for them for ever."""
+    blosc2 = sys.modules.get("blosc2")
+    before = blosc2.set_nthreads(1) if blosc2 is not None else None
+    try:
+        yield
+    finally:
+        if blosc2 is not None:
+            blosc2.set_nthreads(before)
 
 
 @contextlib.contextmanager

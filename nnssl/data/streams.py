@@ -19,7 +19,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import blosc2
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -184,7 +183,6 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001 - signature of worker_in
     for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    blosc2.set_nthreads(1)  # after a fork it would wait for threads that only the trainer has
     parent, trainer = os.getppid(), multiprocessing.parent_process()
     sentinels = [trainer.sentinel] if trainer is not None else []
 
