@@ -151,7 +151,12 @@ def _fill(
         raise EnvironmentProblem("a folder could not be written", where=folder.path, why=str(error)) from error
     if todo:
         log.info("%s, %d to do, %d processes", description, len(todo), num_processes)
-        run_parallel(partial(_preprocess_case, tools=tools), todo, num_processes, description)
+        try:
+            run_parallel(partial(_preprocess_case, tools=tools), todo, num_processes, description)
+        except BaseException:
+            for unfinished in folder.partial.iterdir():  # of workers that were ended with the one that failed
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
         folder.keep_only(usable | {name: case.source_hash for name, case in todo.items()})
     return len(todo)
 
