@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 log = logging.getLogger("nnssl.train")
 

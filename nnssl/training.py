@@ -20,11 +20,10 @@ from nnssl.data.splits import LabelBudget, fold_cases, read_splits
 from nnssl.errors import DataError, EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
 from nnssl.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.registry import Method, find_method
-from nnssl.run_folder import in_place_of_previous
+from nnssl.run_folder import BEST, FINAL, LATEST, in_place_of_previous
 from nnssl.run_settings import RunSettings
 
 log = logging.getLogger("nnssl.train")
-LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)

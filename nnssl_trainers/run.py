@@ -24,11 +24,11 @@ from nnssl import checkpoints
 from nnssl.config import MethodConfig, config_with
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
 from nnssl.files import write_json
+from nnssl.run_folder import BEST, FINAL, LATEST
 from nnssl.run_settings import RunSettings
 from nnssl_trainers.progress import ProgressLog, epoch_line
 from nnssl_trainers.validation import predict_validation_cases
 
-LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 SECONDS_BETWEEN_PLOTS = 60.0
 log = logging.getLogger("nnssl.train")
 

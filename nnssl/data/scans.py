@@ -146,7 +146,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         outcome.problems.append(f"{path} does not exist: add the file")
         return None
     try:
-        if path.suffix == ".gz" and not _gzip_is_complete(path):
+        if path.suffix == ".gz" and not gzip_is_complete(path):
             raise ValueError("the compressed data end too early")
         reader = expected.reader()
         voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
@@ -164,7 +164,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
     return _Volume(path, voxels, spacing, *_placement(properties))
 
 
-def _gzip_is_complete(path: Path) -> bool:
+def gzip_is_complete(path: Path) -> bool:
     """Return whether every gzip member of the file ends: readers fill what a cut file lacks with zeros, silently."""
     decoder = zlib.decompressobj(wbits=31)
     with path.open("rb") as file:

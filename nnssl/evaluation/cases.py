@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.data.scans import count_not_finite
+from nnssl.data.scans import count_not_finite, gzip_is_complete
 from nnssl.errors import DataError
 from nnssl.evaluation.masks import Label, label_map
 from nnssl.evaluation.metrics import overlap_counts, segmentation_metrics, voxel_metrics
@@ -100,7 +99,8 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
         DataError: the file cannot be read, has several channels, or does not hold labels and a valid spacing.
     """
     try:
-        _check_compression(path)
+        if path.suffix == ".gz" and not gzip_is_complete(path):
+            raise EOFError("Compressed file ended before the end-of-stream marker was reached")
         with contextlib.redirect_stdout(io.StringIO()):
             array, properties = reader().read_seg(str(path))
     except Exception as error:
@@ -125,14 +125,6 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
     if not all(0 < size < math.inf for size in spacing):
         raise DataError("the spacing of a label file is not valid", where=path, why=f"spacing {_text(spacing)} mm")
     return LabelImage(values, spacing, *_placement(properties))
-
-
-def _check_compression(path: Path) -> None:
-    """Read a gzip file to its end: ITK fills what a cut file lacks with zeros, silently."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            while file.read(1 << 20):
-                pass
 
 
 def _placement(properties: Mapping[str, Any]) -> tuple[Floats | None, Floats | None]:
