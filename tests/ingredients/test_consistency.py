@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.ingredients.consistency import probability_mse
+from nnssl.ingredients.consistency import probability_mse, soft_dice_distance
 
 
 def naive(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
@@ -42,3 +42,61 @@ def test_gradient_goes_to_the_student_only() -> None:
     probability_mse(probs, target).backward()
     assert probs.grad.abs().sum() > 0
     assert target.grad is None
+
+
+def foregrounds() -> tuple[torch.Tensor, torch.Tensor]:
+    pair = torch.tensor([[[0.9, 0.2], [0.6, 0.4]], [[0.8, 0.3], [0.3, 0.7]]], dtype=torch.float64)
+    first, second = torch.stack([1 - pair, pair], 1).unsqueeze(1)
+    return first, second
+
+
+def naive_dice(probs: torch.Tensor, target: torch.Tensor, form: str) -> float:
+    losses = []
+    batches = [slice(None)] if form == "squared" else [slice(b, b + 1) for b in range(probs.shape[0])]
+    power, epsilon = (2, 1e-10) if form == "squared" else (1, 1e-5)
+    for batch in batches:
+        for c in range(probs.shape[1]):
+            pairs = list(zip(probs[batch, c].flatten().tolist(), target[batch, c].flatten().tolist(), strict=True))
+            sizes = sum(p**power + q**power for p, q in pairs)
+            losses.append(1 - (2 * sum(p * q for p, q in pairs) + epsilon) / (sizes + epsilon))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 2, 3, 4, 2)])
+@pytest.mark.parametrize("form", ["squared", "linear"])
+def test_soft_dice_against_loops(shape: tuple[int, ...], form: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    probs, target = (3 * torch.randn((2, *shape), generator=generator, dtype=torch.float64)).softmax(2)
+    assert soft_dice_distance(probs, target, form).item() == pytest.approx(naive_dice(probs, target, form), abs=1e-12)
+
+
+def test_soft_dice_hand_values() -> None:
+    first, second = foregrounds()
+    hard = torch.nn.functional.one_hot(second.argmax(1), 2).movedim(-1, 1).double()
+    assert soft_dice_distance(first, second).item() == pytest.approx(0.0811731, abs=1e-6)
+    assert soft_dice_distance(first, second, "linear").item() == pytest.approx(0.4310766, abs=1e-6)
+    assert soft_dice_distance(first, hard).item() == pytest.approx(0.2356944, abs=1e-6)
+    assert soft_dice_distance(first[:, 1:], second[:, 1:]).item() == pytest.approx(0.0746269, abs=1e-6)
+    assert soft_dice_distance(first[:, 1:], second[:, 1:], "linear").item() == pytest.approx(0.4095228, abs=1e-6)
+    assert soft_dice_distance(first.half(), second.half()).dtype == torch.float32
+
+
+def test_soft_dice_optimum_is_the_target_only_with_squares() -> None:
+    target, sharper = foregrounds()[1], foregrounds()[1].square()
+    sharper = sharper / sharper.sum(1, keepdim=True)
+    assert soft_dice_distance(target, target).item() == pytest.approx(0.0, abs=1e-9)
+    assert soft_dice_distance(sharper, target) > 0.01
+    assert soft_dice_distance(sharper, target, "linear") < soft_dice_distance(target, target, "linear") - 0.01
+
+
+@pytest.mark.parametrize("form", ["squared", "linear"])
+def test_soft_dice_gradient_goes_to_the_first_prediction_only(form: str) -> None:
+    first, second = (probs.requires_grad_() for probs in foregrounds())
+    soft_dice_distance(first, second, form).backward()
+    assert first.grad.abs().min() > 0
+    assert second.grad is None
+
+
+def test_soft_dice_unknown_form() -> None:
+    with pytest.raises(ValueError, match="form must be"):
+        soft_dice_distance(*foregrounds(), "squared_batch")

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def box_of(mask: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Return the first corner and the side lengths of the box, after checking that it is the only thing in the mask."""
+    inside = (mask[0, 0] == 0).nonzero()
+    first, last = inside.min(0).values, inside.max(0).values
+    sides = (last - first + 1).tolist()
+    assert inside.shape[0] == torch.tensor(sides).prod()
+    assert (mask == 1).sum() == mask.numel() - inside.shape[0]
+    return first.tolist(), sides
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [((6, 6), [4, 4]), ((256, 256), [170, 170]), ((112, 112, 80), [74, 74, 53]), ((7, 5, 3), [4, 3, 2])],
+)
+def test_side_lengths(shape: tuple[int, ...], sides: list[int]) -> None:
+    mask = copy_paste_mask(shape, generator=seeded(1))
+    assert mask.shape == (1, 1, *shape)
+    assert mask.dtype == torch.float32
+    assert box_of(mask)[1] == sides
+
+
+def test_offsets_never_reach_the_far_border_and_take_every_other_value() -> None:
+    generator = seeded(2)
+    starts = [box_of(copy_paste_mask((6, 8), 0.5, generator))[0] for _ in range(120)]
+    assert {start[0] for start in starts} == {0, 1, 2}  # 6 − 3 = 3 is excluded
+    assert {start[1] for start in starts} == {0, 1, 2, 3}
+    assert len({tuple(start) for start in starts}) == 12  # the axes are drawn independently
+
+
+def test_smallest_box_is_at_the_origin() -> None:
+    mask = copy_paste_mask((3, 3))
+    assert box_of(mask) == ([0, 0], [2, 2])
+    assert mask.mean().item() == pytest.approx(5 / 9)
+
+
+@pytest.mark.parametrize(("ratio", "mean"), [(0.0, 1.0), (1.0, 0.0)])
+def test_no_box_and_all_box(ratio: float, mean: float) -> None:
+    assert copy_paste_mask((4, 5, 3), ratio).mean().item() == mean
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1])
+def test_ratio_outside_its_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratio"):
+        copy_paste_mask((4, 4), ratio)
+
+
+def test_the_generator_alone_decides() -> None:
+    masks = [copy_paste_mask((64, 64), generator=seeded(5)) for _ in range(2)]
+    assert torch.equal(*masks)
+    torch.manual_seed(7)
+    first = copy_paste_mask((64, 64))
+    torch.manual_seed(7)
+    copy_paste_mask((64, 64), generator=seeded(0))  # leaves the global generator alone
+    assert torch.equal(copy_paste_mask((64, 64)), first)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6), (2, 1, 4, 5, 3)])
+def test_every_voxel_comes_from_one_image(shape: tuple[int, ...]) -> None:
+    outside, inside = torch.randn(shape, generator=seeded(3)), torch.randn(shape, generator=seeded(4))
+    mask = copy_paste_mask(shape[2:], generator=seeded(6))
+    mixed = copy_paste(outside, inside, mask)
+    for index in torch.cartesian_prod(*[torch.arange(n) for n in shape]).tolist():
+        source = outside if mask[(0, 0, *index[2:])] == 1 else inside
+        assert mixed[tuple(index)] == source[tuple(index)]
+    torch.testing.assert_close(copy_paste(inside, outside, 1 - mask), mixed)
+
+
+def test_types_labels_and_gradients() -> None:
+    mask = copy_paste_mask((3, 3))
+    for dtype in (torch.float16, torch.float64, torch.int64):
+        mixed = copy_paste(torch.full((2, 3, 3), 2, dtype=dtype), torch.zeros(2, 3, 3, dtype=dtype), mask[:, 0] > 0)
+        assert mixed.dtype == dtype
+        assert mixed[1].tolist() == [[0, 0, 2], [0, 0, 2], [2, 2, 2]]
+    outside, inside = torch.rand(2, 1, 3, 3, requires_grad=True), torch.rand(2, 1, 3, 3, requires_grad=True)
+    copy_paste(outside, inside, mask).sum().backward()
+    assert torch.equal(outside.grad, mask.expand(2, 1, 3, 3))
+    assert torch.equal(inside.grad, 1 - mask.expand(2, 1, 3, 3))
