@@ -1,10 +1,14 @@
-"""Step times as ratios: SupervisedTrainer against stock nnU-Net, MeanTeacherTrainer against the sum of its parts.
+"""Step times as ratios: SupervisedTrainer against stock nnU-Net, the other methods against the sum of their parts.
 
 A step runs from batch ready to optimiser step. The loaders are idle: all batches are drawn before. The trainers take
 turns in blocks, so that a machine whose speed drifts slows all of them alike; the ratio of each round is taken and the
 median over rounds reported.
 
     python -m benchmarks.steps DATASET CONFIGURATION [-p PLANS] [-labelled N] [--rounds 15] [--steps 4] [-device cpu]
+                               [--set mamba_width=24 mamba_states=4]
+
+`--set` is for DSMTTrainer, whose step is one of self-training. Its parts: a stock step, a step of student 2 alone on as
+many patches, and a forward pass of the teacher. With `-device cuda` the peak memory of each step is printed as well.
 """
 
 from __future__ import annotations
@@ -23,12 +27,18 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnssl.config import config_with
 from nnssl.data.raw import dataset_name
 from nnssl.files import environment_folder, read_json
 from nnssl.registry import METHODS
 from nnssl.run_settings import RunSettings
 
 Step = Callable[[], object]
+RATIOS = {
+    "SupervisedTrainer / stock": ("supervised", ["stock"]),
+    "MeanTeacherTrainer / its parts": ("mean teacher", ["stock, labelled + unlabelled", "teacher forward"]),
+    "DSMTTrainer / its parts": ("dsmt", ["stock", "student 2", "teacher forward"]),
+}
 
 
 def seconds(
@@ -52,11 +62,12 @@ def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any],
     """Return initialised trainers of equal plans, and batches that all of them can use."""
     root = environment_folder("nnUNet_preprocessed")
     folder = root / dataset_name(arguments.dataset, root)
-    run = RunSettings(num_iterations=100_000, labelled=arguments.labelled).to_dict()
     made = {}
     for name, cls in {"nnUNetTrainer": nnUNetTrainer, **{name: m.load() for name, m in METHODS.items()}}.items():
         plans = read_json(folder / f"{arguments.p}.json")
-        plans["nnssl_semi"] = {**plans.get("nnssl_semi", {}), "run": run}
+        config = config_with(cls.config_class, arguments.set).to_dict() if name == "DSMTTrainer" else {}
+        run = RunSettings(num_iterations=100_000, labelled=arguments.labelled, config=config)
+        plans["nnssl_semi"] = {**plans.get("nnssl_semi", {}), "run": run.to_dict()}
         plans["continue_training"] = False
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = cls(
@@ -84,12 +95,25 @@ def parts(trainers: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, 
         }
         for b in batches
     ]
-    teacher = trainers["MeanTeacherTrainer"].teacher
+    dsmt = trainers["DSMTTrainer"]
+    dsmt.training_mode()
+    dsmt.iteration = dsmt.settings.num_iterations // 2
+    autocast = torch.autocast(device.type, enabled=device.type == "cuda")
 
     def teacher_forward() -> None:
         image = batch()["unlabelled"]["data"].chunk(2, 1)[0].to(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda"):
-            teacher(image)
+        with torch.no_grad(), autocast:
+            trainers["MeanTeacherTrainer"].teacher(image)
+
+    def student2() -> None:
+        ready = dsmt._on_device(batch())
+        dsmt.optimizer2.zero_grad(set_to_none=True)
+        with autocast:
+            logits = dsmt.network2(ready.image_l)
+            loss = dsmt.loss.loss(logits, ready.target_l[0])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(dsmt.network2.parameters(), 12)
+        dsmt.optimizer2.step()
 
     return {
         "stock": lambda: trainers["nnUNetTrainer"].train_step(batch()["labelled"]),
@@ -97,6 +121,8 @@ def parts(trainers: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, 
         "stock, labelled + unlabelled": lambda: trainers["nnUNetTrainer"].train_step(doubled[next(turn) % 4]),
         "teacher forward": teacher_forward,
         "mean teacher": lambda: trainers["MeanTeacherTrainer"].train_step(batch()),
+        "student 2": student2,
+        "dsmt": lambda: dsmt.train_step(batch()),
     }
 
 
@@ -108,6 +134,7 @@ def main() -> None:
     parser.add_argument("-p", default="nnUNetPlans", help="plans name, with its tag")
     parser.add_argument("-labelled", default=None)
     parser.add_argument("-device", default="cpu")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()
@@ -116,14 +143,22 @@ def main() -> None:
     synchronise = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["nnUNet_results"] = str(Path(scratch))
-        times = seconds(parts(*trainers_and_batches(arguments)), arguments.rounds, arguments.steps, synchronise)
+        steps = parts(*trainers_and_batches(arguments))
+        times = seconds(steps, arguments.rounds, arguments.steps, synchronise)
+        peaks = {name: peak_memory(step) for name, step in steps.items()} if arguments.device == "cuda" else {}
     for name, values in times.items():
-        print(f"{name:<30} {1000 * statistics.median(values):8.1f} ms")
-    supervised = [a / b for a, b in zip(times["supervised"], times["stock"], strict=True)]
-    sums = zip(times["stock, labelled + unlabelled"], times["teacher forward"], strict=True)
-    mean_teacher = [a / sum(b) for a, b in zip(times["mean teacher"], sums, strict=True)]
-    for name, ratios in (("SupervisedTrainer / stock", supervised), ("MeanTeacherTrainer / its parts", mean_teacher)):
+        peak = f"  {peaks[name] / 1e9:6.2f} GB" if peaks else ""
+        print(f"{name:<30} {1000 * statistics.median(values):8.1f} ms{peak}")
+    for name, (whole, of) in RATIOS.items():
+        ratios = [a / sum(b) for a, *b in zip(times[whole], *(times[part] for part in of), strict=True)]
         print(f"{name:<30} {statistics.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def peak_memory(step: Step) -> int:
+    """Return the largest device memory in bytes during a step, with all that the trainers hold."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nnssl.errors import EnvironmentProblem
+from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.files import replacing
 
 KEY = "nnssl_semi"  # everything of ours in a checkpoint or in the plans stands under this key
@@ -114,6 +114,36 @@ def load_newest(latest: Path) -> dict[str, Any]:
             raise
         log.warning("%s; continuing from %s", error.what, previous(latest).name)
         return load(previous(latest))
+
+
+def of_run(checkpoint: Mapping[str, Any], trainer: str, run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what nnssl keeps in a checkpoint, if it is one of this run.
+
+    Args:
+        checkpoint: the content.
+        trainer: class name of the trainer that would continue it.
+        run: its settings.
+        folder: where the checkpoint lies, for the message.
+
+    Raises:
+        EnvironmentProblem: it belongs to another method.
+        UsageError: it belongs to a run with other settings.
+    """
+    ours: dict[str, Any] = checkpoint.get(KEY, {})
+    if ours.get("trainer") != trainer:
+        raise EnvironmentProblem(
+            f"this checkpoint was not written by {trainer}",
+            where=folder,
+            why=f"it names {ours.get('trainer', 'no trainer of nnssl')}",
+        )
+    if ours["run"] != run:
+        raise UsageError(
+            "this checkpoint belongs to a run with other settings",
+            where=folder,
+            why=f"there: {ours['run']}\nhere:  {run}",
+            run="continue with the settings of the first command, or train again without --c",
+        )
+    return ours
 
 
 def rng_state() -> dict[str, Any]:

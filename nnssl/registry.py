@@ -5,13 +5,32 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from nnssl.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Method:
+class _Entry:
+    """A class that is known by name until it is loaded."""
+
+    name: str
+    class_name: str
+    paper: str
+    package: ClassVar[str]
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the file that holds the class."""
+        return f"{self.package}.{self.name}"
+
+    def load(self) -> Any:  # noqa: ANN401 - a class, known to this module by name only
+        """Import and return the class."""
+        return getattr(import_module(self.module), self.class_name)
+
+
+@dataclass(frozen=True)
+class Method(_Entry):
     """One training method.
 
     Attributes:
@@ -19,28 +38,35 @@ class Method:
         class_name: what `-tr` takes.
         paper: citation.
         needs: what the data set must hold beyond labelled cases.
-        activations: activation memory of a step in units of nnU-Net's supervised step at the plan's batch size.
+        activations: activation memory of a step in units of nnU-Net's supervised step at the plan's batch size,
+            without that of `networks`.
         students: networks trained by gradient (weights, gradients, momentum, half-precision copy: 16 bytes a weight).
         teachers: networks held for inference only (4 bytes a weight).
+        networks: trained networks of their own architecture, names in `NETWORKS`; planning measures their activations.
     """
 
-    name: str
-    class_name: str
-    paper: str
     needs: tuple[str, ...]
     activations: float
     students: int = 1
     teachers: int = 0
+    networks: tuple[str, ...] = ()
+    package: ClassVar[str] = "nnssl_trainers"
 
-    @property
-    def module(self) -> str:
-        """Dotted name of the file that holds the class."""
-        return f"nnssl_trainers.{self.name}"
 
-    def load(self) -> Any:  # noqa: ANN401 - a trainer class, known to this module by name only
-        """Import and return the trainer class."""
-        return getattr(import_module(self.module), self.class_name)
+@dataclass(frozen=True)
+class Network(_Entry):
+    """One network that plans can name.
 
+    Attributes:
+        name: file name in `nnssl.networks`, and what `load_network` takes.
+        class_name: its class.
+        paper: citation.
+    """
+
+    package: ClassVar[str] = "nnssl.networks"
+
+
+_AnyEntry = TypeVar("_AnyEntry", bound=_Entry)
 
 METHODS: dict[str, Method] = {
     method.class_name: method
@@ -61,6 +87,42 @@ METHODS: dict[str, Method] = {
             activations=2.0,
             teachers=1,
         ),
+        Method(
+            name="dsmt",
+            class_name="DSMTTrainer",
+            paper="Su, Sun, Adamyk, DSMT-Net: Dual-student mean teacher network with pixel-level pseudo-label "
+            "optimization for semi-supervised medical image segmentation, Computational Biology and Chemistry 119, "
+            "2025",
+            needs=("unlabelled",),
+            activations=1.1,
+            students=2,
+            teachers=1,
+            networks=("mamba_unet",),
+        ),
+    )
+}
+
+NETWORKS: dict[str, Network] = {
+    network.name: network
+    for network in (
+        Network(
+            name="unet_bcp",
+            class_name="UNetBCP",
+            paper="Ronneberger et al., U-Net, MICCAI 2015, as in Bai et al., Bidirectional copy-paste for "
+            "semi-supervised medical image segmentation, CVPR 2023",
+        ),
+        Network(
+            name="vnet",
+            class_name="VNet",
+            paper="Milletari et al., V-Net, 3DV 2016, as in Bai et al., Bidirectional copy-paste for semi-supervised "
+            "medical image segmentation, CVPR 2023",
+        ),
+        Network(
+            name="mamba_unet",
+            class_name="MambaUNet",
+            paper="Wang et al., Mamba-UNet: UNet-like pure visual Mamba for medical image segmentation, "
+            "arXiv 2402.05079, 2024",
+        ),
     )
 }
 
@@ -71,12 +133,25 @@ def find_method(name: str) -> Method:
     Raises:
         UsageError: no such method; the message lists the valid names.
     """
-    if name in METHODS:
-        return METHODS[name]
-    close = difflib.get_close_matches(name, METHODS, n=1)
+    return _find(METHODS, name, kind="trainer", option="-tr", otherwise="nnssl_methods")
+
+
+def find_network(name: str) -> Network:
+    """Return the network of this name.
+
+    Raises:
+        UsageError: no such network; the message lists the valid names.
+    """
+    return _find(NETWORKS, name, kind="network", option="network", otherwise="choose one of these names")
+
+
+def _find(table: dict[str, _AnyEntry], name: str, *, kind: str, option: str, otherwise: str) -> _AnyEntry:
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(name, table, n=1)
     raise UsageError(
-        f"unknown trainer '{name}'",
-        where=f"-tr {name}",
-        why=f"known trainers: {', '.join(METHODS)}",
-        run=f"-tr {close[0]}" if close else "nnssl_methods",
+        f"unknown {kind} '{name}'",
+        where=f"{option} {name}",
+        why=f"known {kind}s: {', '.join(table)}",
+        run=f"{option} {close[0]}" if close else otherwise,
     )

@@ -50,6 +50,25 @@ class Batch:
     mask_u: Tensor | None
     iteration: int
 
+    @property
+    def unlabelled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weak view, strong view and mask, for methods that have them."""
+        assert self.image_u_w is not None
+        assert self.image_u_s is not None
+        assert self.mask_u is not None
+        return self.image_u_w, self.image_u_s, self.mask_u
+
+
+def full_size_target(batch: Batch) -> Tensor:
+    """Return the labels (B, 1 or R, *S) at the size of the images."""
+    return batch.target_l[0] if isinstance(batch.target_l, list) else batch.target_l
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two halves of a batch; a single sample is both of them, the odd one of several is left out."""
+    count = max(1, len(x) // 2)
+    return x[:count], x[-count:]
+
 
 class SemiSupervisedTrainer(Run):
     """Base of all methods; see the module's docstring."""
@@ -227,7 +246,8 @@ class SemiSupervisedTrainer(Run):
         """Do one optimiser step on the batch of this iteration; returns the loss without waiting for the device."""
         ready = self._on_device(batch)
         self.lr_scheduler.step(self.iteration)
-        self.optimizer.zero_grad(set_to_none=True)
+        for _, optimizer in self.trained:
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext():
             terms = self.training_losses(ready)
             loss = torch.stack(list(terms.values())).sum()
@@ -238,17 +258,19 @@ class SemiSupervisedTrainer(Run):
         return {"loss": loss.detach()}
 
     def _optimise(self, loss: Tensor) -> None:
-        """Do backward, clip the gradient norm to 12 as nnU-Net does, and step."""
-        if self.grad_scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-            self.optimizer.step()
-            return
-        self.grad_scaler.scale(loss).backward()
-        self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), 12)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        """Do backward, clip each network's gradient norm to 12 as nnU-Net does, and step."""
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        for network, optimizer in self.trained:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(network.parameters(), 12)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""

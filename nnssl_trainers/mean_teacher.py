@@ -50,11 +50,10 @@ class MeanTeacherTrainer(TeacherStudentTrainer):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the supervised and the consistency term of one step."""
-        assert batch.image_u_w is not None
-        assert batch.image_u_s is not None
-        labelled, unlabelled = self.predict_together(batch.image_l, batch.image_u_s)
-        target = self.teach(batch.image_u_w)
+        weak, strong, mask = batch.unlabelled
+        labelled, unlabelled = self.predict_together(batch.image_l, strong)
+        target = self.teach(weak)
         length = self.config.rampup_share * self.settings.num_iterations
         weight = self.config.consistency_weight * gaussian_rampup(batch.iteration, length)
-        consistency = probability_mse(self.probabilities(unlabelled[0]), target, batch.mask_u)
+        consistency = probability_mse(self.probabilities(unlabelled[0]), target, mask)
         return {"supervised": self.supervised_loss(labelled, batch), "consistency": weight * consistency}

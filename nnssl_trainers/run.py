@@ -82,6 +82,16 @@ class Run(nnUNetTrainer):
         """The network that validation scores and the final checkpoint holds."""
         return self.network
 
+    @property
+    def trained(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+        """The networks that are trained by gradient, each with its optimiser."""
+        return [(self.network, self.optimizer)]
+
+    def training_mode(self) -> None:
+        """Put the networks into the mode that they train in."""
+        for network, _ in self.trained:
+            network.train()
+
     def print_to_log_file(
         self,
         *args: object,
@@ -140,7 +150,7 @@ class Run(nnUNetTrainer):
         if self.iteration == start:
             self.on_epoch_start()
         clock, waited, first = time.perf_counter(), self.dataloader_train.seconds_waited, self.iteration
-        self.network.train()
+        self.training_mode()
         while self.iteration < epoch_end:
             self.train_step(next(self.dataloader_train))
             bar.update()
@@ -178,7 +188,7 @@ class Run(nnUNetTrainer):
     def _check_finite(self, terms: dict[str, float]) -> None:
         fine = all(map(math.isfinite, terms.values()))
         if not fine and self.grad_scaler is not None:  # it skips steps that overflow in half precision
-            fine = all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+            fine = all(bool(p.isfinite().all()) for network, _ in self.trained for p in network.parameters())
         if not fine:
             raise NnsslError(
                 "training diverged: a loss term is not a finite number",
@@ -376,20 +386,7 @@ class Run(nnUNetTrainer):
         if not isinstance(checkpoint, dict):
             path = Path(checkpoint)
             checkpoint = checkpoints.load_newest(path) if path.name == LATEST else checkpoints.load(path)
-        ours = checkpoint.get(checkpoints.KEY, {})
-        if ours.get("trainer") != type(self).__name__:
-            raise EnvironmentProblem(
-                f"this checkpoint was not written by {type(self).__name__}",
-                where=self.output_folder,
-                why=f"it names {ours.get('trainer', 'no trainer of nnssl')}",
-            )
-        if ours["run"] != self.settings.to_dict():
-            raise UsageError(
-                "this checkpoint belongs to a run with other settings",
-                where=self.output_folder,
-                why=f"there: {ours['run']}\nhere:  {self.settings.to_dict()}",
-                run="continue with the settings of the first command, or train again without --c",
-            )
+        ours = checkpoints.of_run(checkpoint, type(self).__name__, self.settings.to_dict(), Path(self.output_folder))
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         if "state" in ours:
             self.load_state(ours["state"])

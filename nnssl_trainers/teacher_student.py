@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.config import MethodConfig, hyper
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
+from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.base import Batch, SemiSupervisedTrainer
 from nnssl_trainers.run import unwrapped
 
@@ -22,6 +25,31 @@ class TeacherStudentConfig(MethodConfig):
     strong_probability: float = hyper(
         0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
     )
+
+
+def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
+    """Put a teacher into `train` or `eval` mode, or into `bn_train_nodrop`: batch statistics, but no dropout."""
+    teacher.train(mode != "eval")
+    if mode == "bn_train_nodrop":
+        for module in teacher.modules():
+            if isinstance(module, _DropoutNd) or hasattr(module, "drop_path"):
+                module.training = False
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start copying a tensor to the CPU; the function returned waits for that copy alone, not for later work."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return host
+
+    return wait
 
 
 class TeacherStudentTrainer(SemiSupervisedTrainer):
@@ -79,6 +107,31 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
         outputs = self.teacher(image)
         return self.probabilities(outputs[0] if isinstance(outputs, list | tuple) else outputs)
+
+    def pseudo_labels(self, image: Tensor, mask: Tensor, exempt: tuple[int, ...] | None) -> Callable[[], Tensor]:
+        """Start the teacher; the function returned waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
+
+        The components are found on the CPU; work that is started in between overlaps with it.
+
+        Args:
+            image: unlabelled patches (B, C_in, *S).
+            mask: (B, 1, *S), False = padding, which becomes background.
+            exempt: keep the largest component of each class (region: counted from 1) but these; None keeps all.
+        """
+        probs, regions = self.teach(image), self.label_manager.has_regions
+        labels = probs >= 0.5 if regions else probs.argmax(1, keepdim=True)
+        arrived = arriving((labels * mask).to(torch.uint8))
+
+        def wait() -> Tensor:
+            found = arrived().long()
+            if exempt is not None and regions:
+                clean = largest_component(found.flatten(0, 1), 2).view_as(found)
+                found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
+            elif exempt is not None:
+                found = largest_component(found[:, 0], probs.shape[1], exempt)[:, None]
+            return found.to(self.device, non_blocking=True)
+
+        return wait
 
     def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
         """Return nnU-Net's Dice and cross-entropy loss with deep supervision."""

@@ -26,19 +26,21 @@ class Sizing:
 
     Attributes:
         trainer: class name.
-        activations: activation memory in units of nnU-Net's supervised step.
-        extra_bytes: bytes a weight for networks beyond the one that is trained anyway.
+        activations: activation memory in units of nnU-Net's supervised step, without that of `networks`.
+        extra_bytes: bytes a weight for networks beyond the one that is trained anyway, taken to be as large as it.
+        networks: networks of another architecture whose activations come on top.
     """
 
     trainer: str
     activations: float
     extra_bytes: int
+    networks: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, method: Method) -> Sizing:
         """Return the sizing of a registered method."""
         extra = (method.students - 1) * STUDENT_BYTES + method.teachers * TEACHER_BYTES
-        return cls(method.class_name, method.activations, extra)
+        return cls(method.class_name, method.activations, extra, method.networks)
 
     @classmethod
     def for_trainer(cls, trainer: str | None) -> Sizing:
@@ -49,7 +51,11 @@ class Sizing:
         """
         if trainer is not None:
             return cls.of(find_method(trainer))
-        return max(map(cls.of, METHODS.values()), key=lambda sizing: (sizing.activations, sizing.extra_bytes))
+        return max(map(cls.of, METHODS.values()), key=lambda sizing: (sizing._heaviness, sizing.extra_bytes))
+
+    @property
+    def _heaviness(self) -> float:
+        return self.activations + len(self.networks)  # each taken to need as much as the plan's own
 
     def fixed_gb(self, weights: int) -> float:
         """Return the memory of the further networks in GB, for networks of that many weights."""
@@ -74,6 +80,7 @@ class SizedPlanner:
         super().__init__(*args, **kwargs)
         self.card_gb = self.UNet_vram_target_GB
         self.fixed_gb = 0.0
+        self.divisor = self.sizing.activations
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return nnU-Net's identifier, with the tag of the label budget where it names another planner's plans."""
@@ -92,11 +99,18 @@ class SizedPlanner:
 
     def get_plans_for_configuration(self, *args: object, **kwargs: object) -> dict[str, Any]:
         """Return nnU-Net's plan of one configuration, made for the memory that the trainer leaves."""
-        self._leave_room_for(0)
+        sizing, channels, classes = self.sizing, *self._channels_and_classes()
+        self._leave_room_for(0, sizing.activations)
         plan = self._stock_plan(*args, **kwargs)
-        if self.sizing.extra_bytes:
-            self._leave_room_for(self._weights(plan))
+        divisor = sizing.activations
+        if sizing.networks:
+            from nnssl.planning.memory import relative_activations
+
+            divisor += relative_activations(plan, sizing.networks, channels, classes)
+        if sizing.extra_bytes or sizing.networks:
+            self._leave_room_for(self._weights(plan), divisor)
             plan = self._stock_plan(*args, **kwargs)
+        self.divisor = max(self.divisor, divisor)
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
@@ -107,7 +121,7 @@ class SizedPlanner:
     def _sizing_record(self) -> dict[str, Any]:
         return {
             "trainer": self.sizing.trainer,
-            "divisor": self.sizing.activations,
+            "divisor": round(self.divisor, 2),
             "fixed_gb": round(self.fixed_gb, 3),
             "gpu_memory_target_gb": self.card_gb,
             "budget": None,
@@ -117,11 +131,11 @@ class SizedPlanner:
         plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
         return plan
 
-    def _leave_room_for(self, weights: int) -> None:
+    def _leave_room_for(self, weights: int, divisor: float) -> None:
         fixed = self.sizing.fixed_gb(weights)
-        room = (self.card_gb - fixed) / self.sizing.activations
+        room = (self.card_gb - fixed) / divisor
         if room < LEAST_GB:
-            needed = LEAST_GB * self.sizing.activations + fixed
+            needed = LEAST_GB * divisor + fixed
             raise UsageError(
                 f"{self.card_gb:g} GB are too little to train {self.sizing.trainer}",
                 where=f"-gpu_memory_target {self.card_gb:g}",
@@ -133,13 +147,12 @@ class SizedPlanner:
 
     def _weights(self, plan: Mapping[str, Any]) -> int:
         names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-        description = self.dataset_json
-        network = _weightless(
-            len(description.get("channel_names") or description["modality"]),
-            len(description["labels"]),
-            *(plan["architecture"][name] for name in names),
-        )
+        network = _weightless(*self._channels_and_classes(), *(plan["architecture"][name] for name in names))
         return sum(parameter.numel() for parameter in network.parameters())
+
+    def _channels_and_classes(self) -> tuple[int, int]:
+        description = self.dataset_json
+        return len(description.get("channel_names") or description["modality"]), len(description["labels"])
 
 
 class CpuPlanner(SizedPlanner):

@@ -138,9 +138,11 @@ def test_failure_half_way(command: str, failure: str, world: World, capsys: pyte
 
 
 @pytest.mark.parametrize("command", STEPS, ids=lambda command: command.split()[0])
-def test_ctrl_c(command: str, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c(command: str, world: World, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     world.patch.setattr(STEPS[command], sent(signal.SIGINT))
     before = world.files()
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # else ignored in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     assert world.run(command) == 130
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "stopped by Ctrl-C\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from nnssl.checkpoints import load
+from nnssl.planning.memory import relative_activations
 from nnssl.registry import METHODS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -42,11 +44,37 @@ def test_a_step_never_waits_for_the_device(name: str, dim: int, make_trainer) ->
 
 
 def test_stopped_and_continued_on_the_device(make_trainer) -> None:
-    first = make_trainer("MeanTeacherTrainer", device="cuda")
+    first = make_trainer("DSMTTrainer", device="cuda")
     first.on_train_end = lambda: None
     first.run_training()
-    second = make_trainer("MeanTeacherTrainer", device="cuda")
+    second = make_trainer("DSMTTrainer", device="cuda")
     second.load_checkpoint(str(Path(first.output_folder) / "checkpoint_latest.pth"))
-    for ours, theirs in ((first.network, second.network), (first.teacher, second.teacher)):
+    for part in ("network", "network2", "teacher"):
+        ours, theirs = getattr(first, part), getattr(second, part)
         assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     assert second.grad_scaler.state_dict() == first.grad_scaler.state_dict()
+
+
+@pytest.mark.parametrize(("dim", "patch"), [(2, 256), (3, 64)])
+def test_peak_memory_is_what_planning_predicts(dim: int, patch: int, make_tiny, make_trainer) -> None:
+    file = make_tiny(dim, [patch] * dim) / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plan = plans["configurations"]["2d" if dim == 2 else "3d_fullres"]
+    plan["architecture"]["arch_kwargs"].update(features_per_stage=[32, 64, 128], n_conv_per_stage=[2, 2, 2])
+    file.write_text(json.dumps(plans))
+    peaks = {}
+    for name in ("SupervisedTrainer", "DSMTTrainer"):
+        trainer = make_trainer(name, dim, epoch=250, num_iterations=8, device="cuda")
+        trainer.initialize()
+        trainer.training_mode()
+        batch = next(trainer.get_dataloaders()[0])
+        trainer.iteration = 4
+        trainer.train_step(batch)
+        held = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train_step(batch)
+        peaks[name] = torch.cuda.max_memory_allocated() - held
+        del trainer
+    method = METHODS["DSMTTrainer"]
+    divisor = method.activations + relative_activations(plan, method.networks, 1, 3)
+    assert peaks["DSMTTrainer"] / peaks["SupervisedTrainer"] == pytest.approx(divisor, rel=0.15)

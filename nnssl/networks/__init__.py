@@ -1,0 +1,69 @@
+"""Networks from the papers, as plans entries: `X(input_channels, num_classes, patch_size, strides, ...)`."""
+
+from __future__ import annotations
+
+import pydoc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from nnssl.errors import UsageError
+from nnssl.registry import find_network
+
+
+def load_network(
+    name: str,
+    input_channels: int,
+    num_classes: int,
+    patch_size: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    **kwargs: Any,  # noqa: ANN401 - each network has its own options
+) -> nn.Module:
+    """Return a new network with random weights.
+
+    Args:
+        name: key of `nnssl.registry.NETWORKS`.
+        input_channels: image channels.
+        num_classes: output channels, with the background.
+        patch_size: voxels an axis, 2 or 3 axes.
+        strides: pooling steps of every stage, as in nnU-Net's plans; the first entry is all ones.
+        **kwargs: `deep_supervision` and the network's own options.
+
+    Returns:
+        Network from (B, input_channels, *S) to logits (B, num_classes, *S); with `deep_supervision=True` to a list of
+        logits, finest first.
+
+    Raises:
+        UsageError: no such network; the message lists the valid names.
+    """
+    network: nn.Module = find_network(name).load()(input_channels, num_classes, patch_size, strides, **kwargs)
+    return network
+
+
+def plans_entry(name: str, plan: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the `architecture` entry that makes nnU-Net build a network, sized by a configuration of its plans.
+
+    `mamba_unet` gets three times the plan's first features in 2-D (96 for 32), one and a half times in 3-D (48).
+
+    Args:
+        name: key of `nnssl.registry.NETWORKS`, or the dotted path of a class with the same constructor.
+        plan: a configuration of nnU-Net's plans, with `patch_size` and `architecture`.
+        **kwargs: the network's own options; they override what the plan gives.
+
+    Raises:
+        UsageError: no such network; the message lists the valid names.
+    """
+    if "." in name:
+        path = name
+    else:
+        network = find_network(name)
+        path = f"{network.module}.{network.class_name}"
+    if pydoc.locate(path) is None:
+        raise UsageError(f"there is no class {path}", where=f"network {name}")
+    own = plan["architecture"]["arch_kwargs"]
+    options: dict[str, Any] = {"patch_size": [int(n) for n in plan["patch_size"]], "strides": own["strides"]}
+    if name == "mamba_unet":
+        features = own.get("features_per_stage", [32])[0]
+        options["width"] = features * 3 if len(options["patch_size"]) == 2 else features * 3 // 2
+    return {"network_class_name": path, "arch_kwargs": {**options, **kwargs}, "_kw_requires_import": []}

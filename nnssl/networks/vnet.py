@@ -1,0 +1,111 @@
+"""V-Net with batch normalisation and added skips, as in bidirectional copy-paste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, nn
+
+from nnssl.networks.layers import LAYERS, Layers, pad_to_multiple, widths
+from nnssl.networks.outputs import pooled_outputs
+
+
+class VNet(nn.Module):
+    """V-Net of 16, 32, ... at most 256 channels, for images of any size, 2-D or 3-D.
+
+    Stages of 1, 2, 3, 3, ... convolutions with batch normalisation and ReLU; strided convolutions lead down, transposed
+    ones up, skips are added. Dropout of whole channels after the coarsest and after the last stage. The image is padded
+    with zeros at the high side to a multiple of all strides' product, and the logits are cropped back.
+    9,448,866 parameters in 3-D for four poolings by two, one channel and two classes. Weights start as torch sets them.
+    Batch normalisation needs more than one voxel in the batch at the coarsest stage in training.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels, with the background.
+        patch_size: taken because plans name it; the network fits any size.
+        strides: pooling steps of every stage, the first entry all ones.
+        deep_supervision: return the logits at every resolution but the coarsest; `network.decoder.deep_supervision`
+            switches it later.
+        dropout: probability at both places.
+
+    Reference: Milletari et al., V-Net, 3DV 2016; Bai et al., Bidirectional copy-paste, CVPR 2023.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],  # noqa: ARG002
+        strides: Sequence[Sequence[int]],
+        deep_supervision: bool = False,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.multiples = tuple(map(prod, zip(*strides, strict=True)))
+        self.encoder = _Encoder(input_channels, strides, dropout)
+        self.decoder = _Decoder(num_classes, strides, deep_supervision, dropout)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Return logits (B, num_classes, *S) for an image (B, input_channels, *S); a list with deep supervision."""
+        size = image.shape[2:]
+        outputs: Tensor | list[Tensor] = self.decoder(self.encoder(pad_to_multiple(image, self.multiples)), size)
+        return outputs
+
+
+class _Encoder(nn.Module):
+    def __init__(self, input_channels: int, strides: Sequence[Sequence[int]], dropout: float) -> None:
+        super().__init__()
+        layers = LAYERS[len(strides[0])]
+        channels = widths(len(strides))
+        self.stages = nn.ModuleList([_convolutions(layers, input_channels, channels[0], 0)])
+        for i, stride in enumerate(strides[1:], start=1):
+            step = tuple(stride)
+            down = _normalised(layers, layers.convolution(channels[i - 1], channels[i], step, step), channels[i])
+            self.stages.append(nn.Sequential(down, _convolutions(layers, channels[i], channels[i], i)))
+        self.dropout = layers.channel_dropout(dropout)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return [*features[:-1], self.dropout(x)]
+
+
+class _Decoder(nn.Module):
+    def __init__(
+        self, num_classes: int, strides: Sequence[Sequence[int]], deep_supervision: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        layers = LAYERS[len(strides[0])]
+        channels = widths(len(strides))
+        self.deep_supervision = deep_supervision
+        self.strides = tuple(map(tuple, strides))
+        self.ups, self.stages = nn.ModuleList(), nn.ModuleList()
+        for i in reversed(range(len(strides) - 1)):
+            step = self.strides[i + 1]
+            self.ups.append(
+                _normalised(layers, layers.transposed(channels[i + 1], channels[i], step, step), channels[i])
+            )
+            self.stages.append(_convolutions(layers, channels[i], channels[i], i))
+        self.dropout = layers.channel_dropout(dropout)
+        self.head = layers.convolution(channels[0], num_classes, 1)
+
+    def forward(self, features: list[Tensor], size: Sequence[int]) -> Tensor | list[Tensor]:
+        x, *skips = reversed(features)
+        for skip, up, stage in zip(skips, self.ups, self.stages, strict=True):
+            x = stage(up(x) + skip)
+        logits: Tensor = self.head(self.dropout(x))[(..., *(slice(n) for n in size))]
+        return pooled_outputs(logits, self.strides) if self.deep_supervision else logits
+
+
+def _convolutions(layers: Layers, inputs: int, outputs: int, stage: int) -> nn.Sequential:
+    channels = [inputs, *[outputs] * min(stage + 1, 3)]
+    return nn.Sequential(
+        *[_normalised(layers, layers.convolution(a, outputs, 3, padding=1), outputs) for a in channels[:-1]]
+    )
+
+
+def _normalised(layers: Layers, operation: nn.Module, channels: int) -> nn.Sequential:
+    return nn.Sequential(operation, layers.norm(channels), nn.ReLU(inplace=True))

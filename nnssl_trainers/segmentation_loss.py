@@ -1,0 +1,71 @@
+"""Dice and cross-entropy of two targets on the two sides of a mask, at every output of deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnssl.ingredients.supervised import DiceForm, masked_dice_bce, masked_dice_ce
+
+
+@dataclass(frozen=True)
+class MixedSegmentationLoss:
+    """Loss of an image made of two, each with its target; the weighted mean over the outputs of a network.
+
+    Attributes:
+        dice: form of the Dice loss, see `nnssl.ingredients.supervised.masked_dice`.
+        scale_weights: weight of each output, finest first; an output without a weight does not count.
+        regions: the channels are regions (sigmoid), and targets have one channel each.
+        ignore_label: label that does not count, None for none; with regions, targets have it as their last channel.
+    """
+
+    dice: DiceForm
+    scale_weights: tuple[float, ...] = (1.0,)
+    regions: bool = False
+    ignore_label: int | None = None
+
+    def __call__(
+        self,
+        outputs: Sequence[Tensor],
+        outside: Tensor,
+        inside: Tensor,
+        mask: Tensor,
+        weight_outside: float = 1.0,
+        weight_inside: float = 1.0,
+    ) -> Tensor:
+        """Return weight_outside · loss where the mask is 1 + weight_inside · loss where it is 0 (0-d).
+
+        Args:
+            outputs: logits (B, C, *S_i), finest first; the gradient goes here.
+            outside: target where the mask is 1, (B, 1, *S) labels or (B, R, *S) regions, at the finest resolution;
+                coarser outputs take the nearest voxel.
+            inside: target where the mask is 0, as `outside`.
+            mask: (B or 1, 1, *S), 0 or 1.
+            weight_outside: factor of the first loss.
+            weight_inside: factor of the second.
+        """
+        weights, terms = self.scale_weights[: len(outputs)], []
+        for weight, logits in zip(weights, outputs, strict=False):
+            if weight:
+                m = _nearest(mask, logits)
+                first = self._one(logits, _nearest(outside, logits), m)
+                second = self._one(logits, _nearest(inside, logits), 1 - m)
+                terms.append(weight * (weight_outside * first + weight_inside * second))
+        return torch.stack(terms).sum() / sum(weights)
+
+    def _one(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        if not self.regions:
+            return masked_dice_ce(logits, target[:, 0].long(), mask, self.dice, self.ignore_label)
+        if self.ignore_label is not None and target.shape[1] > logits.shape[1]:
+            target, mask = target[:, :-1], mask * (1 - target[:, -1:].to(mask.dtype))
+        return masked_dice_bce(logits, target, mask, self.dice)
+
+
+def _nearest(image: Tensor, like: Tensor) -> Tensor:
+    if image.shape[2:] == like.shape[2:]:
+        return image
+    return functional.interpolate(image.float(), like.shape[2:], mode="nearest-exact")

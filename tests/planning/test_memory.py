@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from nnssl.networks import load_network, plans_entry
+from nnssl.planning.memory import relative_activations, saved_bytes
+from nnssl.registry import METHODS
+
+
+def test_saved_bytes_by_hand() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    image = torch.zeros(2, 1, 8, 8)
+    kept = 2 * 64 * 4 * (1 + 4)  # the inputs of the convolutions; ReLU keeps its output, which is the second
+    assert saved_bytes(network, image) == kept
+    assert saved_bytes(network.to("meta"), image.to("meta")) == kept
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("name", ["unet_bcp", "vnet"])
+def test_meta_keeps_what_the_cpu_keeps(name: str, dim: int) -> None:
+    network = load_network(name, 1, 2, [16] * dim, [[1] * dim, [2] * dim, [2] * dim])
+    image = torch.zeros(2, 1, *[16] * dim)
+    assert saved_bytes(network, image) == saved_bytes(network.to("meta"), image.to("meta"))
+
+
+@pytest.mark.parametrize(("dim", "patch"), [(2, 64), (3, 32)])
+def test_a_dsmt_step_keeps_what_planning_predicts(dim: int, patch: int, make_tiny, make_trainer) -> None:
+    file = make_tiny(dim, [patch] * dim) / "nnUNetPlans.json"
+    plans = json.loads(file.read_text())
+    plan = plans["configurations"]["2d" if dim == 2 else "3d_fullres"]
+    plan["architecture"]["arch_kwargs"].update(features_per_stage=[16, 32, 64], n_conv_per_stage=[2, 2, 2])
+    file.write_text(json.dumps(plans))
+    trainer = make_trainer("DSMTTrainer", dim)
+    trainer.initialize()
+    trainer.training_mode()
+    batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+    batch = dataclasses.replace(batch, iteration=4)
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.networks = nn.ModuleList(trainer.students)
+
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            return torch.stack(list(trainer.training_losses(batch).values())).sum()
+
+    method = METHODS["DSMTTrainer"]
+    divisor = method.activations + relative_activations(plan, method.networks, 1, 3, mixed_precision=False)
+    predicted = divisor * saved_bytes(trainer.network, batch.image_l)
+    assert saved_bytes(Step(), batch.image_l) == pytest.approx(predicted, rel=0.15)
+
+
+def test_a_network_of_the_same_size_counts_once() -> None:
+    plan = {
+        "patch_size": [32, 32],
+        "architecture": {
+            "network_class_name": "nnssl.networks.unet_bcp.UNetBCP",
+            "arch_kwargs": {"patch_size": [32, 32], "strides": [[1, 1], [2, 2], [2, 2]]},
+            "_kw_requires_import": [],
+        },
+    }
+    assert plans_entry("unet_bcp", plan) == plan["architecture"]
+    assert relative_activations(plan, ["unet_bcp"], 1, 2, mixed_precision=False) == pytest.approx(1.0, abs=0.02)
+    assert relative_activations(plan, ["unet_bcp"] * 2, 1, 2, mixed_precision=False) == pytest.approx(2.0, abs=0.04)
+    assert 1.0 <= relative_activations(plan, ["unet_bcp"], 1, 2) < 2.5  # dropout and norms stay in full precision
