@@ -40,7 +40,7 @@ class Method(_Entry):
         needs: what the data set must hold beyond labelled cases.
         activations: activation memory of a step in units of nnU-Net's supervised step at the plan's batch size,
             without that of `networks`.
-        students: networks trained by gradient (weights, gradients, momentum, half-precision copy: 16 bytes a weight).
+        students: networks trained by gradient (weight, gradient, two moments, half-precision copy: 20 bytes a weight).
         teachers: networks held for inference only (4 bytes a weight).
         networks: trained networks of their own architecture, names in `NETWORKS`; planning measures their activations.
     """

@@ -72,16 +72,10 @@ def relative_activations(
         num_classes: output channels.
         mixed_precision: train with it, as on CUDA, or in full precision.
     """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    from nnssl.networks import plans_entry
+    from nnssl.networks import build_network, plans_entry
 
     def built(entry: dict[str, Any]) -> nn.Module:
-        arguments = (entry[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"))
-        network: nn.Module = get_network_from_plans(
-            *arguments, input_channels, num_classes, allow_init=False, deep_supervision=False
-        )
-        return network
+        return build_network(entry, input_channels, num_classes, allow_init=False, deep_supervision=False)
 
     patch = [int(size) for size in plan["patch_size"]]
     with torch.device("meta"):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from nnssl.errors import UsageError
 from nnssl.registry import METHODS, Method, find_method
 
-STUDENT_BYTES, TEACHER_BYTES = 16, 4  # a weight: weight, gradient, momentum, half-precision copy; the weight alone
+STUDENT_BYTES, TEACHER_BYTES = 20, 4  # a weight: weight, gradient, two moments, half-precision copy; the weight alone
 LEAST_GB = 0.25
 CPU_FEATURES, CPU_MAX_FEATURES = 16, {2: 256, 3: 128}
 CPU_BATCH, CPU_VOXELS = {2: 4, 3: 2}, {2: 30_720, 3: 96_000}
@@ -43,23 +43,26 @@ class Sizing:
         return cls(method.class_name, method.activations, extra, method.networks)
 
     @classmethod
-    def for_trainer(cls, trainer: str | None) -> Sizing:
-        """Return the sizing for `-tr`, or for the heaviest registered trainer, so that every method fits the plan.
+    def for_trainer(cls, trainer: str | None) -> tuple[Sizing, ...]:
+        """Return the sizing for `-tr`; without it those of all registered trainers, so that every one fits the plan.
 
         Raises:
             UsageError: unknown trainer.
         """
-        if trainer is not None:
-            return cls.of(find_method(trainer))
-        return max(map(cls.of, METHODS.values()), key=lambda sizing: (sizing._heaviness, sizing.extra_bytes))
-
-    @property
-    def _heaviness(self) -> float:
-        return self.activations + len(self.networks)  # each taken to need as much as the plan's own
+        return tuple(map(cls.of, METHODS.values() if trainer is None else [find_method(trainer)]))
 
     def fixed_gb(self, weights: int) -> float:
         """Return the memory of the further networks in GB, for networks of that many weights."""
         return self.extra_bytes * weights / 1e9
+
+
+class _Room(NamedTuple):
+    """What a trainer leaves for the activations of nnU-Net's own step."""
+
+    trainer: str | None
+    divisor: float
+    fixed_gb: float
+    gb: float
 
 
 class SizedPlanner:
@@ -68,7 +71,7 @@ class SizedPlanner:
     The class attributes are set by `planner_class`.
     """
 
-    sizing: ClassVar[Sizing]
+    sizings: ClassVar[Sequence[Sizing]]
     tag: ClassVar[str]
     record: ClassVar[Mapping[str, Any]]
 
@@ -79,8 +82,7 @@ class SizedPlanner:
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.card_gb = self.UNet_vram_target_GB
-        self.fixed_gb = 0.0
-        self.divisor = self.sizing.activations
+        self.tightest: _Room | None = None
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return nnU-Net's identifier, with the tag of the label budget where it names another planner's plans."""
@@ -98,20 +100,33 @@ class SizedPlanner:
         return int(network.compute_conv_feature_map_size(patch_size))
 
     def get_plans_for_configuration(self, *args: object, **kwargs: object) -> dict[str, Any]:
-        """Return nnU-Net's plan of one configuration, made for the memory that the trainer leaves."""
-        sizing, channels, classes = self.sizing, *self._channels_and_classes()
-        self._leave_room_for(0, sizing.activations)
+        """Return nnU-Net's plan of one configuration, made for the memory that the heaviest trainer leaves."""
+        self.UNet_vram_target_GB = self.card_gb
         plan = self._stock_plan(*args, **kwargs)
-        divisor = sizing.activations
+        weights = self._weights(plan)
+        rooms = [self._room(sizing, plan, weights) for sizing in self.sizings]
+        heaviest = min(rooms, key=lambda room: room.gb)
+        if heaviest.gb < LEAST_GB:
+            needed = LEAST_GB * heaviest.divisor + heaviest.fixed_gb
+            raise UsageError(
+                f"{self.card_gb:g} GB are too little to train {heaviest.trainer}",
+                where=f"-gpu_memory_target {self.card_gb:g}",
+                why=f"its networks alone hold {heaviest.fixed_gb:.2f} GB beside those of a supervised run",
+                run=f"-gpu_memory_target {np.ceil(needed):.0f} or more, or -budget cpu for a small fixed plan",
+            )
+        if heaviest.gb < self.card_gb:
+            self.UNet_vram_target_GB = heaviest.gb
+            plan = self._stock_plan(*args, **kwargs)
+        self.tightest = min(filter(None, [self.tightest, heaviest]), key=lambda room: room.gb)
+        return plan
+
+    def _room(self, sizing: Sizing, plan: dict[str, Any], weights: int) -> _Room:
+        divisor, fixed = sizing.activations, sizing.fixed_gb(weights)
         if sizing.networks:
             from nnssl.planning.memory import relative_activations
 
-            divisor += relative_activations(plan, sizing.networks, channels, classes)
-        if sizing.extra_bytes or sizing.networks:
-            self._leave_room_for(self._weights(plan), divisor)
-            plan = self._stock_plan(*args, **kwargs)
-        self.divisor = max(self.divisor, divisor)
-        return plan
+            divisor += relative_activations(plan, sizing.networks, *self._channels_and_classes())
+        return _Room(sizing.trainer, divisor, fixed, (self.card_gb - fixed) / divisor)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Write the plans as nnU-Net does, with the record of how they were made."""
@@ -119,10 +134,11 @@ class SizedPlanner:
         super().save_plans(plans)  # type: ignore[misc]
 
     def _sizing_record(self) -> dict[str, Any]:
+        tightest = self.tightest or _Room(None, 1.0, 0.0, self.card_gb)
         return {
-            "trainer": self.sizing.trainer,
-            "divisor": round(self.divisor, 2),
-            "fixed_gb": round(self.fixed_gb, 3),
+            "trainer": tightest.trainer,
+            "divisor": round(tightest.divisor, 2),
+            "fixed_gb": round(tightest.fixed_gb, 3),
             "gpu_memory_target_gb": self.card_gb,
             "budget": None,
         }
@@ -130,20 +146,6 @@ class SizedPlanner:
     def _stock_plan(self, *args: object, **kwargs: object) -> dict[str, Any]:
         plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
         return plan
-
-    def _leave_room_for(self, weights: int, divisor: float) -> None:
-        fixed = self.sizing.fixed_gb(weights)
-        room = (self.card_gb - fixed) / divisor
-        if room < LEAST_GB:
-            needed = LEAST_GB * divisor + fixed
-            raise UsageError(
-                f"{self.card_gb:g} GB are too little to train {self.sizing.trainer}",
-                where=f"-gpu_memory_target {self.card_gb:g}",
-                why=f"its networks alone hold {fixed:.2f} GB beside those of a supervised run",
-                run=f"-gpu_memory_target {np.ceil(needed):.0f} or more, or -budget cpu for a small fixed plan",
-            )
-        self.UNet_vram_target_GB = room
-        self.fixed_gb = max(self.fixed_gb, fixed)
 
     def _weights(self, plan: Mapping[str, Any]) -> int:
         names = ("network_class_name", "arch_kwargs", "_kw_requires_import")

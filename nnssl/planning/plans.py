@@ -116,7 +116,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
     planner = planner_class(
         CpuPlanner if request.budget == "cpu" else SizedPlanner,
         base,
-        sizing=Sizing.for_trainer(request.trainer),
+        sizings=Sizing.for_trainer(request.trainer),
         tag=scope.tag,
         record=_record(scope, request),
     )

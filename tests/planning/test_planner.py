@@ -71,13 +71,25 @@ def test_memory_of_further_networks_is_taken_off_the_target(data, monkeypatch):
     _, heavy = planned(trainer="HeavyTrainer", gpu_memory_target_gb=4)
     _, light = planned(trainer="SupervisedTrainer", gpu_memory_target_gb=4)
     record = heavy["nnssl_semi"]
-    expected = max(weights_of(heavy, name) for name in ("2d", "3d_fullres")) * 20 / 1e9
+    expected = max(weights_of(heavy, name) for name in ("2d", "3d_fullres")) * 24 / 1e9
     assert record["fixed_gb"] == pytest.approx(expected, rel=0.05, abs=0.001)
     assert record["divisor"] == 3.0
     for name in ("2d", "3d_fullres"):
         less, more = (plans["configurations"][name] for plans in (heavy, light))
         assert np.prod(less["patch_size"]) <= np.prod(more["patch_size"])
     assert planned()[1]["nnssl_semi"]["trainer"] == "HeavyTrainer"
+
+
+def plans_of_large_images(data, request):
+    raw = read_raw_dataset(906)
+    scope = make_scope(raw, data.preprocessed, settle_splits(raw, data.preprocessed)[0], 0, None)
+    fingerprint = {
+        "spacings": [[1.0, 0.77, 0.77]] * 20,
+        "shapes_after_crop": [[432, 512, 512]] * 20,
+        "foreground_intensity_properties_per_channel": {"0": {}},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    return make_plans(scope, request, fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -90,24 +102,27 @@ def test_memory_of_further_networks_is_taken_off_the_target(data, monkeypatch):
 )
 def test_a_large_image_gets_the_patch_that_the_memory_allows(data, monkeypatch, trainer, target, patch):
     monkeypatch.setitem(planner.METHODS, HEAVY.class_name, HEAVY)
-    request = PlanRequest(trainer=trainer, gpu_memory_target_gb=target)
-    raw = read_raw_dataset(906)
-    scope = make_scope(raw, data.preprocessed, settle_splits(raw, data.preprocessed)[0], 0, None)
-    fingerprint = {
-        "spacings": [[1.0, 0.77, 0.77]] * 20,
-        "shapes_after_crop": [[432, 512, 512]] * 20,
-        "foreground_intensity_properties_per_channel": {"0": {}},
-        "median_relative_size_after_cropping": 1.0,
-    }
-    plans = make_plans(scope, request, fingerprint)
+    plans = plans_of_large_images(data, PlanRequest(trainer=trainer, gpu_memory_target_gb=target))
     assert plans["configurations"]["3d_fullres"]["patch_size"] == patch
     assert "3d_lowres" in plans["configurations"]
 
 
+def test_every_trainer_fits_the_plan_that_names_none(data):
+    common = plans_of_large_images(data, PlanRequest())["configurations"]
+    for name in planner.METHODS:
+        own = plans_of_large_images(data, PlanRequest(trainer=name))["configurations"]
+        for configuration in ("2d", "3d_fullres", "3d_lowres"):
+            voxels = [
+                np.prod(plan[configuration]["patch_size"]) * plan[configuration]["batch_size"] for plan in (own, common)
+            ]
+            assert voxels[0] >= voxels[1]
+
+
 def test_sizing_counts_what_the_method_holds_beyond_one_network():
-    assert Sizing.of(HEAVY) == Sizing("HeavyTrainer", 3.0, 20)
-    assert Sizing.of(HEAVY).fixed_gb(31_000_000) == pytest.approx(0.62)
-    assert Sizing.for_trainer("SupervisedTrainer").extra_bytes == 0
+    assert Sizing.of(HEAVY) == Sizing("HeavyTrainer", 3.0, 24)
+    assert Sizing.of(HEAVY).fixed_gb(31_000_000) == pytest.approx(0.744)
+    assert [sizing.extra_bytes for sizing in Sizing.for_trainer("SupervisedTrainer")] == [0]
+    assert len(Sizing.for_trainer(None)) == len(planner.METHODS)
 
 
 def test_too_little_memory_is_an_error_before_anything_is_written(data):
