@@ -3,7 +3,10 @@
 Time is the median over rounds in which the forms take turns; memory is the peak that the allocator hands out during one
 call, result included, in units of the image. Both forms give the same numbers; the greatest difference is printed.
 
-    python -m benchmarks.refinement [--patch 112 112 80] [--batch 2] [--mixed 4] [--rounds 7] [-device cpu]
+    python -m benchmarks.refinement [--patch 112 112 80] [--batch 2] [--mixed 4] [--rounds 7] [-device cpu] [--share]
+
+`--share` sets the refinement against the networks of a DSMT-Net step at that patch, V-Net and Mamba-UNet as in the
+paper: both students forward and backward on the mixed images, the teacher forward.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.steps import Step, seconds
 from nnssl.ingredients.refinement import enhance, local_similarity, neighbourhood
+from nnssl.networks import load_network
 
 
 def plain_similarity(image: Tensor, window: int | Tensor) -> Tensor:
@@ -52,6 +56,22 @@ def peak_bytes(step: Step, device: torch.device) -> int:
     return peak
 
 
+def networks_of_a_step(mixed: Tensor) -> Step:
+    """Return the passes of two students and a teacher on the mixed images."""
+    strides = [[1] * (mixed.dim() - 2)] + [[2] * (mixed.dim() - 2)] * 4
+    names = ("vnet", "mamba_unet", "vnet")
+    one, two, teacher = (load_network(name, 1, 2, mixed.shape[2:], strides).to(mixed.device) for name in names)
+
+    def passes() -> None:
+        with torch.no_grad():
+            teacher(mixed)
+        for student in (one, two):
+            student.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(student(mixed), torch.zeros_like(mixed[:, 0]).long()).backward()
+
+    return passes
+
+
 def main() -> None:
     """Print times, memory and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,6 +80,7 @@ def main() -> None:
     parser.add_argument("--mixed", type=int, default=4, help="images that two students refine")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("-device", default="cpu")
+    parser.add_argument("--share", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     torch.manual_seed(0)
@@ -74,6 +95,14 @@ def main() -> None:
         around = neighbourhood(mixed)
         return [enhance(probs, around) for probs in students]
 
+    if arguments.share:
+        with_graph = networks_of_a_step(mixed)
+        times = seconds({"networks": with_graph, "refinement": both_students}, arguments.rounds, 1, synchronise)
+        ratios = [b / (a + b) for a, b in zip(times["networks"], times["refinement"], strict=True)]
+        print(f"networks {statistics.median(times['networks']):.2f} s, ", end="")
+        print(f"refinement {statistics.median(times['refinement']):.2f} s, ", end="")
+        print(f"share of both {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        return
     steps: dict[str, Step] = {
         "plain, window 7": lambda: plain_similarity(image, 7),
         "separable, window 7": lambda: local_similarity(image, 7),

@@ -100,13 +100,18 @@ class SemiSupervisedTrainer(Run):
             self.network = torch.compile(self.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
-            self.network = DistributedDataParallel(
-                nn.SyncBatchNorm.convert_sync_batchnorm(self.network),  # type: ignore[no-untyped-call]
-                device_ids=[self.local_rank] if self.device.type == "cuda" else None,
-            )
+            self.network = self.distributed(self.network)
         self.loss = self._build_loss()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
+
+    def distributed(self, network: nn.Module, find_unused_parameters: bool = False) -> DistributedDataParallel:
+        """Return the network shared among the processes; batch normalisation sees all of them on CUDA."""
+        cuda = self.device.type == "cuda"
+        if cuda:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        devices = [self.local_rank] if cuda else None
+        return DistributedDataParallel(network, devices, find_unused_parameters=find_unused_parameters)
 
     def new_network(self) -> nn.Module:
         """Return a freshly initialised network of the plans, on the device."""
@@ -128,7 +133,8 @@ class SemiSupervisedTrainer(Run):
         self.initialize()
         theirs = checkpoints.load(Path(file)).get("network_weights", {})
         ours = unwrapped(self.network).state_dict()
-        wanted = [name for name in ours if ".seg_layers." not in name]
+        heads = (".seg_layers.", "decoder.head.")
+        wanted = [name for name in ours if not any(head in name for head in heads)]
         wrong = [name for name in wanted if name not in theirs or theirs[name].shape != ours[name].shape]
         if wrong:
             raise EnvironmentProblem(

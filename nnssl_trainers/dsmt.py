@@ -3,9 +3,8 @@
 Two students of different architecture, S1 and S2, and a teacher T, the moving average of S1. M is 0 in a random box and
 1 outside; the labelled patches are halved into (x_a, y_a), (x_b, y_b), the unlabelled into u_a, u_b.
 
-1. Pre-training, a quarter of the run: both students learn the labelled mixes M⊙x_a + (1−M)⊙x_b and
-   M⊙x_b + (1−M)⊙x_a from their labels, box and surroundings as separate terms. At its end T ← S1. Runs of fewer than
-   4,000 iterations spend 1,000 of them here, or half of the run: a teacher that misses a class teaches to miss it.
+1. Pre-training, a quarter of the run (of short runs at least 1,000 iterations, or half): both students learn the mixes
+   M⊙x_a + (1−M)⊙x_b and M⊙x_b + (1−M)⊙x_a from their labels, box and surroundings as separate terms; then T ← S1.
 2. Self-training. ŷ = largest components of argmax T(u). The students see x_L = M⊙x_b + (1−M)⊙u_b and
    x_U = M⊙u_a + (1−M)⊙x_a, and student s has the terms
    L_psup^s: Dice + cross-entropy against labels (weight 1) and pseudo-labels (weight γ)       (eq. 15-17),
@@ -23,9 +22,10 @@ S1 is deployed. Departures from the paper, and readings where it is silent or co
 - Eq. 17 as printed gives weight 1 to whatever lies outside the box; default: labels 1, pseudo-labels γ, as in
   copy-paste, which the paper says it follows (`weights=literal`).
 - Pre-training mixes both ways, so that the whole labelled batch is used (`pretrain_mix=one` for one way); nothing is
-  said of S2's pre-training: the same images, at the same time. Self-training starts with fresh momentum; the learning
-  rate falls over the whole run, as the paper's is far from zero when pre-training ends.
-- Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks.
+  said of S2's pre-training: the same images, at the same time. Self-training starts with fresh momentum and the first
+  learning rate; nnU-Net's schedule takes it to zero at the end of the run, not of pre-training (as the paper's).
+- Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks;
+  Mamba-UNet, which starts from scratch, learns by AdamW (`mamba_optimizer=sgd` for the paper's optimiser).
 - Labelled padding and the padding of unlabelled patches count as background.
 """
 
@@ -62,7 +62,7 @@ class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
     )
     pretrain_share: float = hyper(0.25, "share of the run that is pre-training on labels", low=0.0, high=1.0)
     pretrain_least: int = hyper(1000, "least iterations of pre-training, but at most half of the run", low=0)
-    pretrain_mix: str = hyper("both", "labelled mixes of a step", choices=("both", "one"))
+    pretrain_mix: str = hyper("both", "labelled mixes of a step; none: nnU-Net's own", choices=("both", "one", "none"))
     copy_paste: bool = hyper(True, "mix patches; off: labelled and unlabelled patches stay apart")
     box_ratio: float = hyper(2 / 3, "side of the pasted box in units of the patch", low=0.0, high=1.0)
     noise_std: float = hyper(0.0, "standard deviation of noise on the students' unlabelled patches", low=0.0)
@@ -97,6 +97,7 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         """Build the networks, and the loss of labels and pseudo-labels inside and outside the box."""
         super().initialize()
         own: Any = "squared_batch" if len(self.configuration_manager.patch_size) == 2 else "linear_sample"
+        self.scattered = self.classes_named("scattered_classes")
         self.mixed_loss = MixedSegmentationLoss(
             dice=own if self.config.dice == "auto" else self.config.dice,
             scale_weights=tuple(getattr(self.loss, "weight_factors", (1.0,))),
@@ -113,28 +114,28 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         return self.self_training_losses(batch, mask)
 
     def pretraining_losses(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """Return each student's loss on labelled patches pasted into each other, both ways or one."""
+        """Return each student's loss on labelled patches pasted into each other, or on the patches as they are."""
+        if self.config.pretrain_mix == "none":
+            return {f"supervised_{i + 1}": self.plain_loss(s, batch) for i, s in enumerate(self.students)}
         (a, b), (y_a, y_b) = halves(batch.image_l), halves(full_size_target(batch))
         ways = [(a, b, y_a, y_b), (b, a, y_b, y_a)][: 1 if self.config.pretrain_mix == "one" else 2]
         images = [copy_paste(outside, inside, mask) for outside, inside, *_ in ways]
         terms = {}
         for number, student in enumerate(self.students, start=1):
             outputs = self.outputs_of(student, images)
-            pairs = zip(outputs, ways, strict=True)
-            losses = [self.mixed_loss(z, y_out, y_in, mask) for z, (_, _, y_out, y_in) in pairs]
+            losses = [self.mixed_loss(z, way[2], way[3], mask) for z, way in zip(outputs, ways, strict=True)]
             terms[f"supervised_{number}"] = torch.stack(losses).mean()
         return terms
 
     def self_training_losses(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Return each student's weighted L_psup and L_con, eq. 14-19."""
         weak, strong, padded = batch.unlabelled
-        exempt = tuple(int(label) for label in self.config.scattered_classes.split(",") if label != "none")
         seen = weak if self.config.teacher_view == "weak" else strong
-        guesses = self.pseudo_labels(seen, padded, exempt if self.config.largest_component else None)
-        (x_a, x_b), (y_a, y_b) = halves(batch.image_l), halves(full_size_target(batch))
+        guesses = self.pseudo_labels(seen, padded, self.scattered if self.config.largest_component else None)
+        (x_b, x_a), (y_b, y_a) = halves(batch.image_l), halves(full_size_target(batch))  # b first: see x_a below
         noise = self.config.noise_std
         u_a, u_b = halves(strong + noise * torch.randn_like(strong) if noise else strong)
-        images = [copy_paste(x_b, u_b, mask), copy_paste(u_a, x_a, mask)]  # x_L, x_U
+        images = [copy_paste(x_b, u_b, mask), copy_paste(u_a, x_a, mask)]  # x_L, x_U; x_a has the forced foreground
         outputs = [self.outputs_of(student, images) for student in self.students]
         probs = [[self.probabilities(z[0]) for z in both] for both in outputs]
         targets = self.enhanced(probs, images)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.config import MethodConfig, hyper
+from nnssl.errors import UsageError
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.base import Batch, SemiSupervisedTrainer
@@ -129,9 +130,30 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
                 found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
             elif exempt is not None:
                 found = largest_component(found[:, 0], probs.shape[1], exempt)[:, None]
-            return found.to(self.device, non_blocking=True)
+            small = found.to(torch.uint8)
+            small = small.pin_memory() if self.device.type == "cuda" else small
+            return small.to(self.device, non_blocking=True).long()
 
         return wait
+
+    def classes_named(self, setting: str) -> tuple[int, ...]:
+        """Return the labels (regions: their numbers from 1) that a setting lists, as in `1,3`; `none` is none.
+
+        Raises:
+            UsageError: there is no such label.
+        """
+        text = str(getattr(self.config, setting))
+        heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
+        known = range(1, heads + 1 if regions else heads)
+        names = [] if text == "none" else [part.strip() for part in text.split(",")]
+        if any(not name.isdecimal() or int(name) not in known for name in names):
+            kind = "regions" if regions else "labels"
+            raise UsageError(
+                f"{setting}={text} is not allowed",
+                where=f"--set {setting}={text}",
+                why=f"{kind} of this data set: {', '.join(map(str, known))}",
+            )
+        return tuple(map(int, names))
 
     def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
         """Return nnU-Net's Dice and cross-entropy loss with deep supervision."""

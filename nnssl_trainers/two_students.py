@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import MethodConfig, config_with, hyper
 from nnssl.errors import UsageError
-from nnssl.networks import plans_entry
+from nnssl.networks import build_network, plans_entry
 from nnssl.networks.mean import MeanOfNetworks
 from nnssl.registry import NETWORKS
 from nnssl.run_settings import RunSettings
-from nnssl_trainers.base import SemiSupervisedTrainer
+from nnssl_trainers.base import Batch, SemiSupervisedTrainer
 from nnssl_trainers.run import unwrapped
 
 PLAN, NONE = "plan", "none"
 NO_DECAY = ("log_rate", "direct")  # of a state-space block: shrinking them would change its dynamics
+ADAMW_LR, ADAMW_DECAY = 5e-4, 0.05
 Architecture = dict[str, Any]
 
 
@@ -40,6 +39,7 @@ class TwoStudentsConfig(MethodConfig):
         0, "features of mamba_unet's first stage; 0: the plan's times 3 in 2-D (96 for 32), times 1.5 in 3-D", low=0
     )
     mamba_states: int = hyper(16, "states a channel of mamba_unet", "N", low=1)
+    mamba_optimizer: str = hyper("adamw", "optimiser of mamba_unet", choices=("adamw", "sgd"))
     deployed: str = hyper("student1", "the network that is deployed", choices=("student1", "student2", "mean"))
     pretrain_share: float = hyper(0.0, "share of the run that is pre-training on labels", low=0.0, high=1.0)
     pretrain_least: int = hyper(0, "least iterations of pre-training, but at most half of the run", low=0)
@@ -70,10 +70,8 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         names = [config.student1] + [config.student2] * (config.student2 != NONE)
         options = {"state_size": config.mamba_states, **({"width": config.mamba_width} if config.mamba_width else {})}
         self.architectures = [
-            plan["architecture"]
-            if name == PLAN
-            else plans_entry(name, plan, **(options if name == "mamba_unet" else {}))
-            for name in names
+            _architecture(f"student{i}", name, plan, options if name == "mamba_unet" else {})
+            for i, name in enumerate(names, start=1)
         ]
         if len(names) == 1 and config.deployed in {"student2", "mean"}:
             raise UsageError("there is no student 2 to deploy", where=f"--set student2=none deployed={config.deployed}")
@@ -89,13 +87,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         super().initialize()
         if len(self.architectures) > 1:
             network = self._build(self.architectures[1], deep_supervision=False)
-            self.optimizer2 = self._sgd(network)
+            self.optimizer2 = self._optimizer(network)
             self.network2 = torch.compile(network) if self._do_i_compile() else network
-            if self.is_ddp:
-                self.network2 = DistributedDataParallel(
-                    nn.SyncBatchNorm.convert_sync_batchnorm(self.network2),  # type: ignore[no-untyped-call]
-                    device_ids=[self.local_rank] if self.device.type == "cuda" else None,
-                )
+            if self.is_ddp:  # nnU-Net's own network has heads that only deep supervision uses
+                self.network2 = self.distributed(self.network2, find_unused_parameters=True)
         self._mean = MeanOfNetworks.of(
             [unwrapped(network) for network in self.students], self.label_manager.has_regions
         )
@@ -139,15 +134,24 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         parts = [torch.split(logits, [len(image) for image in images]) for logits in together]
         return [list(outputs) for outputs in zip(*parts, strict=True)]
 
+    def plain_loss(self, student: nn.Module, batch: Batch) -> Tensor:
+        """Return nnU-Net's loss of a student on the labelled patches."""
+        outputs, target = self.outputs_of(student, [batch.image_l])[0], batch.target_l
+        if isinstance(target, list) and len(outputs) == 1:  # a student without deep supervision
+            return self.loss.loss(outputs[0], target[0])
+        return self.loss(outputs if isinstance(target, list) else outputs[0], target)
+
     # ------------------------------------------------------------------ optimisers
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - optimiser and schedule, as in nnU-Net
         """Return student 1's optimiser, and the schedule of both students' learning rates."""
-        return self._sgd(self.network), _Schedule(self)
+        return self._optimizer(self.network), _Schedule(self)
 
-    def learning_rate(self, iteration: int) -> float:
-        """Return nnU-Net's polynomial schedule over the run."""
-        return float(self.initial_lr * (1 - iteration / self.settings.num_iterations) ** 0.9)
+    def learning_rate_factor(self, iteration: int) -> float:
+        """Return nnU-Net's polynomial schedule over the run, from 1 to 0; it starts anew after pre-training."""
+        begin = self.pretrain_iterations if iteration >= self.pretrain_iterations else 0
+        length = max(1, self.settings.num_iterations - begin)
+        return float((1 - (iteration - begin) / length) ** 0.9)
 
     @property
     def pretrain_iterations(self) -> int:
@@ -160,23 +164,24 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         for _, optimizer in self.trained:
             optimizer.state.clear()
 
-    def _sgd(self, network: nn.Module) -> torch.optim.SGD:
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Return nnU-Net's SGD; for state-space networks AdamW, unless `mamba_optimizer` says otherwise."""
         named = list(network.named_parameters())
         free = [parameter for name, parameter in named if name.endswith(NO_DECAY)]
         decayed = [parameter for name, parameter in named if not name.endswith(NO_DECAY)]
         groups: list[dict[str, Any]] = [{"params": decayed}] + [{"params": free, "weight_decay": 0.0}] * bool(free)
-        return torch.optim.SGD(groups, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=self.weight_decay)
+        if free and self.config.mamba_optimizer == "adamw":
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, ADAMW_LR, weight_decay=ADAMW_DECAY)
+        else:
+            decay = self.weight_decay
+            optimizer = torch.optim.SGD(groups, self.initial_lr, momentum=0.99, nesterov=True, weight_decay=decay)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
 
     def _build(self, architecture: Architecture, deep_supervision: bool) -> nn.Module:
-        network: nn.Module = get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            allow_init=True,
-            deep_supervision=deep_supervision,
-        )
+        heads = self.label_manager.num_segmentation_heads
+        network = build_network(architecture, self.num_input_channels, heads, deep_supervision=deep_supervision)
         return network.to(self.device)
 
     # ------------------------------------------------------------------ state
@@ -205,14 +210,28 @@ class _Schedule:
 
     def step(self, iteration: int) -> None:
         """Set the learning rates of one iteration."""
-        rate = self.trainer.learning_rate(iteration)
+        factor = self.trainer.learning_rate_factor(iteration)
         for _, optimizer in self.trainer.trained:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = group["initial_lr"] * factor
 
 
 def _as_list(outputs: Any) -> list[Tensor]:  # noqa: ANN401 - a tensor, or those of deep supervision
     return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
+def _architecture(setting: str, name: str, plan: Architecture, options: dict[str, Any]) -> Architecture:
+    if name == PLAN:
+        return dict(plan["architecture"])
+    try:
+        return plans_entry(name, plan, **options)
+    except UsageError as error:
+        known = f"{PLAN}, {', '.join(NETWORKS)}" + (f", {NONE}" if setting == "student2" else "")
+        raise UsageError(
+            f"{setting}={name} is no network",
+            where=f"--set {setting}={name}",
+            why=f"known: {known}, or the dotted path of a class",
+        ) from error
 
 
 def _mean_architecture(members: list[Architecture], sigmoid: bool) -> Architecture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ def plans_entry(name: str, plan: Mapping[str, Any], **kwargs: Any) -> dict[str, 
     else:
         network = find_network(name)
         path = f"{network.module}.{network.class_name}"
-    if pydoc.locate(path) is None:
+    if not inspect.isclass(pydoc.locate(path)):
         raise UsageError(f"there is no class {path}", where=f"network {name}")
     own = plan["architecture"]["arch_kwargs"]
     options: dict[str, Any] = {"patch_size": [int(n) for n in plan["patch_size"]], "strides": own["strides"]}
@@ -67,3 +68,19 @@ def plans_entry(name: str, plan: Mapping[str, Any], **kwargs: Any) -> dict[str, 
         features = own.get("features_per_stage", [32])[0]
         options["width"] = features * 3 if len(options["patch_size"]) == 2 else features * 3 // 2
     return {"network_class_name": path, "arch_kwargs": {**options, **kwargs}, "_kw_requires_import": []}
+
+
+def build_network(entry: Mapping[str, Any], input_channels: int, num_classes: int, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """Return the network of an `architecture` entry of nnU-Net's plans, ours or not, as nnU-Net builds it.
+
+    Args:
+        entry: `network_class_name`, `arch_kwargs`, `_kw_requires_import`.
+        input_channels: image channels.
+        num_classes: output channels.
+        **kwargs: `allow_init` and `deep_supervision`, as nnU-Net's `get_network_from_plans` takes them.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    parts = (entry[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"))
+    network: nn.Module = get_network_from_plans(*parts, input_channels, num_classes, **kwargs)
+    return network

@@ -39,8 +39,11 @@ class MambaUNet(nn.Module):
         blocks: blocks a stage.
         state_size: states a channel, N.
         expansion: inner width of a block in units of its features, E.
-        drop_path: DropPath probability of the deepest block, falling linearly to 0 at the first.
+        drop_path: DropPath probability of the deepest block, in [0, 1), falling linearly to 0 at the first.
         final_channels: features of a voxel before the head; 0 takes `width` in 2-D and 16 in 3-D.
+
+    Raises:
+        ValueError: an option is out of range.
 
     Reference: Wang et al., Mamba-UNet, arXiv:2402.05079; Liu et al., VMamba, NeurIPS 2024.
     """
@@ -61,6 +64,10 @@ class MambaUNet(nn.Module):
         final_channels: int = 0,
     ) -> None:
         super().__init__()
+        if not 0.0 <= drop_path < 1.0 or min(blocks, state_size, expansion) < 1 or width < 0:
+            raise ValueError(
+                "drop_path lies in [0, 1); blocks, state_size and expansion are at least 1, width at least 0"
+            )
         patch, merges = token_steps(patch_size, strides)
         axes = len(patch)
         width = width or (96 if axes == 2 else 48)

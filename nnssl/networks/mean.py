@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import Self
 
+from nnssl.networks import build_network
+
 
 class MeanOfNetworks(nn.Module):
     """The mean of the members' class probabilities, given as logits.
@@ -35,19 +37,9 @@ class MeanOfNetworks(nn.Module):
         sigmoid: bool = False,
         deep_supervision: bool = False,
     ) -> None:
-        from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
         super().__init__()
         self.members = nn.ModuleList(
-            get_network_from_plans(
-                item["network_class_name"],
-                item["arch_kwargs"],
-                item["_kw_requires_import"],
-                input_channels,
-                num_classes,
-                allow_init=False,
-                deep_supervision=False,
-            )
+            build_network(item, input_channels, num_classes, allow_init=False, deep_supervision=False)
             for item in architectures
         )
         self.sigmoid = sigmoid

@@ -87,7 +87,7 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
     terms = trainer.training_losses(batch)
     torch.manual_seed(3)
     mask = copy_paste_mask(batch.image_l.shape[2:])
-    (x_a, x_b), (y_a, y_b), (u_a, u_b) = ((t[:1], t[1:]) for t in (batch.image_l, batch.target_l[0], batch.image_u_s))
+    (x_b, x_a), (y_b, y_a), (u_a, u_b) = (t.split(1) for t in (batch.image_l, batch.target_l[0], batch.image_u_s))
     with torch.no_grad():
         guess = largest_component((trainer.teacher(batch.image_u_s)[0].argmax(1, keepdim=True) * batch.mask_u)[:, 0], 3)
     q_a, q_b = guess[:1, None], guess[1:, None]
@@ -131,8 +131,18 @@ def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, ready) ->
     assert terms["supervised_1"].item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
 
-def test_phases_teacher_and_optimisers(ready) -> None:
-    trainer, _ = ready(2)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_pretraining_without_mixing_is_nnunets(dim: int, ready) -> None:
+    trainer, batch = ready(dim, iteration=0, pretrain_mix="none")
+    trainer.network2.eval()
+    terms = trainer.training_losses(batch)
+    assert torch.equal(terms["supervised_1"], trainer.loss(trainer.network(batch.image_l), batch.target_l))
+    assert torch.equal(terms["supervised_2"], trainer.loss.loss(trainer.network2(batch.image_l), batch.target_l[0]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_phases_teacher_and_optimisers(optimizer: str, ready) -> None:
+    trainer, _ = ready(2, mamba_optimizer=optimizer)
     stream = trainer.get_dataloaders()[0]
     rates = []
     for step in range(1, 5):
@@ -144,12 +154,12 @@ def test_phases_teacher_and_optimisers(ready) -> None:
         expected = student if step <= 2 else 0.99 * before + 0.01 * student
         torch.testing.assert_close(teacher, expected)
         assert bool(trainer.optimizer.state) == bool(trainer.optimizer2.state) == (step != 2)
-    poly = [0.01 * (1 - step / 8) ** 0.9 for step in range(4)]
-    assert all(rate == pytest.approx(expected) for row, expected in zip(rates, poly, strict=True) for rate in row)
-    assert (
-        len(rates[0]) == 3
-    )  # decay rates and direct paths of the state-space blocks have a group without weight decay
-    assert trainer.optimizer2.param_groups[1]["weight_decay"] == 0.0
+    poly = [1.0, (7 / 8) ** 0.9, 1.0, (5 / 6) ** 0.9]
+    first = {"sgd": [0.01, 0.01, 0.01], "adamw": [0.01, 5e-4, 5e-4]}[optimizer]
+    for row, factor in zip(rates, poly, strict=True):
+        assert row == pytest.approx([factor * rate for rate in first])
+    assert type(trainer.optimizer2).__name__.lower() == optimizer
+    assert trainer.optimizer2.param_groups[1]["weight_decay"] == 0.0  # decay rates and direct paths of the blocks
 
 
 @pytest.mark.parametrize(
@@ -226,7 +236,20 @@ def test_without_copy_paste_patches_stay_apart(ready) -> None:
     trainer, batch = ready(2, copy_paste=False)
     seen = images_seen_by(trainer.network)
     trainer.training_losses(batch)
-    assert torch.equal(seen[0], torch.cat([batch.image_l[1:], batch.image_u_s[:1]]))
+    assert torch.equal(seen[0], torch.cat([batch.image_l[:1], batch.image_u_s[:1]]))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_patch_with_forced_foreground_keeps_the_label_of_its_centre(dim: int, ready) -> None:
+    trainer, batch = ready(dim)  # nnU-Net centres the last patches of a batch on foreground
+    batch.target_l[0][1] = 2
+    batch.target_l[0][0] = 0
+    seen = []
+    trainer.mixed_loss = lambda _, outside, inside, *__: seen.append((outside, inside)) or torch.zeros(())
+    trainer.training_losses(batch)
+    (labelled_outside, _), (_, labelled_inside) = seen[:2]
+    assert labelled_outside.max() == 0
+    assert labelled_inside.min() == 2
 
 
 def test_noise_reaches_the_students_but_not_the_teacher(ready) -> None:
@@ -236,7 +259,7 @@ def test_noise_reaches_the_students_but_not_the_teacher(ready) -> None:
     assert torch.equal(teacher[0], batch.image_u_s)
     noise = student[0][1] - batch.image_u_s[0]
     assert 0.07 < noise.std().item() < 0.13
-    assert torch.equal(student[0][0], batch.image_l[1])
+    assert torch.equal(student[0][0], batch.image_l[0])
 
 
 def test_the_teacher_can_see_the_unchanged_view(ready) -> None:
@@ -300,13 +323,22 @@ def test_the_width_of_mamba_follows_the_plan(dim: int, width: int, make_trainer)
         ({"student2": "none", "deployed": "student2"}, "no student 2"),
         ({"student2": "none", "deployed": "mean"}, "no student 2"),
         ({"student1": "unet"}, "mamba_unet"),
+        ({"student1": "none"}, "plan"),
         ({"student2": "no.such.Network"}, "no.such.Network"),
+        ({"student2": "os.path"}, "os.path"),
     ],
 )
 def test_impossible_students_are_errors(config, said: str, make_trainer) -> None:
     with pytest.raises(UsageError) as raised:
         make_trainer("DSMTTrainer", 2, config=config)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "3", "1,", "1;2"])
+def test_unknown_classes_are_errors_before_training(text: str, make_trainer) -> None:
+    with pytest.raises(UsageError) as raised:
+        make_trainer("DSMTTrainer", 2, config={"scattered_classes": text}).initialize()
+    assert raised.value.why == "labels of this data set: 1, 2"
 
 
 def test_teacher_modes() -> None:
