@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from nnssl.errors import UsageError
 
@@ -33,9 +33,13 @@ def hyper(
 class MethodConfig:
     """Base of every method's settings.
 
+    A method with named presets has a field `preset` and `presets`, the values that each of them changes.
+
     Raises:
         UsageError: a value is outside its range or not among its choices.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -58,6 +62,13 @@ class MethodConfig:
         """Return the settings as plain values, for the plans and the checkpoint."""
         return dataclasses.asdict(self)
 
+    def changes(self) -> dict[str, Value]:
+        """Return the settings from which `config_with` makes this config: the preset, and what differs from it."""
+        values = self.to_dict()
+        preset = {"preset": values["preset"]} if "preset" in values else {}
+        base, default = config_with(type(self), preset).to_dict(), type(self)().to_dict()
+        return {name: value for name, value in values.items() if value != (default if name == "preset" else base)[name]}
+
 
 def _bound(value: float | None) -> str:
     return "any" if value is None else f"{value:g}"
@@ -65,6 +76,8 @@ def _bound(value: float | None) -> str:
 
 def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | Iterable[str]) -> ConfigT:
     """Return `config_class` with its defaults, changed by `{"name": value}` or by `--set` strings `"name=value"`.
+
+    What is given goes before what a given `preset` changes.
 
     Raises:
         UsageError: a name is unknown (the valid ones are listed), or a value has the wrong type or range.
@@ -83,7 +96,7 @@ def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | It
                 run=f"--set {close[0]}={value}" if close else "nnssl_methods --verbose lists the settings",
             )
         values[name] = _converted(name, value, known[name].default)
-    return config_class(**values)
+    return config_class(**{**config_class.presets.get(str(values.get("preset")), {}), **values})
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -22,12 +22,14 @@ class RunSettings:
         num_iterations: optimiser steps; every schedule is stretched over them.
         seed: of weights, batches and everything drawn in training.
         labelled: label budget (`7`, `10%`), None for all labels.
+        bf16: networks calculate in bfloat16 (otherwise fp16 on CUDA, fp32 elsewhere).
         config: the method's settings that differ from their defaults.
     """
 
     num_iterations: int = DEFAULT_EPOCHS * ITERATIONS_PER_EPOCH
     seed: int = 0
     labelled: str | None = None
+    bf16: bool = False
     config: dict[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -71,6 +71,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     labelled: str | None = None,
     num_iterations: int | None = None,
     seed: int | None = None,
+    bf16: bool = False,
     settings: Mapping[str, Value] | Iterable[str] = (),
     device: str = "auto",
     num_gpus: int = 1,
@@ -93,6 +94,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         labelled: label budget, patients (`7`) or percent (`10%`); None uses every label.
         num_iterations: optimiser steps (default 250 000, nnU-Net's 1000 epochs), the stored ones when continuing.
         seed: default 0.
+        bf16: calculate in bfloat16, on the CPU as well (default: fp16 on CUDA, fp32 elsewhere).
         settings: method settings, `{"name": value}` or `["name=value"]`.
         device: `auto`, `cuda`, `cpu` or `mps`.
         num_gpus: processes of distributed training on one machine.
@@ -136,7 +138,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         "num_iterations": num_iterations,
         "seed": seed,
         "labelled": str(budget) if budget else None,
-        "config": _changed(config),
+        "bf16": bf16 or None,
+        "config": config.changes(),
     }
     run = _run_settings(asked, resume)
     plan.setdefault("nnssl_semi", {})["run"] = run.to_dict()
@@ -225,11 +228,6 @@ def _checkpoint_to_resume(folder: Path, continue_training: bool, only_validation
     )
 
 
-def _changed(config: Any) -> dict[str, Value]:  # noqa: ANN401 - a MethodConfig
-    default = type(config)().to_dict()
-    return {name: value for name, value in config.to_dict().items() if value != default[name]}
-
-
 def _run_settings(asked: dict[str, Any], resume: Path | None) -> RunSettings:
     given = {name: value for name, value in asked.items() if value is not None and value != {}}
     if resume is None:
@@ -241,7 +239,9 @@ def _run_settings(asked: dict[str, Any], resume: Path | None) -> RunSettings:
     if stored is None:
         raise EnvironmentProblem("this checkpoint was not written by nnssl", where=resume)
     different = [
-        f"{name}: stored {stored[name]}, asked {value}" for name, value in given.items() if stored[name] != value
+        f"{name}: stored {stored.get(name)}, asked {value}"
+        for name, value in given.items()
+        if stored.get(name) != value
     ]
     if different:
         raise UsageError(

@@ -64,6 +64,11 @@ def full_size_target(batch: Batch) -> Tensor:
     return batch.target_l[0] if isinstance(batch.target_l, list) else batch.target_l
 
 
+def as_list(outputs: Any) -> list[Tensor]:  # noqa: ANN401 - a tensor, or those of deep supervision
+    """Return a network's outputs as a list, finest first."""
+    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two halves of a batch; a single sample is both of them, the odd one of several is left out."""
     count = max(1, len(x) // 2)
@@ -254,7 +259,7 @@ class SemiSupervisedTrainer(Run):
         self.lr_scheduler.step(self.iteration)
         for _, optimizer in self.trained:
             optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext():
+        with self.precision():
             terms = self.training_losses(ready)
             loss = torch.stack(list(terms.values())).sum()
         self._optimise(loss)
@@ -262,6 +267,12 @@ class SemiSupervisedTrainer(Run):
         self.after_step()
         self.add_terms({name: value.detach() for name, value in terms.items()})
         return {"loss": loss.detach()}
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return nnU-Net's autocast, fp16 on CUDA alone, or bfloat16 on any device where the run asks for it."""
+        if self.settings.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _optimise(self, loss: Tensor) -> None:
         """Do backward, clip each network's gradient norm to 12 as nnU-Net does, and step."""
@@ -277,6 +288,16 @@ class SemiSupervisedTrainer(Run):
                 scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
+
+    def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
+        """Return nnU-Net's Dice and cross-entropy loss, with deep supervision where the network has it."""
+        outputs, target = (
+            [logits.float() for logits in outputs],
+            batch.target_l,
+        )  # nnU-Net's Dice adds up as it is given
+        if isinstance(target, list) and len(outputs) == 1 < len(target):
+            return self.loss.loss(outputs[0], target[0])
+        return self.loss(outputs if isinstance(target, list) else outputs[0], target)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""

@@ -70,9 +70,7 @@ class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
     weights: str = hyper("copy_paste", "whom eq. 17 gives weight 1", choices=("copy_paste", "literal"))
     largest_component: bool = hyper(True, "keep the largest component of each class of the pseudo-labels")
     scattered_classes: str = hyper("none", "classes that keep all their components, for instance 1,3")
-    teacher_mode: str = hyper(
-        "bn_train_nodrop", "the teacher's batch normalisation and dropout", choices=("bn_train_nodrop", "train", "eval")
-    )
+    teacher_mode: str = hyper("bn_train_nodrop", "the teacher's mode", choices=("bn_train_nodrop", "train", "eval"))
     teacher_view: str = hyper("same", "patches the teacher sees: the students' or unchanged", choices=("same", "weak"))
     dice: str = hyper("auto", "Dice form (auto: by dimension)", choices=("auto", "squared_batch", "linear_sample"))
     contrast_weight: float = hyper(0.5, "weight of the other student's enhanced prediction", "δ (text: σ)", low=0.0)
@@ -116,7 +114,8 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
     def pretraining_losses(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Return each student's loss on labelled patches pasted into each other, or on the patches as they are."""
         if self.config.pretrain_mix == "none":
-            return {f"supervised_{i + 1}": self.plain_loss(s, batch) for i, s in enumerate(self.students)}
+            outputs = [self.outputs_of(student, [batch.image_l])[0] for student in self.students]
+            return {f"supervised_{i + 1}": self.supervised_loss(z, batch) for i, z in enumerate(outputs)}
         (a, b), (y_a, y_b) = halves(batch.image_l), halves(full_size_target(batch))
         ways = [(a, b, y_a, y_b), (b, a, y_b, y_a)][: 1 if self.config.pretrain_mix == "one" else 2]
         images = [copy_paste(outside, inside, mask) for outside, inside, *_ in ways]

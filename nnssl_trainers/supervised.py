@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nnssl_trainers.base import Batch, SemiSupervisedTrainer
+from nnssl_trainers.base import Batch, SemiSupervisedTrainer, as_list
 
 
 class SupervisedTrainer(SemiSupervisedTrainer):
@@ -20,4 +20,4 @@ class SupervisedTrainer(SemiSupervisedTrainer):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return nnU-Net's loss."""
-        return {"supervised": self.loss(self.network(batch.image_l), batch.target_l)}
+        return {"supervised": self.supervised_loss(as_list(self.network(batch.image_l)), batch)}

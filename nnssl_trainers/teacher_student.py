@@ -14,7 +14,7 @@ from nnssl.config import MethodConfig, hyper
 from nnssl.errors import UsageError
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
-from nnssl_trainers.base import Batch, SemiSupervisedTrainer
+from nnssl_trainers.base import SemiSupervisedTrainer, as_list
 from nnssl_trainers.run import unwrapped
 
 
@@ -98,16 +98,14 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         Returns:
             Logits from fine to coarse, one list for each input.
         """
-        outputs = self.network(torch.cat([labelled, unlabelled]))
-        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        outputs = as_list(self.network(torch.cat([labelled, unlabelled])))
         count = len(labelled)
         return [part[:count] for part in outputs], [part[count:] for part in outputs]
 
     @torch.no_grad()
     def teach(self, image: Tensor) -> Tensor:
         """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
-        outputs = self.teacher(image)
-        return self.probabilities(outputs[0] if isinstance(outputs, list | tuple) else outputs)
+        return self.probabilities(as_list(self.teacher(image))[0])
 
     def pseudo_labels(self, image: Tensor, mask: Tensor, exempt: tuple[int, ...] | None) -> Callable[[], Tensor]:
         """Start the teacher; the function returned waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
@@ -124,15 +122,14 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         arrived = arriving((labels * mask).to(torch.uint8))
 
         def wait() -> Tensor:
-            found = arrived().long()
+            found = arrived()
             if exempt is not None and regions:
                 clean = largest_component(found.flatten(0, 1), 2).view_as(found)
                 found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
             elif exempt is not None:
                 found = largest_component(found[:, 0], probs.shape[1], exempt)[:, None]
-            small = found.to(torch.uint8)
-            small = small.pin_memory() if self.device.type == "cuda" else small
-            return small.to(self.device, non_blocking=True).long()
+            found = found.pin_memory() if self.device.type == "cuda" else found
+            return found.to(self.device, non_blocking=True).long()
 
         return wait
 
@@ -154,11 +151,6 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
                 why=f"{kind} of this data set: {', '.join(map(str, known))}",
             )
         return tuple(map(int, names))
-
-    def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
-        """Return nnU-Net's Dice and cross-entropy loss with deep supervision."""
-        loss: Tensor = self.loss(outputs if isinstance(batch.target_l, list) else outputs[0], batch.target_l)
-        return loss
 
     def state(self) -> dict[str, Any]:
         """Return the state with the teacher in it."""

@@ -18,7 +18,7 @@ from nnssl.networks import build_network, plans_entry
 from nnssl.networks.mean import MeanOfNetworks
 from nnssl.registry import NETWORKS
 from nnssl.run_settings import RunSettings
-from nnssl_trainers.base import Batch, SemiSupervisedTrainer
+from nnssl_trainers.base import SemiSupervisedTrainer, as_list
 from nnssl_trainers.run import unwrapped
 
 PLAN, NONE = "plan", "none"
@@ -91,9 +91,9 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
             self.network2 = torch.compile(network) if self._do_i_compile() else network
             if self.is_ddp:  # nnU-Net's own network has heads that only deep supervision uses
                 self.network2 = self.distributed(self.network2, find_unused_parameters=True)
-        self._mean = MeanOfNetworks.of(
-            [unwrapped(network) for network in self.students], self.label_manager.has_regions
-        )
+        if self.config.deployed == "mean":
+            members = [unwrapped(network) for network in self.students]
+            self._mean = MeanOfNetworks.of(members, self.label_manager.has_regions)
 
     def new_network(self) -> nn.Module:
         """Return a freshly initialised network of student 1's architecture, on the device."""
@@ -129,17 +129,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         heads = None if network is self.network else 1  # student 2 learns at full resolution only
         apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrapped(network).modules())
         if apart:
-            return [_as_list(network(image))[:heads] for image in images]
-        together = _as_list(network(torch.cat(list(images))))[:heads]
+            return [as_list(network(image))[:heads] for image in images]
+        together = as_list(network(torch.cat(list(images))))[:heads]
         parts = [torch.split(logits, [len(image) for image in images]) for logits in together]
         return [list(outputs) for outputs in zip(*parts, strict=True)]
-
-    def plain_loss(self, student: nn.Module, batch: Batch) -> Tensor:
-        """Return nnU-Net's loss of a student on the labelled patches."""
-        outputs, target = self.outputs_of(student, [batch.image_l])[0], batch.target_l
-        if isinstance(target, list) and len(outputs) == 1:  # a student without deep supervision
-            return self.loss.loss(outputs[0], target[0])
-        return self.loss(outputs if isinstance(target, list) else outputs[0], target)
 
     # ------------------------------------------------------------------ optimisers
 
@@ -214,10 +207,6 @@ class _Schedule:
         for _, optimizer in self.trainer.trained:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-
-
-def _as_list(outputs: Any) -> list[Tensor]:  # noqa: ANN401 - a tensor, or those of deep supervision
-    return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
 
 def _architecture(setting: str, name: str, plan: Architecture, options: dict[str, Any]) -> Architecture:

@@ -113,7 +113,7 @@ MakeTiny = Callable[..., Path]
 def make_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTiny:
     """Return a function that writes a preprocessed data set (4 labelled, 2 validation, 4 unlabelled cases)."""
 
-    def make(dim: int = 3, patch: list[int] | None = None, root: Path = tmp_path) -> Path:
+    def make(dim: int = 3, patch: list[int] | None = None, root: Path = tmp_path, **arch_kwargs: Any) -> Path:
         import SimpleITK as sitk
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
@@ -143,6 +143,7 @@ def make_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeTiny:
             if known:
                 sitk.WriteImage(sitk.GetImageFromArray(labels[0]), str(truth / f"{case}.nii.gz"))
         plans = tiny_plans(dim, patch or [16] * dim)
+        plans["configurations"][name]["architecture"]["arch_kwargs"].update(arch_kwargs)
         dataset_json = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": 6, "file_ending": ".nii.gz"}
         split = {"train": cases[:4], "val": cases[4:6], "unlabelled": cases[6:], "labelled_order": cases[:4]}
         for file, content in (("nnUNetPlans", plans), ("dataset", dataset_json), ("splits_final", [split])):

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import pickle
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
-from nnssl.config import MethodConfig, config_with, hyper
+from nnssl.config import MethodConfig, Value, config_with, hyper
 from nnssl.errors import UsageError
 
 
@@ -120,3 +121,27 @@ def test_unknown_name_lists_the_valid_ones() -> None:
 def test_not_name_equals_value(text: str) -> None:
     with pytest.raises(UsageError, match="not of the form name=value"):
         config_with(Settings, [text])
+
+
+@dataclass(frozen=True)
+class WithPresets(Settings):
+    presets: ClassVar[dict[str, dict[str, Value]]] = {"code": {"decay": 0.9, "shape": "gaussian"}}
+    preset: str = hyper("paper", "whose choices", choices=("paper", "code"))
+
+
+def test_a_preset_changes_what_is_not_given() -> None:
+    config = config_with(WithPresets, ["shape=sigmoid", "preset=code"])
+    assert (config.preset, config.decay, config.shape, config.steps) == ("code", 0.9, "sigmoid", 40)
+    assert config_with(WithPresets, {"preset": "paper"}) == WithPresets()
+    with pytest.raises(UsageError, match="preset=other is not allowed"):
+        config_with(WithPresets, ["preset=other"])
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"preset": "code"}, {"preset": "code", "decay": 0.99}, {"preset": "code", "steps": 3}]
+)
+def test_changes_make_the_same_config(given: dict[str, float]) -> None:
+    config = config_with(WithPresets, given)
+    assert config.changes() == given
+    assert config_with(WithPresets, config.changes()) == config
+    assert config_with(WithPresets, config.to_dict()) == config

@@ -25,6 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
     add("-seed", type=int, metavar="N", help="seed of everything (default: 0)")
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the method")
+    add(
+        "--bf16", action="store_true", help="calculate in bfloat16 (on a CPU: for AVX512-BF16 or AMX, about 2 x faster)"
+    )
     add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
     add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
@@ -52,6 +55,7 @@ def body(arguments: argparse.Namespace) -> None:
         labelled=arguments.labelled,
         num_iterations=arguments.num_iterations,
         seed=arguments.seed,
+        bf16=arguments.bf16,
         settings=arguments.set,
         device=arguments.device,
         num_gpus=arguments.num_gpus,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.files import DATASET_KEYS, PLANS_KEYS, read_object
 from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
+from nnssl.networks import build_network
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,8 @@ def _network(
     inputs = determine_num_input_channels(plans, configuration, dataset_json)
     outputs = plans.get_label_manager(dataset_json).num_segmentation_heads
     if checkpoint.ours or checkpoint.trainer == "nnUNetTrainer":
-        return get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            inputs,
-            outputs,
-            allow_init=False,
-            deep_supervision=False,
-        )
+        entry = configuration.configuration["architecture"]
+        return build_network(entry, inputs, outputs, allow_init=False, deep_supervision=False)
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     trainer = recursive_find_trainer_class_by_name(checkpoint.trainer)

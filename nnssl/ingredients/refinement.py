@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from nnssl.ingredients.box_filter import Border, box_mean, pad, running_sum, sided_windows, spatial_axes
+from nnssl.ingredients.supervised import at_least_fp32
 
 Mode = Literal["propagate", "literal", "pairwise"]
 Scope = Literal["pixel", "image"]
@@ -60,7 +61,7 @@ def scale_intensities(image: Tensor) -> Tensor:
 
     Reference: ours; eq. 5 adds the gradient to a length, so its intensities need a fixed range.
     """
-    image = _floating(image)
+    image = at_least_fp32(image)
     voxels = image.flatten(2)
     count = voxels.shape[-1]
     step = math.ceil(count / _QUANTILE_VOXELS)
@@ -98,7 +99,7 @@ def edge_adaptive_window(
 
     Reference: eq. 5, which has no index on P; "per pixel" and the 3-D smoothing are our reading.
     """
-    magnitude = _per_chunk(partial(_sobel_magnitude, border=border), _floating(image))
+    magnitude = _per_chunk(partial(_sobel_magnitude, border=border), at_least_fp32(image))
     if scope == "image":
         magnitude = magnitude.mean(dim=spatial_axes(magnitude), keepdim=True)
     return magnitude.floor_().add_(low).clamp_(low, high).long()
@@ -139,7 +140,7 @@ def local_similarity(
             distance.addcmul_(channel, box_mean(channel, windows, border), value=-2.0 / image.shape[1])
         return distance.clamp_(min=0.0).neg_()
 
-    return _per_chunk(similarity, _floating(image), window)
+    return _per_chunk(similarity, at_least_fp32(image), window)
 
 
 @torch.no_grad()
@@ -190,7 +191,7 @@ def confidence_mask(probs: Tensor, threshold_factor: float = -0.5, steepness: fl
         # comparing in place gives numbers at once, without the slow way through bool
         return torch.sigmoid((confidence - threshold) * steepness) * fixed.clone().ge_(threshold)
 
-    return _per_chunk(mask, _floating(probs))
+    return _per_chunk(mask, at_least_fp32(probs))
 
 
 def propagate_labels(  # noqa: PLR0913, PLR0917
@@ -236,7 +237,7 @@ def propagate_labels(  # noqa: PLR0913, PLR0917
         raise ValueError("pairwise propagation needs the image")
     if iterations == 0:
         return probs
-    probs = _floating(probs)
+    probs = at_least_fp32(probs)
     if mode == "literal":
         factor = 1.0 - mask * (1.0 - similarity)
         for _ in range(iterations):
@@ -284,7 +285,7 @@ def neighbourhood(
     Returns:
         Window, normalised similarity and image; see `Neighbourhood`.
     """
-    image = scale_intensities(image) if scale else _floating(image).detach()
+    image = scale_intensities(image) if scale else at_least_fp32(image).detach()
     window = edge_adaptive_window(image, low, high, scope=window_scope)
     similarity = normalised_similarity(local_similarity(image, window, window_range=(low, high)), temperature)
     return Neighbourhood(window, similarity, image, (low, high))
@@ -328,10 +329,6 @@ def enhance(  # noqa: PLR0913
         new = propagate_labels(y, similarity, mask, window, iterations, retention, mode, scaled, window_range)
         refined.append(new[:, :1] if regions else new)
     return torch.cat(refined, dim=1)
-
-
-def _floating(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _per_chunk(function: Callable[..., Tensor], first: Tensor, *others: Tensor | int | None) -> Tensor:

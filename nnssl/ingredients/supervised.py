@@ -44,7 +44,7 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = N
 
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the cross-entropy of L_seg.
     """
-    return masked_mean(functional.cross_entropy(_at_least_fp32(logits), target, reduction="none").unsqueeze(1), mask)
+    return masked_mean(functional.cross_entropy(at_least_fp32(logits), target, reduction="none").unsqueeze(1), mask)
 
 
 def masked_dice(
@@ -70,7 +70,7 @@ def masked_dice(
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the Dice loss of L_seg; the squares are of
     Milletari et al., V-Net, 3DV 2016, section 3.
     """
-    p = _at_least_fp32(probs)
+    p = at_least_fp32(probs)
     q = target_probs.detach()
     q = q.to(p.dtype) if q.is_floating_point() else q
     weights = 1.0 if mask is None else mask.to(p.dtype)
@@ -113,7 +113,7 @@ def masked_dice_ce(
         ignored = target == ignore_label
         target = target.masked_fill(ignored, 0)
         mask = mask.masked_fill(ignored.unsqueeze(1), 0)
-    z = _at_least_fp32(logits)
+    z = at_least_fp32(logits)
     classes = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.ndim - 2))
     one_hot = target.unsqueeze(1) == classes
     return 0.5 * (masked_dice(z.softmax(1), one_hot, mask, dice) + masked_cross_entropy(z, target, mask))
@@ -135,11 +135,12 @@ def masked_dice_bce(logits: Tensor, target: Tensor, mask: Tensor, dice: DiceForm
 
     Reference: as `masked_dice_ce`, each region a two-class problem of its own.
     """
-    z = _at_least_fp32(logits)
+    z = at_least_fp32(logits)
     cross_entropy = functional.binary_cross_entropy_with_logits(z, target.detach().to(z.dtype), reduction="none")
     mean_over_regions = cross_entropy.mean(dim=1, keepdim=True)
     return 0.5 * (masked_dice(z.sigmoid(), target, mask, dice) + masked_mean(mean_over_regions, mask))
 
 
-def _at_least_fp32(tensor: Tensor) -> Tensor:
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32, or in fp64 where it is that already."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

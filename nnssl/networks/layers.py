@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -44,3 +44,12 @@ def pad_to_multiple(x: Tensor, step: Sequence[int]) -> Tensor:
     """Return (B, C, *S) zero-padded on the high side, so that every axis is a multiple of its step."""
     missing = [-n % m for n, m in zip(x.shape[2:], step, strict=True)]
     return functional.pad(x, [amount for n in reversed(missing) for amount in (0, n)]) if any(missing) else x
+
+
+def outputs_of_stages(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """Return the output of every stage of a chain, the first one's first."""
+    outputs = []
+    for stage in stages:
+        x = stage(x)
+        outputs.append(x)
+    return outputs

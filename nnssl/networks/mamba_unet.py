@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.ingredients.supervised import at_least_fp32
 from nnssl.networks.layers import LAYERS, pad_to_multiple
 from nnssl.networks.outputs import pooled_outputs
 from nnssl.networks.selective_scan import selective_scan
@@ -182,7 +183,7 @@ class CrossScan(nn.Module):
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u = functional.silu(self.conv(u.movedim(-1, 1)))
         with torch.autocast(u.device.type, enabled=False):
-            y = self.scan_all(u if u.dtype == torch.float64 else u.float())
+            y = self.scan_all(at_least_fp32(u))
         y = self.norm(y.movedim(1, -1)).to(gate.dtype)
         out: Tensor = self.out_proj(y * functional.silu(gate))
         return out

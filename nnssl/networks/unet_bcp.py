@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from nnssl.networks.layers import LAYERS, Layers, widths
+from nnssl.networks.layers import LAYERS, Layers, outputs_of_stages, widths
 from nnssl.networks.outputs import pooled_outputs
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -65,11 +65,7 @@ class _Encoder(nn.Module):
             self.stages.append(nn.Sequential(*pool, *block))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
+        return outputs_of_stages(self.stages, x)
 
 
 class _Decoder(nn.Module):

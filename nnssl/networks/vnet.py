@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from nnssl.networks.layers import LAYERS, Layers, pad_to_multiple, widths
+from nnssl.networks.layers import LAYERS, Layers, outputs_of_stages, pad_to_multiple, widths
 from nnssl.networks.outputs import pooled_outputs
 
 
@@ -66,11 +66,8 @@ class _Encoder(nn.Module):
         self.dropout = layers.channel_dropout(dropout)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return [*features[:-1], self.dropout(x)]
+        *finer, coarsest = outputs_of_stages(self.stages, x)
+        return [*finer, self.dropout(coarsest)]
 
 
 class _Decoder(nn.Module):

@@ -89,9 +89,8 @@ def relative_activations(
         two, four = (
             saved_bytes(network, torch.zeros(batch, input_channels, *small), mixed_precision) for batch in (2, 4)
         )
-        total += (
-            (four - two) / 2 * (torch.Size(patch).numel() / torch.Size(small).numel())
-        )  # weights' copies cancel out
+        one = (four - two) / 2  # copies of the weights cancel out
+        total += one * (torch.Size(patch).numel() / torch.Size(small).numel())
     return total / (own / 2 if mixed_precision else own)
 
 

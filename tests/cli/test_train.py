@@ -46,7 +46,8 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
         )
     run = load(folder / "checkpoint_final.pth")["nnssl_semi"]["run"]
     assert run == {
-        "num_iterations": 3, "seed": 9, "labelled": None, "config": {"ema_decay": 0.5, "rampup_share": 0.0},
+        "num_iterations": 3, "seed": 9, "labelled": None, "bf16": False,
+        "config": {"ema_decay": 0.5, "rampup_share": 0.0},
     }  # fmt: skip
     assert json.loads((folder.parent / "plans.json").read_text())["nnssl_semi"]["run"] == run
     assert "nnssl_predict" in capsys.readouterr().out

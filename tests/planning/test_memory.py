@@ -30,11 +30,8 @@ def test_meta_keeps_what_the_cpu_keeps(name: str, dim: int) -> None:
 
 @pytest.mark.parametrize(("dim", "patch"), [(2, 64), (3, 32)])
 def test_a_dsmt_step_keeps_what_planning_predicts(dim: int, patch: int, make_tiny, make_trainer) -> None:
-    file = make_tiny(dim, [patch] * dim) / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
-    plan = plans["configurations"]["2d" if dim == 2 else "3d_fullres"]
-    plan["architecture"]["arch_kwargs"].update(features_per_stage=[16, 32, 64], n_conv_per_stage=[2, 2, 2])
-    file.write_text(json.dumps(plans))
+    folder = make_tiny(dim, [patch] * dim, features_per_stage=[16, 32, 64], n_conv_per_stage=[2, 2, 2])
+    plan = json.loads((folder / "nnUNetPlans.json").read_text())["configurations"]["2d" if dim == 2 else "3d_fullres"]
     trainer = make_trainer("DSMTTrainer", dim)
     trainer.initialize()
     trainer.training_mode()

@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.config import config_with
 from nnssl.registry import METHODS
+from nnssl_trainers.base import as_list
 from nnssl_trainers.run import unwrapped
 
 both = pytest.mark.parametrize(("name", "dim"), [(name, dim) for name in METHODS for dim in (2, 3)])
@@ -72,6 +73,24 @@ def test_training_learns_the_labelled_batch(name: str, dim: int, make_trainer) -
     batch = next(trainer.get_dataloaders()[0])
     losses = [trainer.train_step(batch)["loss"].item() for _ in range(40)]
     assert losses[-1] < losses[0] - 0.3
+
+
+@both
+def test_bfloat16_calculates_in_it_and_trains_the_same(name: str, dim: int, make_trainer) -> None:
+    losses = {}
+    for bf16 in (False, True):
+        trainer = make_trainer(name, dim, num_iterations=200, bf16=bf16)
+        trainer.initialize()
+        seen: list[torch.Tensor] = []
+        for network, _ in trainer.trained:
+            unwrapped(network).register_forward_hook(lambda *args, seen=seen: seen.append(as_list(args[-1])[0]))
+        batch = next(trainer.get_dataloaders()[0])
+        losses[bf16] = torch.stack([trainer.train_step(batch)["loss"] for _ in range(5)])
+        assert {logits.dtype for logits in seen} == {torch.bfloat16 if bf16 else torch.float32}
+        assert losses[bf16].dtype == torch.float32
+        assert all(p.dtype == torch.float32 for network, _ in trainer.trained for p in network.parameters())
+    assert (losses[True] != losses[False]).any()
+    torch.testing.assert_close(losses[True], losses[False], atol=0.05, rtol=0.05)
 
 
 @both

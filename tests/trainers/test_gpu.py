@@ -57,11 +57,8 @@ def test_stopped_and_continued_on_the_device(make_trainer) -> None:
 
 @pytest.mark.parametrize(("dim", "patch"), [(2, 256), (3, 64)])
 def test_peak_memory_is_what_planning_predicts(dim: int, patch: int, make_tiny, make_trainer) -> None:
-    file = make_tiny(dim, [patch] * dim) / "nnUNetPlans.json"
-    plans = json.loads(file.read_text())
-    plan = plans["configurations"]["2d" if dim == 2 else "3d_fullres"]
-    plan["architecture"]["arch_kwargs"].update(features_per_stage=[32, 64, 128], n_conv_per_stage=[2, 2, 2])
-    file.write_text(json.dumps(plans))
+    folder = make_tiny(dim, [patch] * dim, features_per_stage=[32, 64, 128], n_conv_per_stage=[2, 2, 2])
+    plan = json.loads((folder / "nnUNetPlans.json").read_text())["configurations"]["2d" if dim == 2 else "3d_fullres"]
     peaks = {}
     for name in ("SupervisedTrainer", "DSMTTrainer"):
         trainer = make_trainer(name, dim, epoch=250, num_iterations=8, device="cuda")
