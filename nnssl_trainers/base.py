@@ -291,10 +291,8 @@ class SemiSupervisedTrainer(Run):
 
     def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
         """Return nnU-Net's Dice and cross-entropy loss, with deep supervision where the network has it."""
-        outputs, target = (
-            [logits.float() for logits in outputs],
-            batch.target_l,
-        )  # nnU-Net's Dice adds up as it is given
+        outputs = [logits.float() for logits in outputs]  # nnU-Net's Dice adds up in the precision that it is given
+        target = batch.target_l
         if isinstance(target, list) and len(outputs) == 1 < len(target):
             return self.loss.loss(outputs[0], target[0])
         return self.loss(outputs if isinstance(target, list) else outputs[0], target)
