@@ -25,6 +25,7 @@ def _run(command: str) -> int:
     return int(import_module(f"nnssl.cli.{command}").main())
 
 
+convert = partial(_run, "convert")
 plan_and_preprocess = partial(_run, "plan_and_preprocess")
 train = partial(_run, "train")
 predict = partial(_run, "predict")

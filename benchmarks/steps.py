@@ -1,14 +1,15 @@
 """Step times as ratios: SupervisedTrainer against stock nnU-Net, the other methods against the sum of their parts.
 
-A step runs from batch ready to optimiser step. The loaders are idle: all batches are drawn before. The trainers take
-turns in blocks, so that a machine whose speed drifts slows all of them alike; the ratio of each round is taken and the
-median over rounds reported.
+A step runs from batch ready to optimiser step. The loaders are idle: all batches are drawn before. The steps take turns
+in blocks, so that a machine whose speed drifts slows all of them alike; the ratio of each round is taken and the median
+over rounds reported.
 
-    python -m benchmarks.steps DATASET CONFIGURATION [-p PLANS] [-labelled N] [--rounds 15] [--steps 4] [-device cpu]
-                               [--set mamba_width=24 mamba_states=4]
+    python -m benchmarks.steps DATASET CONFIGURATION [-p PLANS] [-labelled N] [-tr TRAINER ...] [--set NAME=VALUE ...]
+                               [--rounds 15] [--steps 4] [-device cpu] [--bf16]
 
-`--set` is for DSMTTrainer, whose step is one of self-training. Its parts: a stock step, a step of student 2 alone on as
-many patches, and a forward pass of the teacher. With `-device cuda` the peak memory of each step is printed as well.
+Parts are steps of stock nnU-Net or of one network alone, on as many patches as the method sends through it, and forward
+passes of the teacher. `--set` is for one trainer. Steps are those of the middle of a run. With `-device cuda` the peak
+memory of each step is printed as well.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,18 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl.config import config_with
 from nnssl.data.raw import dataset_name
 from nnssl.files import environment_folder, read_json
-from nnssl.registry import METHODS
+from nnssl.registry import find_method
 from nnssl.run_settings import RunSettings
+from nnssl_trainers.base import as_list
 
 Step = Callable[[], object]
-RATIOS = {
-    "SupervisedTrainer / stock": ("supervised", ["stock"]),
-    "MeanTeacherTrainer / its parts": ("mean teacher", ["stock, labelled + unlabelled", "teacher forward"]),
-    "DSMTTrainer / its parts": ("dsmt", ["stock", "student 2", "teacher forward"]),
+PARTS = {
+    "SupervisedTrainer": ["stock"],
+    "MeanTeacherTrainer": ["stock, 2 x patches", "teacher forward"],
+    "DSMTTrainer": ["stock", "DSMTTrainer student 2", "teacher forward"],
+    "PLGDFTrainer": ["stock, 4 x patches", "teacher forward", "teacher forward"],
+    "DPTMTrainer": ["stock, 2 x patches", "encoder, 2 x patches", "teacher forward"],
+    "CCETrainer": ["CCETrainer student 1, 2 x patches", "CCETrainer student 2, 2 x patches"],
 }
 
 
@@ -59,14 +66,15 @@ def seconds(
 
 
 def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return initialised trainers of equal plans, and batches that all of them can use."""
+    """Return initialised trainers of equal plans, stock nnU-Net's first, and batches that all of them can use."""
     root = environment_folder("nnUNet_preprocessed")
     folder = root / dataset_name(arguments.dataset, root)
     made = {}
-    for name, cls in {"nnUNetTrainer": nnUNetTrainer, **{name: m.load() for name, m in METHODS.items()}}.items():
+    names = dict.fromkeys([*arguments.tr, "DPTMTrainer"])  # its batches have everything that a method may need
+    for name, cls in {"nnUNetTrainer": nnUNetTrainer, **{name: find_method(name).load() for name in names}}.items():
         plans = read_json(folder / f"{arguments.p}.json")
-        config = config_with(cls.config_class, arguments.set).to_dict() if name == "DSMTTrainer" else {}
-        run = RunSettings(num_iterations=100_000, labelled=arguments.labelled, config=config)
+        config = config_with(cls.config_class, arguments.set).changes() if [name] == arguments.tr else {}
+        run = RunSettings(num_iterations=100_000, labelled=arguments.labelled, config=config, bf16=arguments.bf16)
         plans["nnssl_semi"] = {**plans.get("nnssl_semi", {}), "run": run.to_dict()}
         plans["continue_training"] = False
         with contextlib.redirect_stdout(io.StringIO()):
@@ -76,64 +84,75 @@ def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any],
             trainer.initialize()
         trainer.network.train()
         made[name] = trainer
-    stream, _ = made["MeanTeacherTrainer"].get_dataloaders()
-    return made, [next(stream) for _ in range(4)]
+    stream, _ = made["DPTMTrainer"].get_dataloaders()
+    batches = [next(stream) for _ in range(4)]
+    for trainer in list(made.values())[1:]:
+        trainer.training_mode()
+        trainer.iteration = trainer.settings.num_iterations // 2
+    return made, batches
 
 
-def parts(trainers: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, Step]:
-    """Return the steps to time."""
-    device = trainers["nnUNetTrainer"].device
-    turn = iter(range(10**9))
+def steps_to_time(trainers: dict[str, Any], batches: list[dict[str, Any]], bf16: bool) -> dict[str, Step]:
+    """Return the steps of the trainers and of their parts, by the names in `PARTS`."""
+    stock, turn = trainers["nnUNetTrainer"], itertools.count()
+    device = stock.device
+    ours = trainers["DPTMTrainer"]
 
-    def batch() -> dict[str, Any]:
-        return batches[next(turn) % len(batches)]
+    def batch(patches: int = 1) -> dict[str, Any]:
+        labelled = batches[next(turn) % len(batches)]["labelled"]
+        target = [part.repeat(patches, *[1] * (part.ndim - 1)) for part in labelled["target"]]
+        return {"data": labelled["data"].repeat(patches, *[1] * (target[0].ndim - 1)), "target": target}
 
-    doubled = [
-        {
-            "data": torch.cat([b["labelled"]["data"], b["unlabelled"]["data"].chunk(2, 1)[1]]),
-            "target": [torch.cat([t, t]) for t in b["labelled"]["target"]],
-        }
-        for b in batches
-    ]
-    dsmt = trainers["DSMTTrainer"]
-    dsmt.training_mode()
-    dsmt.iteration = dsmt.settings.num_iterations // 2
-    autocast = torch.autocast(device.type, enabled=device.type == "cuda")
+    def stock_step(patches: int) -> None:
+        with torch.autocast("cpu", torch.bfloat16) if bf16 and device.type == "cpu" else contextlib.nullcontext():
+            stock.train_step(batch(patches))
+
+    def step_of(network: Any, optimizer: Any, patches: int) -> None:  # noqa: ANN401
+        made = batch(patches)
+        optimizer.zero_grad(set_to_none=True)
+        with ours.precision():
+            logits = as_list(network(made["data"].to(device)))[0]
+            loss = stock.loss.loss(logits.float(), made["target"][0].to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
+        optimizer.step()
+
+    def encoder_step(patches: int) -> None:
+        with ours.precision():
+            deepest = ours.encoder(batch(patches)["data"].to(device))[-1]
+        deepest.float().square().mean().backward()
 
     def teacher_forward() -> None:
-        image = batch()["unlabelled"]["data"].chunk(2, 1)[0].to(device)
-        with torch.no_grad(), autocast:
-            trainers["MeanTeacherTrainer"].teacher(image)
+        with torch.no_grad(), ours.precision():
+            ours.teacher(batch()["data"].to(device))
 
-    def student2() -> None:
-        ready = dsmt._on_device(batch())
-        dsmt.optimizer2.zero_grad(set_to_none=True)
-        with autocast:
-            logits = dsmt.network2(ready.image_l)
-            loss = dsmt.loss.loss(logits, ready.target_l[0])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(dsmt.network2.parameters(), 12)
-        dsmt.optimizer2.step()
-
-    return {
-        "stock": lambda: trainers["nnUNetTrainer"].train_step(batch()["labelled"]),
-        "supervised": lambda: trainers["SupervisedTrainer"].train_step(batch()),
-        "stock, labelled + unlabelled": lambda: trainers["nnUNetTrainer"].train_step(doubled[next(turn) % 4]),
+    made: dict[str, Step] = {
+        "stock": partial(stock_step, 1),
+        "stock, 2 x patches": partial(stock_step, 2),
+        "stock, 4 x patches": partial(stock_step, 4),
         "teacher forward": teacher_forward,
-        "mean teacher": lambda: trainers["MeanTeacherTrainer"].train_step(batch()),
-        "student 2": student2,
-        "dsmt": lambda: dsmt.train_step(batch()),
+        "encoder, 2 x patches": partial(encoder_step, 2),
     }
+    for name, trainer in trainers.items():
+        if trainer is stock:
+            continue
+        made[name] = lambda trainer=trainer: trainer.train_step(batches[next(turn) % len(batches)])
+        for number, (network, optimizer) in enumerate(trainer.trained, start=1):
+            for patches, text in ((1, ""), (2, ", 2 x patches")):
+                made[f"{name} student {number}{text}"] = partial(step_of, network, optimizer, patches)
+    return made
 
 
 def main() -> None:
-    """Print the table of step times and the two ratios."""
+    """Print the table of step times and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans name, with its tag")
     parser.add_argument("-labelled", default=None)
     parser.add_argument("-device", default="cpu")
+    parser.add_argument("-tr", nargs="+", default=list(PARTS), metavar="TRAINER")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=4)
@@ -143,15 +162,16 @@ def main() -> None:
     synchronise = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["nnUNet_results"] = str(Path(scratch))
-        steps = parts(*trainers_and_batches(arguments))
+        found = steps_to_time(*trainers_and_batches(arguments), arguments.bf16)
+        steps = {name: found[name] for trainer in arguments.tr for name in (trainer, *PARTS[trainer])}
         times = seconds(steps, arguments.rounds, arguments.steps, synchronise)
         peaks = {name: peak_memory(step) for name, step in steps.items()} if arguments.device == "cuda" else {}
     for name, values in times.items():
         peak = f"  {peaks[name] / 1e9:6.2f} GB" if peaks else ""
-        print(f"{name:<30} {1000 * statistics.median(values):8.1f} ms{peak}")
-    for name, (whole, of) in RATIOS.items():
-        ratios = [a / sum(b) for a, *b in zip(times[whole], *(times[part] for part in of), strict=True)]
-        print(f"{name:<30} {statistics.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(f"{name:<34} {1000 * statistics.median(values):8.1f} ms{peak}")
+    for name in arguments.tr:
+        ratios = [a / sum(b) for a, *b in zip(times[name], *(times[part] for part in PARTS[name]), strict=True)]
+        print(f"{name} / its parts: {statistics.median(ratios):.3f}  ({min(ratios):.3f} to {max(ratios):.3f})")
 
 
 def peak_memory(step: Step) -> int:

@@ -12,9 +12,19 @@ from types import ModuleType
 
 import nnssl.cli
 import nnssl.ingredients
+from nnssl.dataset_conversion.table import CONVERTERS
+from nnssl.protocols import FOLDER, read_protocol
 from nnssl.registry import METHODS, Method
 
-COMMANDS = ("phantom", "plan_and_preprocess", "train", "predict", "evaluate", "methods")  # others follow these
+COMMANDS = (
+    "phantom",
+    "convert",
+    "plan_and_preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "methods",
+)  # others follow these
 
 
 def write_pages(docs: Path) -> None:
@@ -26,6 +36,7 @@ def write_pages(docs: Path) -> None:
     folder = docs / "generated"
     folder.mkdir(exist_ok=True)
     pages = {"cli": commands(), "methods": methods_table(), "ingredients": ingredients()}
+    pages |= {"converters": converters_table(), "protocols": protocols_table()}
     for method in METHODS.values():
         page = docs / "methods" / f"{method.name}.md"
         if not page.is_file():
@@ -53,7 +64,40 @@ def command(parser: argparse.ArgumentParser) -> str:
     usage = parser.format_usage().removeprefix(prefix).replace("\n" + " " * len(prefix), "\n")
     rows = [[_syntax(action), _meaning(action, parser)] for action in parser._actions]
     described = parser.description or ""
-    return f"## {parser.prog}\n\n{described}\n\n```text\n{usage}```\n\n{_table(['argument', 'meaning'], rows)}"
+    text = f"## {parser.prog}\n\n{described}\n\n```text\n{usage}```\n\n{_table(['argument', 'meaning'], rows)}"
+    return text + "".join(map(_sub_commands, parser._actions))
+
+
+def _sub_commands(action: argparse.Action) -> str:
+    """Return the table of a command's sub-commands: their own options, after those that they share."""
+    if not isinstance(action, argparse._SubParsersAction):
+        return ""
+    tables = {
+        name: {(_syntax(option), _meaning(option, sub)) for option in sub._actions}
+        for name, sub in action.choices.items()
+    }
+    shared = set.intersection(*tables.values())
+    order = [(_syntax(option), _meaning(option, sub)) for sub in action.choices.values() for option in sub._actions]
+    rows = [[f"all: {option}", text] for option, text in dict.fromkeys(order) if (option, text) in shared]
+    for name, sub in action.choices.items():
+        own = [(_syntax(option), _meaning(option, sub)) for option in sub._actions]
+        rows += [[f"`{name}`: {option}", text] for option, text in own if (option, text) not in shared]
+    return "\n" + _table(["sub-command: option", "meaning"], rows)
+
+
+def converters_table() -> str:
+    """Return the table of the converters; the links work from `docs/conversion`."""
+    rows = [
+        [f"[`{entry.name}`]({entry.name}.md)", entry.title, entry.owner, entry.licence] for entry in CONVERTERS.values()
+    ]
+    return _table(["`nnssl_convert`", "data", "owner", "licence"], rows)
+
+
+def protocols_table() -> str:
+    """Return the table of the published protocols."""
+    protocols = [read_protocol(path) for path in sorted(FOLDER.glob("*.json"))]
+    rows = [[", ".join(f"`{name}`" for name in protocol.names), protocol.source] for protocol in protocols]
+    return _table(["`-protocol`", "source"], rows)
 
 
 def methods_table() -> str:
@@ -100,6 +144,8 @@ def _syntax(action: argparse.Action) -> str:
     names = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else default)
     names = " ".join(names) if isinstance(names, tuple) else names
     value = f"{names} [{names} ...]" if action.nargs == "+" else names
+    if isinstance(action.nargs, int) and not isinstance(action.metavar, tuple):
+        value = " ".join([names] * action.nargs)
     return f"{words} `{value}`" if words else f"`{value}`"
 
 

@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
-The Python API mirrors the commands: `plan`, `train`, `predict`, `evaluate`. Importing this package is fast: torch and
-nnU-Net are imported when a function is called.
+The Python API mirrors the commands: `convert`, `plan`, `train`, `predict`, `evaluate`. Importing this package is fast:
+torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ __version__ = "0.1.0"
 DISTRIBUTION = "nnssl-semi"
 
 if TYPE_CHECKING:
+    from nnssl.dataset_conversion.writer import convert as convert
     from nnssl.evaluation.folders import evaluate as evaluate
     from nnssl.inference.api import predict as predict
     from nnssl.planning.api import plan as plan
     from nnssl.training import train as train
 
 _API = {
+    "convert": "nnssl.dataset_conversion.writer",
     "plan": "nnssl.planning.api",
     "train": "nnssl.training",
     "predict": "nnssl.inference.api",
     "evaluate": "nnssl.evaluation.folders",
 }
-__all__ = ["DISTRIBUTION", "__version__", "evaluate", "plan", "predict", "train"]
+__all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "plan", "predict", "train"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

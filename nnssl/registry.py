@@ -99,6 +99,34 @@ METHODS: dict[str, Method] = {
             teachers=1,
             networks=("mamba_unet",),
         ),
+        Method(
+            name="dptm",
+            class_name="DPTMTrainer",
+            paper="Mi et al., Dynamic thresholding and robust contrastive techniques for enhanced semi-supervised "
+            "cardiac segmentation, PLoS One 21(4): e0342567, 2026",
+            needs=("unlabelled",),
+            activations=2.8,  # two batches, and the encoder on two more; with nnU-Net's residual encoders 3.4
+            teachers=1,
+        ),
+        Method(
+            name="plgdf",
+            class_name="PLGDFTrainer",
+            paper="Wang et al., Pseudo label-guided data fusion and output consistency for semi-supervised medical "
+            "image segmentation, Biomedical Signal Processing and Control 108, 2025",
+            needs=("unlabelled",),
+            activations=4.0,  # four batches; with 14 classes 5.4, as losses are taken at full size for every scale
+            teachers=1,
+        ),
+        Method(
+            name="cce",
+            class_name="CCETrainer",
+            paper="Lu et al., Enhancing dual network based semi-supervised medical image segmentation with "
+            "uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025",
+            needs=("unlabelled",),
+            activations=0.75,  # of the losses, which are in full precision
+            students=2,
+            networks=("resnet34_vnet", "resnet34_vnet", "vnet", "vnet"),  # both batches in each
+        ),
     )
 }
 
@@ -116,6 +144,25 @@ NETWORKS: dict[str, Network] = {
             class_name="VNet",
             paper="Milletari et al., V-Net, 3DV 2016, as in Bai et al., Bidirectional copy-paste for semi-supervised "
             "medical image segmentation, CVPR 2023",
+        ),
+        Network(
+            name="vnet_multiscale",
+            class_name="VNetMultiscale",
+            paper="Milletari et al., V-Net, 3DV 2016, with four outputs as in Wang et al., Pseudo label-guided data "
+            "fusion and output consistency for semi-supervised medical image segmentation, Biomedical Signal "
+            "Processing and Control 108, 2025",
+        ),
+        Network(
+            name="resnet34_vnet",
+            class_name="ResNet34VNet",
+            paper="He et al., Deep residual learning, CVPR 2016, with V-Net's decoder as in Lu et al., Enhancing dual "
+            "network based semi-supervised medical image segmentation, Knowledge-Based Systems 2025",
+        ),
+        Network(
+            name="cce_pair",
+            class_name="CCEPair",
+            paper="Lu et al., Enhancing dual network based semi-supervised medical image segmentation with "
+            "uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025: resnet34_vnet and vnet, averaged",
         ),
         Network(
             name="mamba_unet",

@@ -19,6 +19,7 @@ from nnssl.data.raw import dataset_name, patient_of
 from nnssl.data.splits import LabelBudget, fold_cases, read_splits
 from nnssl.errors import DataError, EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
 from nnssl.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
+from nnssl.protocols import budget_of, is_of_protocol
 from nnssl.registry import Method, find_method
 from nnssl.run_folder import BEST, FINAL, LATEST, in_place_of_previous
 from nnssl.run_settings import RunSettings
@@ -69,6 +70,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     trainer: str = "MeanTeacherTrainer",
     plans: str = "nnUNetPlans",
     labelled: str | None = None,
+    protocol: str | None = None,
     num_iterations: int | None = None,
     seed: int | None = None,
     bf16: bool = False,
@@ -92,6 +94,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         trainer: class name of the method (`nnssl_methods` lists them).
         plans: plans name, without the tag of the label budget.
         labelled: label budget, patients (`7`) or percent (`10%`); None uses every label.
+        protocol: published protocol, `acdc-7`, that the data set was planned with: its lists and its label budget.
         num_iterations: optimiser steps (default 250 000, nnU-Net's 1000 epochs), the stored ones when continuing.
         seed: default 0.
         bf16: calculate in bfloat16, on the CPU as well (default: fp16 on CUDA, fp32 elsewhere).
@@ -116,6 +119,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
     """
     method = find_method(trainer)
+    if protocol:
+        labelled = budget_of(protocol, labelled, fold)
     if "@" in plans:
         raise UsageError(
             "the plans name is given without the tag of a label budget",
@@ -127,6 +132,8 @@ def train(  # noqa: PLR0913 - the public API names every option
     root = environment_folder("nnUNet_preprocessed", must_exist=True)
     results = environment_folder("nnUNet_results")
     preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
+    if protocol:
+        _check_protocol(preprocessed, protocol, configuration)
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
     folder = results / preprocessed.name / f"{trainer}__{plan['plans_name']}__{configuration}" / f"fold_{fold}"
@@ -172,6 +179,15 @@ def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pret
         raise UsageError("-pretrained_weights is for the start of a run", where="--c, --val")
     if pretrained and not Path(pretrained).is_file():
         raise EnvironmentProblem("there are no such weights", where=pretrained)
+
+
+def _check_protocol(preprocessed: Path, protocol: str, configuration: str) -> None:
+    if not is_of_protocol(read_splits(preprocessed), protocol):
+        raise DataError(
+            f"the folds are not those of the protocol {protocol}",
+            where=preprocessed / "splits_final.json",
+            run=f"nnssl_plan_and_preprocess -d {preprocessed.name} -c {configuration} -protocol {protocol}",
+        )
 
 
 def _plans_for(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl import checkpoints
+from nnssl.data.boxes import LocatedPatches
 from nnssl.data.raw import patient_of
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases, read_splits
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
@@ -41,6 +42,7 @@ class Batch:
         image_u_s: the same patches and geometry with intensity augmentations.
         mask_u: (B, 1, *S), True = scan, False = padding.
         iteration: number of optimiser steps before this one.
+        box_u: (B, n, 2), see `LocatedPatches`, for methods that set `needs_boxes`, None for others.
     """
 
     image_l: Tensor
@@ -49,6 +51,7 @@ class Batch:
     image_u_s: Tensor | None
     mask_u: Tensor | None
     iteration: int
+    box_u: Tensor | None = None
 
     @property
     def unlabelled(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,8 +82,31 @@ class SemiSupervisedTrainer(Run):
     """Base of all methods; see the module's docstring."""
 
     uses_unlabelled: ClassVar[bool] = True
+    needs_boxes: ClassVar[bool] = False
+    unused_heads: ClassVar[bool] = False  # outputs without a loss, which distributed training has to look for
     strong_probability: ClassVar[float] = 0.5
     cases: FoldCases | None = None
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        super().__init__(
+            self.plans_of_run(plans, configuration, dataset_json), configuration, fold, dataset_json, device
+        )
+
+    def plans_of_run(
+        self,
+        plans: dict[str, Any],
+        configuration: str,  # noqa: ARG002
+        dataset_json: dict[str, Any],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return the plans, whose architecture is the deployed network; a method with another one changes a copy."""
+        return plans
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""
@@ -110,13 +136,13 @@ class SemiSupervisedTrainer(Run):
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
 
-    def distributed(self, network: nn.Module, find_unused_parameters: bool = False) -> DistributedDataParallel:
+    def distributed(self, network: nn.Module) -> DistributedDataParallel:
         """Return the network shared among the processes; batch normalisation sees all of them on CUDA."""
         cuda = self.device.type == "cuda"
         if cuda:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         devices = [self.local_rank] if cuda else None
-        return DistributedDataParallel(network, devices, find_unused_parameters=find_unused_parameters)
+        return DistributedDataParallel(network, devices, find_unused_parameters=self.unused_heads)
 
     def new_network(self) -> nn.Module:
         """Return a freshly initialised network of the plans, on the device."""
@@ -202,7 +228,8 @@ class SemiSupervisedTrainer(Run):
         }
         if self.uses_unlabelled:
             views = two_views(training, self.strong_probability)
-            loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0)
+            maker = LocatedPatches if self.needs_boxes else nnUNetDataLoader
+            loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
             loaders["unlabelled"].has_ignore = False  # ignored voxels are a matter of labels
         stream = OrderedBatches(
             IterationBatches(loaders, self.settings.seed, self.local_rank),
@@ -212,8 +239,15 @@ class SemiSupervisedTrainer(Run):
         )
         return stream, stream
 
-    def _batch_maker(self, dataset: Any, patch_size: Any, transforms: Any, foreground: float) -> nnUNetDataLoader:  # noqa: ANN401
-        return nnUNetDataLoader(
+    def _batch_maker(
+        self,
+        dataset: Any,  # noqa: ANN401
+        patch_size: Any,  # noqa: ANN401
+        transforms: Any,  # noqa: ANN401
+        foreground: float,
+        maker: type[nnUNetDataLoader] = nnUNetDataLoader,
+    ) -> nnUNetDataLoader:
+        return maker(
             dataset,
             self.batch_size,
             patch_size,
@@ -306,8 +340,9 @@ class SemiSupervisedTrainer(Run):
             return tensor.to(self.device, non_blocking=True)
 
         target = batch["labelled"]["target"]
-        weak = strong = mask = None
+        weak = strong = mask = boxes = None
         if "unlabelled" in batch:
+            boxes = move(batch["unlabelled"]["boxes"]) if self.needs_boxes else None
             weak, strong = move(batch["unlabelled"]["data"]).chunk(2, dim=1)
             mask = move(batch["unlabelled"]["target"]) >= 0
         return Batch(
@@ -317,4 +352,5 @@ class SemiSupervisedTrainer(Run):
             image_u_s=strong,
             mask_u=mask,
             iteration=self.iteration,
+            box_u=boxes,
         )

@@ -3,7 +3,7 @@
 Two students of different architecture, S1 and S2, and a teacher T, the moving average of S1. M is 0 in a random box and
 1 outside; the labelled patches are halved into (x_a, y_a), (x_b, y_b), the unlabelled into u_a, u_b.
 
-1. Pre-training, a quarter of the run (of short runs at least 1,000 iterations, or half): both students learn the mixes
+1. Pre-training, a quarter of the run (of short runs at least 2,000 iterations, or half): both students learn the mixes
    M⊙x_a + (1−M)⊙x_b and M⊙x_b + (1−M)⊙x_a from their labels, box and surroundings as separate terms; then T ← S1.
 2. Self-training. ŷ = largest components of argmax T(u). The students see x_L = M⊙x_b + (1−M)⊙u_b and
    x_U = M⊙u_a + (1−M)⊙x_a, and student s has the terms
@@ -61,7 +61,7 @@ class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
         "student1", "the network that is deployed", choices=("student1", "teacher", "student2", "mean")
     )
     pretrain_share: float = hyper(0.25, "share of the run that is pre-training on labels", low=0.0, high=1.0)
-    pretrain_least: int = hyper(1000, "least iterations of pre-training, but at most half of the run", low=0)
+    pretrain_least: int = hyper(2000, "least iterations of pre-training, but at most half of the run", low=0)
     pretrain_mix: str = hyper("both", "labelled mixes of a step; none: nnU-Net's own", choices=("both", "one", "none"))
     copy_paste: bool = hyper(True, "mix patches; off: labelled and unlabelled patches stay apart")
     box_ratio: float = hyper(2 / 3, "side of the pasted box in units of the patch", low=0.0, high=1.0)

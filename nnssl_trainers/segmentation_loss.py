@@ -1,4 +1,4 @@
-"""Dice and cross-entropy of two targets on the two sides of a mask, at every output of deep supervision."""
+"""Dice and cross-entropy where a mask is 1, or of two targets on its two sides, at every output of deep supervision."""
 
 from __future__ import annotations
 
@@ -8,13 +8,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from nnssl.ingredients.supervised import DiceForm, masked_dice_bce, masked_dice_ce
 
 
 @dataclass(frozen=True)
-class MixedSegmentationLoss:
-    """Loss of an image made of two, each with its target; the weighted mean over the outputs of a network.
+class _OneOutput:
+    """What both losses know: form of Dice, weights of the outputs, kind of labels."""
+
+    dice: DiceForm
+    scale_weights: tuple[float, ...] = (1.0,)
+    regions: bool = False
+    ignore_label: int | None = None
+
+    def _one(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return half the sum of Dice loss and cross-entropy, target and mask at the resolution of the logits."""
+        if not self.regions:
+            return masked_dice_ce(logits, target[:, 0].long(), mask, self.dice, self.ignore_label)
+        if self.ignore_label is not None and target.shape[1] > logits.shape[1]:
+            target, mask = target[:, :-1], mask * (1 - target[:, -1:].to(mask.dtype))
+        return masked_dice_bce(logits, target, mask, self.dice)
+
+
+@dataclass(frozen=True)
+class SegmentationLoss(_OneOutput):
+    """Half the sum of Dice loss and cross-entropy where a mask is 1; the weighted sum over the outputs of a network.
 
     Attributes:
         dice: form of the Dice loss, see `nnssl.ingredients.supervised.masked_dice`.
@@ -23,10 +42,39 @@ class MixedSegmentationLoss:
         ignore_label: label that does not count, None for none; with regions, targets have it as their last channel.
     """
 
-    dice: DiceForm
-    scale_weights: tuple[float, ...] = (1.0,)
-    regions: bool = False
-    ignore_label: int | None = None
+    def __call__(self, outputs: Sequence[Tensor], target: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss (0-d).
+
+        Args:
+            outputs: logits (B, C, *S_i), finest first; the gradient goes here.
+            target: (B, 1, *S) labels or (B, R, *S) regions, at the finest resolution; coarser outputs take the
+                nearest voxel.
+            mask: (B or 1, 1, *S), 1 = counts.
+        """
+        terms = [
+            weight * self._recomputed(logits, target, mask)
+            for weight, logits in zip(self.scale_weights, outputs, strict=False)
+            if weight
+        ]
+        return torch.stack(terms).sum()
+
+    def _recomputed(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return the loss of one output, calculated again in the backward pass: little is kept till then."""
+        at_its_size = _nearest(target, logits), _nearest(mask, logits)
+        loss: Tensor = checkpoint(self._one, logits, *at_its_size, use_reentrant=False, preserve_rng_state=False)
+        return loss
+
+
+@dataclass(frozen=True)
+class MixedSegmentationLoss(_OneOutput):
+    """Loss of an image made of two, each with its target; the weighted mean over the outputs of a network.
+
+    Attributes:
+        dice: form of the Dice loss, see `nnssl.ingredients.supervised.masked_dice`.
+        scale_weights: weight of each output, finest first; an output without a weight does not count.
+        regions: the channels are regions (sigmoid), and targets have one channel each.
+        ignore_label: label that does not count, None for none; with regions, targets have it as their last channel.
+    """
 
     def __call__(
         self,
@@ -56,13 +104,6 @@ class MixedSegmentationLoss:
                 second = self._one(logits, _nearest(inside, logits), 1 - m)
                 terms.append(weight * (weight_outside * first + weight_inside * second))
         return torch.stack(terms).sum() / sum(weights)
-
-    def _one(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        if not self.regions:
-            return masked_dice_ce(logits, target[:, 0].long(), mask, self.dice, self.ignore_label)
-        if self.ignore_label is not None and target.shape[1] > logits.shape[1]:
-            target, mask = target[:, :-1], mask * (1 - target[:, -1:].to(mask.dtype))
-        return masked_dice_bce(logits, target, mask, self.dice)
 
 
 def _nearest(image: Tensor, like: Tensor) -> Tensor:

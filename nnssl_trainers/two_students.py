@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -14,17 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnssl.config import MethodConfig, config_with, hyper
 from nnssl.errors import UsageError
-from nnssl.networks import build_network, plans_entry
+from nnssl.networks import build_network
 from nnssl.networks.mean import MeanOfNetworks
 from nnssl.registry import NETWORKS
 from nnssl.run_settings import RunSettings
+from nnssl_trainers.architecture import NONE, PLAN, RESIDUAL, Architecture, architecture
 from nnssl_trainers.base import SemiSupervisedTrainer, as_list
 from nnssl_trainers.run import unwrapped
 
-PLAN, NONE = "plan", "none"
 NO_DECAY = ("log_rate", "direct")  # of a state-space block: shrinking them would change its dynamics
 ADAMW_LR, ADAMW_DECAY = 5e-4, 0.05
-Architecture = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class TwoStudentsConfig(MethodConfig):
     """Settings of every method with two students."""
 
     student1: str = hyper(
-        PLAN, f"network of student 1: {PLAN}, {', '.join(NETWORKS)}, or the dotted path of a network class"
+        PLAN, f"network of student 1: {PLAN}, {RESIDUAL}, {', '.join(NETWORKS)}, or the dotted path of a network class"
     )
     student2: str = hyper("mamba_unet", f"network of student 2: as student1, or {NONE}")
     mamba_width: int = hyper(
@@ -52,17 +51,12 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
     """
 
     config_class = TwoStudentsConfig
+    unused_heads: ClassVar[bool] = True  # those of deep supervision, where a student learns from its finest output
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ) -> None:
+    def plans_of_run(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
+        """Return a copy of the plans with the deployed network as their architecture."""
         plans = copy.deepcopy(plans)
         config: Any = config_with(self.config_class, RunSettings.from_plans(plans).config)
         manager = PlansManager(plans)
@@ -70,7 +64,9 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         names = [config.student1] + [config.student2] * (config.student2 != NONE)
         options = {"state_size": config.mamba_states, **({"width": config.mamba_width} if config.mamba_width else {})}
         self.architectures = [
-            _architecture(f"student{i}", name, plan, options if name == "mamba_unet" else {})
+            architecture(
+                f"student{i}", name, plan, options if name == "mamba_unet" else {}, others=(NONE,) if i == 2 else ()
+            )
             for i, name in enumerate(names, start=1)
         ]
         if len(names) == 1 and config.deployed in {"student2", "mean"}:
@@ -80,7 +76,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
             "student2": self.architectures[-1],
             "mean": _mean_architecture(self.architectures, regions),
         }.get(config.deployed, self.architectures[0])
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        return plans
 
     def initialize(self) -> None:
         """Build student 1 (and what else the frame has), then student 2 and its optimiser."""
@@ -89,8 +85,8 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
             network = self._build(self.architectures[1], deep_supervision=False)
             self.optimizer2 = self._optimizer(network)
             self.network2 = torch.compile(network) if self._do_i_compile() else network
-            if self.is_ddp:  # nnU-Net's own network has heads that only deep supervision uses
-                self.network2 = self.distributed(self.network2, find_unused_parameters=True)
+            if self.is_ddp:
+                self.network2 = self.distributed(self.network2)
         if self.config.deployed == "mean":
             members = [unwrapped(network) for network in self.students]
             self._mean = MeanOfNetworks.of(members, self.label_manager.has_regions)
@@ -207,20 +203,6 @@ class _Schedule:
         for _, optimizer in self.trainer.trained:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-
-
-def _architecture(setting: str, name: str, plan: Architecture, options: dict[str, Any]) -> Architecture:
-    if name == PLAN:
-        return dict(plan["architecture"])
-    try:
-        return plans_entry(name, plan, **options)
-    except UsageError as error:
-        known = f"{PLAN}, {', '.join(NETWORKS)}" + (f", {NONE}" if setting == "student2" else "")
-        raise UsageError(
-            f"{setting}={name} is no network",
-            where=f"--set {setting}={name}",
-            why=f"known: {known}, or the dotted path of a class",
-        ) from error
 
 
 def _mean_architecture(members: list[Architecture], sigmoid: bool) -> Architecture:

@@ -23,6 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("-tr", "trainer", "TRAINER", "size the plans for this trainer (default: the heaviest of nnssl_methods)"),
         ("-budget", "budget", "cpu", "cpu: a small fixed plan that trains on two cores"),
         ("-labelled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
+        ("-protocol", "protocol", "NAME", "published protocol, acdc-7: its lists as fold 0 and its label budget"),
         ("-f", "fold", "FOLD", "fold that the label budget counts in, or all (default: 0)"),
         ("-pl", "planner", "PLANNER", "nnU-Net's planner, nnUNetPlannerResEncL for example"),
         ("-fpe", "fingerprint_extractor", "EXTRACTOR", "nnU-Net's fingerprint extractor"),

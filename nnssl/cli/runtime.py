@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     as_json = False
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
-        self.as_json = "--json" in (sys.argv[1:] if args is None else args)
+        _Parser.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -114,7 +114,7 @@ def completed_split(split: Mapping[str, Any], unlabelled: Sequence[str], patient
     """
     people = sorted({patients[case] for case in split["train"]})
     shuffled = [people[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(people))]
-    held_out = {patients[case] for case in split["val"]} - set(people)
+    held_out = {patients[case] for key in ("val", "test") for case in split.get(key, ())} - set(people)
     return {
         **split,
         "unlabelled": split.get("unlabelled", [case for case in sorted(unlabelled) if patients[case] not in held_out]),
@@ -203,7 +203,8 @@ def fold_cases(
     """Return the cases that a run on `fold` sees: labelled, unlabelled and validation.
 
     A budget keeps the first patients of the fold's `labelled_order` and turns the fold's other training cases into
-    unlabelled ones. Fold "all" trains and validates on every labelled case, as nnU-Net does.
+    unlabelled ones. Fold "all" trains and validates on every labelled case, as nnU-Net does; so does a fold whose `val`
+    is its `train`.
 
     Args:
         splits: the folds of `splits_final.json`.
@@ -235,7 +236,7 @@ def fold_cases(
     chosen = _first_patients(train, order, budget, patients)
     labelled = tuple(case for case in train if patients.get(case, case) in chosen)
     hidden = tuple(case for case in train if patients.get(case, case) not in chosen)
-    return FoldCases(labelled, hidden + tuple(extra), labelled if fold == "all" else tuple(validation))
+    return FoldCases(labelled, hidden + tuple(extra), labelled if set(validation) == set(train) else tuple(validation))
 
 
 def _first_patients(

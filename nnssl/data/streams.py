@@ -61,6 +61,7 @@ class IterationBatches(Dataset[dict[str, Any]]):
     def __getitem__(self, index: Index) -> dict[str, Any]:
         """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S) or the list of its deep supervision sizes}}.
 
+        With "boxes" (B, n, 2) where the batch maker tells them.
         A case that cannot be read comes as {"error": DataError}: an exception would lose its parts between processes.
         """
         kind, iteration = index
@@ -76,7 +77,7 @@ class IterationBatches(Dataset[dict[str, Any]]):
                         if broken is None:
                             raise
                         return {"error": broken}
-                batch[name] = {"data": made["data"], "target": made["target"]}
+                batch[name] = {key: made[key] for key in ("data", "target", "boxes") if key in made}
         return batch
 
 

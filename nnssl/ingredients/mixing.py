@@ -64,3 +64,36 @@ def copy_paste(outside: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
     """
     weights = mask.to(outside.dtype)
     return weights * outside + (1 - weights) * inside
+
+
+def predominant_mixup(
+    unlabelled: Tensor, labelled: Tensor, alpha: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return mixes that are mostly unlabelled, and their weights.
+
+    w·u + (1 − w)·l  with w = max(λ, 1 − λ), λ ~ Beta(α, α), one number a sample, the same for all its channels
+
+    Args:
+        unlabelled: (B, C, *S), floating point; the gradient goes through.
+        labelled: (B, C, *S), row i for row i of `unlabelled`; the gradient goes through.
+        alpha: both parameters of the Beta distribution, > 0.
+        generator: draws one number a sample on its own device; None = torch's global one on the device of the images.
+
+    Returns:
+        mixed: (B, C, *S) in the type of `unlabelled`.
+        weights: (B,), fp32 (fp64 for fp64 images), in [0.5, 1], of the unlabelled images.
+
+    Raises:
+        ValueError: `alpha` is not positive.
+
+    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, eq. 1–3.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    device = unlabelled.device if generator is None else generator.device
+    dtype = torch.promote_types(unlabelled.dtype, torch.float32)
+    pairs = torch.full((len(unlabelled), 2), float(alpha), dtype=dtype, device=device)
+    weights = torch._sample_dirichlet(pairs, generator).amax(1)  # λ and 1 − λ, and the larger of them
+    weights = weights.to(unlabelled.device, non_blocking=True)
+    factors = weights.view(-1, *[1] * (unlabelled.ndim - 1)).to(unlabelled.dtype)
+    return factors * unlabelled + (1 - factors) * labelled, weights

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
+
+from nnssl.ingredients.supervised import at_least_fp32
 
 
 def largest_component(labels: Tensor, num_classes: int, exempt: tuple[int, ...] = ()) -> Tensor:
@@ -35,3 +40,77 @@ def largest_component(labels: Tensor, num_classes: int, exempt: tuple[int, ...] 
             sizes[0] = 0
             region[(components > 0) & (components != sizes.argmax())] = 0
     return cleaned.to(labels.device)
+
+
+def sharpen(probs: Tensor, temperature: float, binary: bool = False) -> Tensor:
+    """Return the probabilities raised to 1/T and normalised again, in log space.
+
+    p_c^{1/T} / Σ_j p_j^{1/T}; binary: p^{1/T} / (p^{1/T} + (1 − p)^{1/T}), the same for two classes
+
+    Args:
+        probs: (B, C, *S), in [0, 1]; the gradient goes through. Half precision is taken to fp32.
+        temperature: T > 0; below 1 sharpens, 1 changes nothing, above 1 flattens.
+        binary: each channel on its own against its complement, for regions (sigmoid heads).
+
+    Returns:
+        (B, C, *S), fp32 or fp64.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+
+    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, eq. 4, there for two classes.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    p = at_least_fp32(probs)
+    tiny = torch.finfo(p.dtype).tiny
+    logs = p.clamp_min(tiny).log()
+    if binary:
+        return ((logs - (1 - p).clamp_min(tiny).log()) / temperature).sigmoid()
+    return (logs / temperature).softmax(1)
+
+
+def cross_pseudo_labels(
+    probs: Tensor, threshold: float, below: Literal["background", "ignore"] = "background"
+) -> Tensor:
+    """Return the labels that a network teaches another one: its likeliest class where that is likely enough.
+
+    q_v = argmax_c p_vc  where  max_c p_vc > threshold,  else 0 (background) or −1 (ignore)
+
+    Args:
+        probs: (B, C, *S), in [0, 1]; no gradient goes through labels.
+        threshold: least probability of a label, in [0, 1], itself excluded.
+        below: what the other voxels become.
+
+    Returns:
+        LongTensor (B, *S).
+
+    Raises:
+        ValueError: `below` is neither of the two.
+
+    Reference: Lu et al., Enhancing dual network based semi-supervised medical image segmentation with
+    uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025, eq. 7.
+    """
+    if below not in {"background", "ignore"}:
+        raise ValueError(f"below must be background or ignore, got {below!r}")
+    confidence, labels = probs.max(1)
+    return labels.masked_fill(confidence <= threshold, 0 if below == "background" else -1)
+
+
+def fuse_labels(probs_a: Tensor, probs_b: Tensor) -> Tensor:
+    """Return one label for each voxel from two predictions, foreground wherever either has it.
+
+    Where one prediction is background, the other's class; of two foreground classes that of the larger probability,
+    on a tie that of a. With two classes the OR of the foregrounds.
+
+    Args:
+        probs_a: (B, C, *S), in [0, 1], channel 0 is background; no gradient goes through labels.
+        probs_b: (B, C, *S), as `probs_a`.
+
+    Returns:
+        LongTensor (B, *S).
+
+    Reference: Lu et al., Knowledge-Based Systems 2025, target of eq. 11; more than two classes are our extension.
+    """
+    (confidence_a, a), (confidence_b, b) = probs_a.max(1), probs_b.max(1)
+    return torch.where((b == 0) | ((a != 0) & (confidence_a >= confidence_b)), a, b)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-DiceForm: TypeAlias = Literal["squared_batch", "linear_sample"]
+DiceForm: TypeAlias = Literal["squared_batch", "linear_sample", "halved_batch"]
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -54,35 +54,60 @@ def masked_dice(
 
     squared_batch: 1 − mean_c (2·Σ m·p·q + ε) / (Σ m·p² + Σ m·q² + ε), sums over batch and voxels, ε = 1e-10
     linear_sample: 1 − mean_bc (2·Σ m·p·q + ε) / (Σ m·p + Σ m·q + ε), sums over voxels, ε = 1e-5
+    halved_batch: (1 + squared_batch) / 2, the first without its factor 2: at least ½, half the gradient
 
     Args:
         probs: (B, C, *S), in [0, 1]; the gradient goes here. Half precision is taken to fp32.
         target_probs: (B, C, *S), in [0, 1] or one-hot labels of any type; detached.
         mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
-        dice: the form; the first is what the authors of copy-paste use in 2-D, the second what they use in 3-D.
+        dice: the form; the first is what the authors of copy-paste use in 2-D, the second what they use in 3-D, the
+            third what the authors of PLGDF use.
 
     Returns:
-        0-d tensor, in [0, 1], background included; 0 when the mask is empty, and for a class that neither side has.
+        0-d tensor, in [0, 1], background included; least (0, or ½ of `halved_batch`) when the mask is empty, and for
+        a class that neither side has.
 
     Raises:
-        ValueError: `dice` is none of the two forms.
+        ValueError: `dice` is none of the three forms.
 
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the Dice loss of L_seg; the squares are of
-    Milletari et al., V-Net, 3DV 2016, section 3.
+    Milletari et al., V-Net, 3DV 2016, section 3; Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025)
+    107956, eq. 10.
     """
     p = at_least_fp32(probs)
     q = target_probs.detach()
     q = q.to(p.dtype) if q.is_floating_point() else q
     weights = 1.0 if mask is None else mask.to(p.dtype)
     axes = list(range(2, p.ndim))
-    if dice == "squared_batch":
+    if dice in ("squared_batch", "halved_batch"):
         axes, epsilon, sizes = [0, *axes], 1e-10, p.square() + q * q
     elif dice == "linear_sample":
         epsilon, sizes = 1e-5, p + q
     else:
-        raise ValueError(f"dice must be squared_batch or linear_sample, got {dice!r}")
+        raise ValueError(f"dice must be squared_batch, linear_sample or halved_batch, got {dice!r}")
     overlap = (p * weights * q).sum(axes)
-    return 1 - ((2 * overlap + epsilon) / ((sizes * weights).sum(axes) + epsilon)).mean()
+    share = 0.5 if dice == "halved_batch" else 1.0
+    return 1 - share * ((2 * overlap + epsilon) / ((sizes * weights).sum(axes) + epsilon)).mean()
+
+
+def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return 1 − the soft Dice overlap with labels over the voxels that count, mean over the foreground classes.
+
+    masked_dice(p_c, [y = c], m) for c > 0, with squares and sums over the batch
+
+    Args:
+        probs: (B, C, *S), in [0, 1], channel 0 is background; the gradient goes here. Half precision is taken to fp32.
+        target: LongTensor (B, *S), 0 .. C−1.
+        mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
+
+    Returns:
+        0-d tensor, in [0, 1]; 0 when the mask is empty.
+
+    Reference: Milletari et al., V-Net, 3DV 2016, section 3; Lu et al., Enhancing dual network based semi-supervised
+    medical image segmentation, Knowledge-Based Systems 2025, eq. 2.
+    """
+    classes = torch.arange(1, probs.shape[1], device=probs.device).view(-1, *[1] * (probs.ndim - 2))
+    return masked_dice(probs[:, 1:], target.unsqueeze(1) == classes, mask)
 
 
 def masked_dice_ce(

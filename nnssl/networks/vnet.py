@@ -43,14 +43,26 @@ class VNet(nn.Module):
     ) -> None:
         super().__init__()
         self.multiples = tuple(map(prod, zip(*strides, strict=True)))
-        self.encoder = _Encoder(input_channels, strides, dropout)
-        self.decoder = _Decoder(num_classes, strides, deep_supervision, dropout)
+        self.encoder = self.make_encoder(input_channels, strides, dropout)
+        self.decoder = self.make_decoder(num_classes, strides, deep_supervision, dropout)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return logits (B, num_classes, *S) for an image (B, input_channels, *S); a list with deep supervision."""
         size = image.shape[2:]
         outputs: Tensor | list[Tensor] = self.decoder(self.encoder(pad_to_multiple(image, self.multiples)), size)
         return outputs
+
+    @staticmethod
+    def make_encoder(input_channels: int, strides: Sequence[Sequence[int]], dropout: float) -> nn.Module:
+        """Return the way down; subclasses have another one."""
+        return _Encoder(input_channels, strides, dropout)
+
+    @staticmethod
+    def make_decoder(
+        num_classes: int, strides: Sequence[Sequence[int]], deep_supervision: bool, dropout: float
+    ) -> VNetDecoder:
+        """Return the way up; subclasses have another one."""
+        return VNetDecoder(num_classes, strides, deep_supervision, dropout)
 
 
 class _Encoder(nn.Module):
@@ -70,7 +82,16 @@ class _Encoder(nn.Module):
         return [*finer, self.dropout(coarsest)]
 
 
-class _Decoder(nn.Module):
+class VNetDecoder(nn.Module):
+    """The way up with one head.
+
+    Args:
+        num_classes: output channels.
+        strides: pooling steps of every stage.
+        deep_supervision: also return the logits' means at coarser resolutions.
+        dropout: probability before the head.
+    """
+
     def __init__(
         self, num_classes: int, strides: Sequence[Sequence[int]], deep_supervision: bool, dropout: float
     ) -> None:
@@ -90,11 +111,21 @@ class _Decoder(nn.Module):
         self.head = layers.convolution(channels[0], num_classes, 1)
 
     def forward(self, features: list[Tensor], size: Sequence[int]) -> Tensor | list[Tensor]:
-        x, *skips = reversed(features)
-        for skip, up, stage in zip(skips, self.ups, self.stages, strict=True):
-            x = stage(up(x) + skip)
-        logits: Tensor = self.head(self.dropout(x))[(..., *(slice(n) for n in size))]
+        """Return logits of this size, or a list of them, for the features of every stage of the encoder."""
+        logits = self.finest(self.upwards(features)[0], size)
         return pooled_outputs(logits, self.strides) if self.deep_supervision else logits
+
+    def upwards(self, features: list[Tensor]) -> list[Tensor]:
+        """Return the features of every stage of the decoder, finest first (without poolings the encoder's)."""
+        x, *skips = reversed(features)
+        outputs = [x]
+        for skip, up, stage in zip(skips, self.ups, self.stages, strict=True):
+            outputs.append(stage(up(outputs[-1]) + skip))
+        return outputs[:0:-1] or outputs
+
+    def finest(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """Return the logits of this size for the finest features."""
+        return cropped(self.head(self.dropout(x)), size)
 
 
 def _convolutions(layers: Layers, inputs: int, outputs: int, stage: int) -> nn.Sequential:
@@ -106,3 +137,10 @@ def _convolutions(layers: Layers, inputs: int, outputs: int, stage: int) -> nn.S
 
 def _normalised(layers: Layers, operation: nn.Module, channels: int) -> nn.Sequential:
     return nn.Sequential(operation, layers.norm(channels), nn.ReLU(inplace=True))
+
+
+def cropped(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the first voxels of every axis, as many as `size` says."""
+    for axis, length in enumerate(size, start=2):
+        x = x.narrow(axis, 0, length)
+    return x

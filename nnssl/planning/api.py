@@ -29,6 +29,7 @@ from nnssl.planning.plans import (
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import available_cpus, default_processes, processes_for
 from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
+from nnssl.protocols import budget_of, protocol_splits
 
 DEFAULT_PLANS_NAME = "nnUNetPlans"
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -93,6 +94,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     trainer: str | None = None,
     budget: str | None = None,
     labelled: str | int | None = None,
+    protocol: str | None = None,
     fold: int | str = 0,
     planner: str = DEFAULT_PLANNER,
     gpu_memory_target_gb: float | None = None,
@@ -115,6 +117,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         trainer: trainer whose memory the plans are sized for, None for the heaviest one.
         budget: `cpu` for a small fixed plan.
         labelled: label budget, patients (`7`) or percent (`10%`); other labels stay unread.
+        protocol: published protocol, `acdc-7`: its lists as fold 0 and its label budget.
         fold: the fold that the budget counts in, or `all`.
         planner: nnU-Net's planner class.
         gpu_memory_target_gb: memory of the card, None for the planner's own default.
@@ -132,6 +135,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         DataError: the raw data set or its splits have problems.
         EnvironmentProblem: paths, disk, or a worker that died twice.
     """
+    if protocol:
+        labelled = budget_of(protocol, labelled, fold)
     request = PlanRequest(
         trainer=trainer,
         budget=budget,
@@ -150,7 +155,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     preprocessed = environment_folder("nnUNet_preprocessed") / raw.name
     repair = "export nnUNet_preprocessed=/a/folder/that/can/be/written"
     check_writable(preprocessed, "the folder for preprocessed data", repair)
-    splits, warnings = settle_splits(raw, preprocessed)
+    splits, warnings = settle_splits(raw, preprocessed, protocol_splits(protocol, raw) if protocol else None)
     cases = fold_cases(splits, fold, request.labelled, raw.patients())
     scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
     _check_names(scope, request, configurations, fingerprint_extractor)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,40 +66,50 @@ def relative_activations(
 ) -> float:
     """Return the activation memory of further networks in units of that of the plan's own, at equal batches.
 
-    The plan's network is measured on `meta` at the planned patch; in mixed precision it keeps half of that. The further
-    ones, which may compute in full precision in parts, are measured on a small patch and scaled by the voxels.
+    Networks are measured on `meta` at the planned patch; in mixed precision they keep half of that (somewhat more with
+    much dropout). Those that can recompute blocks calculate in full precision in parts; they are measured on a small
+    patch and scaled by the voxels.
 
     Args:
         plan: one configuration of nnU-Net's plans.
-        beside: names in `nnssl.registry.NETWORKS`.
+        beside: names in `nnssl.registry.NETWORKS`; one counts as often as it stands there.
         input_channels: image channels.
         num_classes: output channels.
         mixed_precision: train with it, as on CUDA, or in full precision.
     """
-    from nnssl.networks import build_network, plans_entry
-
-    def built(entry: dict[str, Any]) -> nn.Module:
-        return build_network(entry, input_channels, num_classes, allow_init=False, deep_supervision=False)
+    from nnssl.networks import plans_entry
 
     patch = [int(size) for size in plan["patch_size"]]
-    with torch.device("meta"):
-        own = saved_bytes(built(plan["architecture"]), torch.empty(1, input_channels, *patch))
-    total = 0.0
-    for name in beside:
-        network = built(plans_entry(name, plan))
-        if mixed_precision:
-            _recompute(network)
-        small = [min(size, PROBE_VOXELS[len(patch)]) for size in patch]
-        two, four = (
-            saved_bytes(network, torch.zeros(batch, input_channels, *small), mixed_precision) for batch in (2, 4)
+    steps = [math.prod(axis) for axis in zip(*plan["architecture"]["arch_kwargs"]["strides"], strict=True)]
+    small = [min(size, max(PROBE_VOXELS[len(patch)], step)) for size, step in zip(patch, steps, strict=True)]
+
+    def at_planned_patch(entry: dict[str, Any]) -> float:
+        return _kept_a_patch(
+            json.dumps(entry), input_channels, num_classes, tuple(patch), tuple(small), mixed_precision
         )
-        one = (four - two) / 2  # copies of the weights cancel out
-        total += one * (torch.Size(patch).numel() / torch.Size(small).numel())
-    return total / (own / 2 if mixed_precision else own)
+
+    total = sum(count * at_planned_patch(plans_entry(name, plan)) for name, count in Counter(beside).items())
+    return total / at_planned_patch(plan["architecture"])
 
 
-def _recompute(network: nn.Module) -> None:
-    """Make blocks that can be recomputed do so, as they do on CUDA."""
+@functools.cache
+def _kept_a_patch(
+    entry: str, input_channels: int, num_classes: int, patch: Sequence[int], small: Sequence[int], mixed_precision: bool
+) -> float:
+    """Return the bytes that the network of an `architecture` entry keeps for one patch; several trainers ask alike."""
+    from nnssl.networks import build_network
+
+    def built() -> nn.Module:
+        return build_network(json.loads(entry), input_channels, num_classes, allow_init=False, deep_supervision=False)
+
+    with torch.device("meta"):
+        network = built()
+        if not any(hasattr(module, "recompute") for module in network.modules()):
+            kept = saved_bytes(network, torch.empty(2, input_channels, *patch)) / 2
+            return kept / 2 if mixed_precision else kept
+    network = built()
     for module in network.modules():
-        if hasattr(module, "recompute"):
+        if mixed_precision and hasattr(module, "recompute"):
             setattr(module, "recompute", True)  # noqa: B010 - not an attribute of every module
+    one, two = (saved_bytes(network, torch.zeros(batch, input_channels, *small), mixed_precision) for batch in (1, 2))
+    return (two - one) * math.prod(patch) / math.prod(small)  # copies of the weights cancel out

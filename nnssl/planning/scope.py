@@ -111,33 +111,36 @@ def _of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudg
         return FoldCases((), (), ())
 
 
-def settle_splits(raw: RawDataset, preprocessed: Path) -> tuple[Splits, list[str]]:
+def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None = None) -> tuple[Splits, list[str]]:
     """Return the folds that `splits_final.json` in the preprocessed folder must hold, and warnings.
 
-    A file in the raw folder wins, then one that is already there, else folds are made. The unlabelled scans of a fold
-    are those of `imagesUn` now, unless the file in the raw folder lists them.
+    Folds of a published protocol win, then a file in the raw folder, then one that is already there, else folds are
+    made. The unlabelled scans of a fold are those of `imagesUn` now, unless the protocol or the raw folder lists them.
 
     Raises:
-        DataError: a file is no list of folds, names unknown cases, or the two files disagree.
+        DataError: a file is no list of folds, names unknown cases, or disagrees with the folds that win.
     """
     theirs, ours = raw.folder / SPLITS, preprocessed / SPLITS
     labelled, unlabelled, patients = list(raw.labelled), list(raw.unlabelled), raw.patients()
     existing = _without_unlabelled(read_json(ours, "delete it and plan again")) if ours.is_file() else None
-    path = theirs if theirs.is_file() else ours
-    given = read_json(theirs) if path is theirs else existing
+    path = theirs if protocol or theirs.is_file() else ours
+    given = protocol or (read_json(theirs) if path is theirs else existing)
     if given is None:
         return make_splits(labelled, unlabelled, patients), []
     check_splits(given, labelled, unlabelled, path, patients)
     if path is theirs and existing is not None and not _same_folds(given, existing):
+        new, other = (
+            ("of the protocol", "leave -protocol out") if protocol else ("in the raw folder", f"delete {theirs}")
+        )
         raise DataError(
-            "the folds in the raw folder are not those of the preprocessed folder",
-            where=f"{theirs}\n{ours}",
+            f"the folds {new} are not those of the preprocessed folder",
+            where=str(ours) if protocol else f"{theirs}\n{ours}",
             why="runs that were trained on the old folds could not be compared with new ones",
-            run=f"delete {ours} to use the new folds, or delete {theirs} to keep the old ones",
+            run=f"delete {ours} to use the new folds, or {other} to keep the old ones",
         )
     more = existing[len(given) :] if path is theirs and existing is not None else []  # as nnU-Net allows
     folds = [completed_split(fold, unlabelled, patients) for fold in [*given, *more]]
-    used = {case for fold in folds for key in ("train", "val", "unlabelled") for case in fold[key]}
+    used = {case for fold in folds for key in ("train", "val", "unlabelled", "test") for case in fold.get(key, ())}
     left = sorted(set(patients) - used)
     names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
     return folds, [f"{len(left)} scan(s) are in no fold of {path}: {names}"] if left else []
@@ -146,7 +149,7 @@ def settle_splits(raw: RawDataset, preprocessed: Path) -> tuple[Splits, list[str
 def _without_unlabelled(splits: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
         return splits
-    return [{key: cases for key, cases in fold.items() if key != "unlabelled"} for fold in splits]
+    return [{key: cases for key, cases in fold.items() if key != "unlabelled" or "protocol" in fold} for fold in splits]
 
 
 def write_splits(preprocessed: Path, splits: Splits) -> None:

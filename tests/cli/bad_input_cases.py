@@ -597,6 +597,13 @@ PHANTOM_CASES = [
     BadInput("phantom: two axes", f"{PHANTOM} -shape 16 16", 2, ("-shape",)),
     BadInput("phantom: nnUNet_raw unset", PHANTOM, 4, ("export nnUNet_raw=",), unset("nnUNet_raw")),
     BadInput("phantom: nnUNet_raw below a file", PHANTOM, 4, ("{root}/file",), point("nnUNet_raw", "file/below")),
+    BadInput("convert: unknown data set", "nnssl_convert livers -i {root}/labels -d 7", 2, ("livers", "acdc")),
+    BadInput("convert: no folder", "nnssl_convert acdc -d 7", 2, ("-i",)),
+    BadInput("convert: no such folder", "nnssl_convert acdc -i {root}/nowhere -d 7", 2, ("{root}/nowhere",)),
+    BadInput("convert: another folder", "nnssl_convert acdc -i {root}/labels -d 7", 3, ("training/patientXXX",)),
+    BadInput("convert: id that is taken", "nnssl_convert acdc -i {root}/labels -d 906", 2, (DATASET, "-d")),
+    BadInput("convert: nnUNet_raw unset", "nnssl_convert acdc -i {root}/labels -d 7", 4, ("export nnUNet_raw=",),
+             unset("nnUNet_raw")),
     BadInput("methods: unknown option", "nnssl_methods --fast", 2, ("--fast",)),
 ]  # fmt: skip
 

@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from nnssl.ingredients.consistency import probability_mse, soft_dice_distance
+from nnssl.ingredients.consistency import (
+    confident_disagreement_mse,
+    cosine_distance,
+    entropy_filtered_loss,
+    kl_weighted_cross_entropy,
+    probability_mse,
+    robust_cross_entropy,
+    soft_dice_distance,
+)
+from nnssl.ingredients.pseudo_labels import fuse_labels
+from nnssl.ingredients.uncertainty import entropy_ignore_mask
+from tests.ingredients.cce_vectors import LABELS, PROBS_A, PROBS_B
 
 
 def naive(probs: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> float:
@@ -100,3 +113,240 @@ def test_soft_dice_gradient_goes_to_the_first_prediction_only(form: str) -> None
 def test_soft_dice_unknown_form() -> None:
     with pytest.raises(ValueError, match="form must be"):
         soft_dice_distance(*foregrounds(), "squared_batch")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])
+def test_robust_cross_entropy_against_a_loop_over_voxels(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    weights, mask = torch.rand(2, shape[0], 1, *shape[2:], generator=generator, dtype=torch.float64)
+    mask = mask > 0.3
+    total = 0.0
+    for b in range(shape[0]):
+        for index in torch.cartesian_prod(*[torch.arange(n) for n in shape[2:]]).tolist():
+            z = logits[(b, slice(None), *index)] / 0.5
+            log_probability = (z[labels[(b, *index)]] - z.exp().sum().log()).item()
+            total -= mask[(b, 0, *index)].item() * weights[(b, 0, *index)].item() * log_probability
+    loss = robust_cross_entropy(logits, labels, weights, 0.5, mask)
+    assert loss.item() == pytest.approx(total / mask.sum().item())
+    everywhere = robust_cross_entropy(logits, labels, weights, 0.5, torch.ones_like(mask))
+    assert robust_cross_entropy(logits, labels, weights, 0.5).item() == pytest.approx(everywhere.item())
+
+
+def test_robust_cross_entropy_hand_value_and_voxels_that_do_not_pass() -> None:
+    logits = torch.tensor([[[0.0, 1.0]], [[math.log(3.0) / 2, 0.0]]])[None].requires_grad_()  # (1, 2, 1, 2)
+    labels, weights = torch.tensor([[[1, 0]]]), torch.tensor([[[[0.8, 0.0]]]])
+    loss = robust_cross_entropy(logits, labels, weights.requires_grad_(), temperature=0.5)
+    assert loss.item() == pytest.approx(0.8 * math.log(4 / 3) / 2)
+    loss.backward()
+    assert weights.grad is None
+    assert logits.grad[..., 0].all()
+    assert not logits.grad[..., 1].any()
+
+
+def test_robust_cross_entropy_is_zero_where_nothing_counts_and_full_precision() -> None:
+    logits, labels = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    nothing, everything = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    for weights, mask in ((nothing, None), (everything, nothing)):
+        z = logits.clone().requires_grad_()
+        loss = robust_cross_entropy(z, labels, weights, 0.5, mask)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not z.grad.any()
+    assert robust_cross_entropy(logits.half(), labels, everything, 0.5).dtype == torch.float32
+    with pytest.raises(ValueError, match="temperature"):
+        robust_cross_entropy(logits, labels, everything, 0.0)
+
+
+def random_pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return tuple(2 * torch.randn((2, *shape), generator=generator, dtype=torch.float64))
+
+
+def voxels(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return [tuple(index) for index in torch.cartesian_prod(*map(torch.arange, (shape[0], *shape[2:]))).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("percentile", "of_a", "of_b"), [(20, 0.343936, 0.108955), (50, 0.184214, 0.162636), (70, 0.200928, 0.205278)]
+)
+def test_entropy_filtered_hand_values(percentile: float, of_a: float, of_b: float) -> None:
+    ignore, target = entropy_ignore_mask(PROBS_A, PROBS_B, percentile), fuse_labels(PROBS_A, PROBS_B)
+    assert entropy_filtered_loss(PROBS_A.log(), target, ignore).item() == pytest.approx(of_a, abs=1e-6)
+    assert entropy_filtered_loss(PROBS_B.log(), target, ignore).item() == pytest.approx(of_b, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])
+def test_entropy_filtered_against_a_loop(shape: tuple[int, ...]) -> None:
+    (logits, _), generator = random_pair(*shape), torch.Generator().manual_seed(2)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    ignore, mask = torch.rand(2, shape[0], *shape[2:], generator=generator) > 0.5
+    log_probs, total, kept = logits.log_softmax(1), 0.0, 0
+    for b, *index in voxels(shape):
+        if mask[(b, *index)] and not ignore[(b, *index)]:
+            total -= log_probs[(b, target[(b, *index)], *index)].item()
+            kept += 1
+    found = entropy_filtered_loss(logits, target.masked_fill(ignore, 255), ignore, mask.unsqueeze(1))
+    assert found.item() == pytest.approx(mask.sum().item() / kept * total / kept)
+
+
+def test_entropy_filtered_gradient_and_nothing_kept() -> None:
+    logits = random_pair(1, 3, 4, 4)[0].requires_grad_()
+    ignore = torch.zeros(1, 4, 4, dtype=torch.bool)
+    ignore[:, :2] = True
+    target = torch.full((1, 4, 4), 2)
+    entropy_filtered_loss(logits, target, ignore).backward()
+    assert logits.grad[:, :, 2:].abs().min() > 0
+    assert not logits.grad[:, :, :2].any()
+    nothing = entropy_filtered_loss(logits, target, torch.ones_like(ignore))
+    assert nothing.item() == 0.0
+    assert not torch.autograd.grad(nothing, logits)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("operator", "of_a", "of_b", "peer"),
+    [("xor", 0.293450, 0.114250, 0.041600), ("or", 0.135080, 0.073500, 0.017940)],
+)
+def test_confident_disagreement_hand_values(operator: str, of_a: float, of_b: float, peer: float) -> None:
+    found = confident_disagreement_mse(PROBS_A, PROBS_B, LABELS, 0.6, operator)
+    assert [value.item() for value in found] == pytest.approx([of_a, of_b], abs=1e-6)
+    found = confident_disagreement_mse(PROBS_A, PROBS_B, None, 0.6, operator)
+    assert [value.item() for value in found] == pytest.approx([peer, peer], abs=1e-6)
+
+
+def test_confident_disagreement_of_three_classes() -> None:
+    a = torch.tensor([[0.7, 0.1, 0.2, 0.1], [0.2, 0.8, 0.1, 0.25], [0.1, 0.1, 0.7, 0.65]], dtype=torch.float64)
+    b = torch.tensor([[0.2, 0.1, 0.7, 0.1], [0.7, 0.65, 0.2, 0.3], [0.1, 0.25, 0.1, 0.6]], dtype=torch.float64)
+    found = confident_disagreement_mse(a.view(1, 3, 1, 4), b.view(1, 3, 1, 4), torch.tensor([[[1, 1, 2, 2]]]), 0.6)
+    assert [value.item() for value in found] == pytest.approx([0.365, 0.45], abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 5), (2, 2, 3, 4, 2)])
+@pytest.mark.parametrize("operator", ["xor", "or"])
+@pytest.mark.parametrize("distance", ["mse", "kl"])
+def test_confident_disagreement_against_a_loop(shape: tuple[int, ...], operator: str, distance: str) -> None:
+    a, b = (logits.softmax(1) for logits in random_pair(*shape))
+    generator = torch.Generator().manual_seed(3)
+    target = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=generator) > 0.3
+    sums, count = [0.0, 0.0], 0
+    for n, *index in voxels(shape):
+        pair = [probs[(n, slice(None), *index)].tolist() for probs in (a, b)]
+        for c in range(1, shape[1]):
+            sure = [p[c] == max(p) and p[c] >= 0.6 for p in pair]
+            if not mask[(n, 0, *index)] or not (sure[0] != sure[1] if operator == "xor" else any(sure)):
+                continue
+            count += 1
+            y = float(target[(n, *index)] == c)
+            for i, p in enumerate(pair):
+                sums[i] += (p[c] - y) ** 2 if distance == "mse" else -math.log(p[c] if y else 1 - p[c])
+    found = confident_disagreement_mse(a, b, target, 0.6, operator, mask, distance)
+    assert count > 0
+    assert [value.item() for value in found] == pytest.approx([value / count for value in sums])
+
+
+@pytest.mark.parametrize("target", [LABELS, None])
+def test_confident_disagreement_gradient_stays_with_its_prediction(target: torch.Tensor | None) -> None:
+    a, b = PROBS_A.clone().requires_grad_(), PROBS_B.clone().requires_grad_()
+    for value, own, other in zip(confident_disagreement_mse(a, b, target, 0.6), (a, b), (b, a), strict=True):
+        gradients = torch.autograd.grad(value, (own, other), allow_unused=True)
+        assert gradients[0].abs().sum() > 0
+        assert gradients[1] is None
+
+
+def test_confident_disagreement_without_any() -> None:
+    a = PROBS_A.clone().requires_grad_()
+    nothing = confident_disagreement_mse(a, a, LABELS, 0.6)[0]
+    assert nothing.item() == 0.0
+    assert not torch.autograd.grad(nothing, a)[0].any()
+    certain = torch.tensor([[[0.0]], [[1.0]]])[None].requires_grad_()
+    wrong = confident_disagreement_mse(certain, 1 - certain, torch.zeros(1, 1, 1).long(), 0.6, distance="kl")[0]
+    wrong.backward()
+    assert wrong.item() == pytest.approx(-math.log(1e-7), abs=0.01)
+    assert certain.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{"operator": "and"}, {"distance": "l1"}])
+def test_confident_disagreement_unknown_options(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="operator must be"):
+        confident_disagreement_mse(PROBS_A, PROBS_B, LABELS, 0.6, **options)
+
+
+LOGITS_A = torch.tensor([[1, 0.2, -0.5], [-1, 0.4, 1.5]], dtype=torch.float64).view(1, 2, 1, 3)
+LOGITS_B = torch.tensor([[0.5, 0, -1], [-0.5, 1, 0]], dtype=torch.float64).view(1, 2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("student", "peer", "hard", "expected"),
+    [
+        (LOGITS_A, LOGITS_B, False, 0.495921),
+        (LOGITS_A, LOGITS_B, True, 0.342174),
+        (LOGITS_B, LOGITS_A, False, 0.497257),
+        (LOGITS_B, LOGITS_A, True, 0.361971),
+    ],
+)
+def test_kl_weighted_hand_values(student: torch.Tensor, peer: torch.Tensor, hard: bool, expected: float) -> None:
+    assert kl_weighted_cross_entropy(student, peer, 0.5, hard=hard).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_kl_weighted_gradient() -> None:
+    a, b = LOGITS_A.clone().requires_grad_(), LOGITS_B.clone().requires_grad_()
+    loss = kl_weighted_cross_entropy(a, b, 0.5)
+    to_a, to_b = torch.autograd.grad(loss, (a, b), allow_unused=True)
+    assert to_a[0, 1].flatten().tolist() == pytest.approx([-0.033124, -0.128257, 0.033124], abs=1e-6)
+    assert to_b is None
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])
+def test_kl_weighted_against_a_loop(shape: tuple[int, ...]) -> None:
+    student, peer = random_pair(*shape)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=torch.Generator().manual_seed(4)) > 0.4
+    weighted, divergences = [], []
+    for n, *index in voxels(shape):
+        if mask[(n, 0, *index)]:
+            s, o = (z[(n, slice(None), *index)] for z in (student, peer))
+            p, q, target = s.softmax(0), o.softmax(0), (o / 0.7).softmax(0)
+            divergences.append(sum(b * (b.log() - a.log()) for a, b in zip(p, q, strict=True)).item())
+            cross_entropy = -sum(t * a.log() for t, a in zip(target, p, strict=True)).item()
+            weighted.append(math.exp(-divergences[-1]) * cross_entropy)
+    expected = (sum(weighted) + sum(divergences)) / len(weighted)
+    assert kl_weighted_cross_entropy(student, peer, 0.7, mask).item() == pytest.approx(expected)
+    assert kl_weighted_cross_entropy(student, peer, 0.7, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_kl_weighted_temperature_matters_unless_the_target_is_hard() -> None:
+    soft = [kl_weighted_cross_entropy(LOGITS_A, LOGITS_B, t).item() for t in (0.5, 0.05)]
+    hard = [kl_weighted_cross_entropy(LOGITS_A, LOGITS_B, t, hard=True).item() for t in (0.5, 0.05)]
+    assert abs(soft[0] - soft[1]) > 0.05
+    assert hard[0] == hard[1]
+    with pytest.raises(ValueError, match="temperature must be"):
+        kl_weighted_cross_entropy(LOGITS_A, LOGITS_B, 0.0)
+
+
+def test_cosine_distance_hand_value_and_gradients() -> None:
+    a, b = (z.softmax(1).requires_grad_() for z in (LOGITS_A, LOGITS_B))
+    loss = cosine_distance(a, b)
+    assert loss.item() == pytest.approx(0.034149, abs=1e-6)
+    assert cosine_distance(a, a).item() == pytest.approx(0.0, abs=1e-12)
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, (a, b)))
+    assert cosine_distance(a, b, torch.zeros(1, 1, 1, 3)).item() == 0.0
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_losses_of_saturated_predictions_are_finite(half: bool) -> None:
+    z = 50 * torch.tensor([[[1.0, -1.0, 1.0]], [[-1.0, 1.0, 1.0]]])[None]
+    z = (z.half() if half else z).requires_grad_()
+    target, ignore = torch.tensor([[[1, 0, 1]]]), torch.tensor([[[False, False, True]]])
+    probs, other = z.float().softmax(1), (-z.detach().float()).softmax(1)
+    losses = [
+        entropy_filtered_loss(z, target, ignore),
+        kl_weighted_cross_entropy(z, -z, 0.5),
+        *confident_disagreement_mse(probs, other, target, 0.6),
+        cosine_distance(probs, other),
+    ]
+    for loss in losses:
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+    gradient = torch.autograd.grad(sum(losses), z)[0]
+    assert gradient.isfinite().all()

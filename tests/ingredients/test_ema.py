@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.ingredients.ema import ema_update, warmed_up_decay
+from nnssl.ingredients.ema import ema_update, shrink, warmed_up_decay
 
 
 def network(dim: int = 2) -> nn.Module:
@@ -61,3 +61,38 @@ def test_warm_up_is_a_plain_mean_first() -> None:
         decay = warmed_up_decay(step, 0.99)
         mean = decay * mean + (1 - decay) * value
     assert mean == pytest.approx(values.mean().item())
+
+
+def test_parameters_alone() -> None:
+    teacher, student = network(), network()
+    student(torch.randn(2, 1, 8, 8))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    ema_update(teacher, student, 0.3, buffers=False)
+    for name, buffer in teacher.named_buffers():
+        assert torch.equal(buffer, before[name])
+    for (name, parameter), theirs in zip(teacher.named_parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(parameter, 0.3 * before[name] + 0.7 * theirs)
+
+
+def test_a_running_mean_at_first() -> None:
+    teacher, student = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(teacher.weight)
+    nn.init.ones_(student.weight)
+    found = []
+    for step in range(1, 5):
+        ema_update(teacher, student, warmed_up_decay(step, 0.99))
+        found.append(teacher.weight.item())
+    assert found == pytest.approx([0.5, 2 / 3, 0.75, 0.8])
+    nn.init.zeros_(teacher.weight)
+    ema_update(teacher, student, warmed_up_decay(500, 0.99))
+    assert teacher.weight.item() == pytest.approx(0.01)
+
+
+def test_shrinking_takes_every_float_tensor() -> None:
+    student = network()
+    student(torch.randn(2, 1, 8, 8))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    shrink(student, 2e-4)
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(tensor, before[name] * 0.9998 if tensor.is_floating_point() else before[name])
+    assert all(parameter.grad_fn is None and parameter.requires_grad for parameter in student.parameters())

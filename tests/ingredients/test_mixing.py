@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
+from nnssl.ingredients.mixing import copy_paste, copy_paste_mask, predominant_mixup
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -87,3 +87,40 @@ def test_types_labels_and_gradients() -> None:
     copy_paste(outside, inside, mask).sum().backward()
     assert torch.equal(outside.grad, mask.expand(2, 1, 3, 3))
     assert torch.equal(inside.grad, 1 - mask.expand(2, 1, 3, 3))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (2, 1, 3, 4, 5)])
+def test_mixup_is_mostly_unlabelled_row_by_row(shape: tuple[int, ...]) -> None:
+    u, z = (torch.randn(shape, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
+    mixed, weights = predominant_mixup(u, z, 0.75, seeded(3))
+    assert weights.shape == shape[:1]
+    assert mixed.dtype == torch.float64
+    for i, weight in enumerate(weights.tolist()):
+        assert 0.5 <= weight <= 1.0
+        torch.testing.assert_close(mixed[i], weight * u[i] + (1 - weight) * z[i])
+    assert weights.unique().numel() == len(weights)
+
+
+@pytest.mark.parametrize("drawn", [0.3, 0.8])
+def test_mixup_hand_values(drawn: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "_sample_dirichlet", lambda *_: torch.tensor([[drawn, 1 - drawn]]))
+    u, z = torch.tensor([[[1.0, -2.0, 0.5]]]), torch.tensor([[[3.0, 0.0, -1.5]]])
+    mixed, weights = predominant_mixup(u, z, 0.75)
+    expected = {0.3: [1.6, -1.4, -0.1], 0.8: [1.4, -1.6, 0.1]}[drawn]
+    assert mixed.flatten().tolist() == pytest.approx(expected)
+    assert weights.item() == pytest.approx(max(drawn, 1 - drawn))
+
+
+@pytest.mark.parametrize(("alpha", "mean"), [(0.2, 0.8988), (0.5, 0.8183), (0.75, 0.7782), (1.0, 0.75)])
+def test_mixup_weights_follow_the_beta_distribution(alpha: float, mean: float) -> None:
+    _, weights = predominant_mixup(torch.zeros(100_000, 1), torch.zeros(100_000, 1), alpha, seeded(4))
+    assert weights.mean().item() == pytest.approx(mean, abs=0.005)
+    assert weights.min() >= 0.5
+    assert weights.max() <= 1.0
+
+
+def test_mixup_is_reproducible_and_checks_alpha() -> None:
+    u, z = torch.ones(4, 1, 2), torch.zeros(4, 1, 2)
+    assert torch.equal(predominant_mixup(u, z, 0.75, seeded(5))[0], predominant_mixup(u, z, 0.75, seeded(5))[0])
+    with pytest.raises(ValueError, match="alpha must be positive"):
+        predominant_mixup(u, z, 0.0)

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from nnssl.ingredients.pseudo_labels import largest_component
+from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels, largest_component
+from tests.ingredients.cce_vectors import PROBS_A, PROBS_B
 
 
 def naive(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -73,3 +74,56 @@ def test_samples_are_independent_and_empty_classes_stay_empty() -> None:
     labels = torch.tensor([[[1, 0, 1, 1]], [[1, 1, 0, 1]], [[0, 0, 0, 0]], [[-1, 1, 0, 1]]])
     expected = [[[0, 0, 1, 1]], [[1, 1, 0, 0]], [[0, 0, 0, 0]], [[-1, 1, 0, 0]]]
     assert largest_component(labels, 5).tolist() == expected
+
+
+def test_cross_pseudo_labels_hand_values() -> None:
+    assert cross_pseudo_labels(PROBS_A, 0.6).flatten().tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
+    assert cross_pseudo_labels(PROBS_B, 0.6).flatten().tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
+    assert cross_pseudo_labels(PROBS_A, 0.6, "ignore").flatten().tolist() == [0, 0, 0, -1, 1, 1, 1, 0]
+    at_threshold = torch.tensor([[[0.25]], [[0.75]]])[None]
+    assert cross_pseudo_labels(at_threshold, 0.75).item() == 0
+    with pytest.raises(ValueError, match="below must be"):
+        cross_pseudo_labels(PROBS_A, 0.6, "foreground")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "below", "of_a", "of_b"),
+    [
+        (0.6, "background", 0.308699, 0.391151),
+        (0.5, "background", 0.308699, 0.279228),
+        (0.6, "ignore", 0.308699, 0.270191),
+    ],
+)
+def test_cross_entropy_against_cross_pseudo_labels(threshold: float, below: str, of_a: float, of_b: float) -> None:
+    for probs, peer, expected in ((PROBS_A, PROBS_B, of_a), (PROBS_B, PROBS_A, of_b)):
+        labels = cross_pseudo_labels(peer, threshold, below)
+        loss = torch.nn.functional.cross_entropy(probs.log(), labels, ignore_index=-1)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_fused_labels_of_two_classes_are_the_or() -> None:
+    expected = PROBS_A.argmax(1) | PROBS_B.argmax(1)
+    assert torch.equal(fuse_labels(PROBS_A, PROBS_B), expected)
+    assert torch.equal(fuse_labels(PROBS_B, PROBS_A), expected)
+
+
+def test_fused_labels_of_three_classes() -> None:
+    a = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.1, 0.3, 0.6], [0.5, 0.1, 0.4]]).T.reshape(1, 3, 2, 2)
+    b = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]]).T.reshape(1, 3, 2, 2)
+    assert fuse_labels(a, b).flatten().tolist() == [0, 1, 1, 2]
+    tie = torch.tensor([0.1, 0.6, 0.3]).view(1, 3, 1, 1), torch.tensor([0.1, 0.3, 0.6]).view(1, 3, 1, 1)
+    assert fuse_labels(*tie).item() == 1
+    assert fuse_labels(*tie[::-1]).item() == 2
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (1, 3, 3, 4, 2)])
+def test_fused_labels_against_a_loop(shape: tuple[int, ...]) -> None:
+    a, b = (2 * torch.randn((2, *shape), generator=torch.Generator().manual_seed(6))).softmax(2)
+    flat = [probs.movedim(1, -1).flatten(0, -2).tolist() for probs in (a, b)]
+    expected = []
+    for p, q in zip(*flat, strict=True):
+        c, d = p.index(max(p)), q.index(max(q))
+        foreground = [label for label in (c, d) if label]
+        chosen = foreground[0] if len(foreground) == 1 else (c if max(p) >= max(q) else d)
+        expected.append(chosen if foreground else 0)
+    assert fuse_labels(a, b).flatten().tolist() == expected

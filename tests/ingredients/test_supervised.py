@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from nnssl.ingredients.supervised import (
+    foreground_dice,
     masked_cross_entropy,
     masked_dice,
     masked_dice_bce,
     masked_dice_ce,
     masked_mean,
 )
+from tests.ingredients.cce_vectors import LABELS, PROBS_A, PROBS_B
 
 FORMS = ["squared_batch", "linear_sample"]
 SHAPES = [(2, 3, 4, 5), (3, 2, 3, 4, 2)]
@@ -177,3 +179,37 @@ def test_no_mask_is_a_mask_of_ones_and_unknown_forms_are_refused() -> None:
     torch.testing.assert_close(masked_cross_entropy(logits, target), masked_cross_entropy(logits, target, everywhere))
     with pytest.raises(ValueError, match="dice must be"):
         masked_dice_ce(logits, target, mask, "cubic")
+
+
+def test_foreground_dice() -> None:
+    assert foreground_dice(PROBS_A, LABELS).item() == pytest.approx(0.098342, abs=1e-6)
+    assert foreground_dice(PROBS_B, LABELS).item() == pytest.approx(0.051248, abs=1e-6)
+    probs = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(8)).softmax(1).requires_grad_()
+    target = torch.randint(4, (2, 5, 6), generator=torch.Generator().manual_seed(9))
+    mask = torch.rand(2, 1, 5, 6, generator=torch.Generator().manual_seed(10)) > 0.5
+    one_hot = torch.nn.functional.one_hot(target, 4).movedim(-1, 1)[:, 1:]
+    expected = naive_dice(probs[:, 1:], one_hot, mask.expand(one_hot.shape), "squared_batch")
+    loss = foreground_dice(probs, target, mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert not probs.grad[:, 0].any()
+    assert foreground_dice(probs, target, torch.zeros_like(mask)).item() == 0.0
+
+
+def test_dice_of_equation_10_and_without_its_factor() -> None:
+    foreground = torch.tensor([0.9, 0.2, 0.6, 0.4], dtype=torch.float64)
+    probs = torch.stack([1 - foreground, foreground])[None].requires_grad_()
+    labels = torch.tensor([1, 0, 1, 1])
+    one_hot = torch.stack([1 - labels, labels])[None]
+    by_class = [masked_dice(probs[:, c : c + 1], one_hot[:, c : c + 1]).item() for c in (1, 0)]
+    halved = [masked_dice(probs[:, c : c + 1], one_hot[:, c : c + 1], dice="halved_batch").item() for c in (1, 0)]
+    assert by_class == pytest.approx([0.130435, 0.262673], abs=1e-6)
+    assert halved == pytest.approx([0.565217, 0.631336], abs=1e-6)
+    assert masked_dice(probs, one_hot).item() == pytest.approx(0.196554, abs=1e-6)
+    assert masked_dice(probs, one_hot, dice="halved_batch").item() == pytest.approx(0.598277, abs=1e-6)
+    assert masked_dice(one_hot.double(), one_hot).item() == pytest.approx(0.0, abs=1e-9)
+    assert masked_dice(one_hot.double(), one_hot, dice="halved_batch").item() == pytest.approx(0.5)
+    assert masked_cross_entropy(probs.log(), labels[None]).item() == pytest.approx(0.438905, abs=1e-6)
+    (whole,) = torch.autograd.grad(masked_dice(probs, one_hot), probs)
+    (half,) = torch.autograd.grad(masked_dice(probs, one_hot, dice="halved_batch"), probs)
+    torch.testing.assert_close(half, 0.5 * whole)

@@ -13,13 +13,22 @@ from torch import Tensor, nn
 
 from nnssl.errors import UsageError
 from nnssl.networks import load_network
+from nnssl.networks.cce_pair import CCEPair
 from nnssl.networks.layers import widths
-from nnssl.networks.outputs import pooled_outputs
+from nnssl.networks.outputs import full_size_outputs, pooled_outputs
+from nnssl.networks.resnet34_vnet import ResNet34VNet
 from nnssl.networks.unet_bcp import UNetBCP
 from nnssl.networks.vnet import VNet
+from nnssl.networks.vnet_multiscale import VNetMultiscale
 from nnssl.registry import METHODS, NETWORKS, find_method, find_network
 
-CLASSES = {"unet_bcp": UNetBCP, "vnet": VNet}
+CLASSES = {
+    "unet_bcp": UNetBCP,
+    "vnet": VNet,
+    "vnet_multiscale": VNetMultiscale,
+    "resnet34_vnet": ResNet34VNet,
+    "cce_pair": CCEPair,
+}
 every = pytest.mark.parametrize("name", CLASSES)
 FOUR_POOLINGS = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 4}
 SHORT = {2: [[1, 1], [1, 2], [2, 2]], 3: [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
@@ -42,6 +51,10 @@ def test_the_papers_parameter_counts() -> None:
     unet = load_network("unet_bcp", 1, 4, [256, 256], FOUR_POOLINGS[2])
     assert (count(unet), count(unet.encoder), count(unet.decoder)) == (1_813_764, 1_180_464, 633_300)
     assert count(load_network("vnet", 1, 2, [112, 112, 80], FOUR_POOLINGS[3])) == 9_448_866
+    assert count(load_network("vnet_multiscale", 1, 2, [112, 112, 80], FOUR_POOLINGS[3])) == 9_449_320
+    with torch.device("meta"):
+        assert count(load_network("resnet34_vnet", 1, 2, [112, 112, 80], FOUR_POOLINGS[3])) == 17_930_354
+        assert count(load_network("cce_pair", 1, 2, [112, 112, 80], FOUR_POOLINGS[3])) == 27_379_220
 
 
 def test_stages_of_the_papers_networks() -> None:
@@ -56,6 +69,44 @@ def test_stages_of_the_papers_networks() -> None:
     assert [m.p for m in vnet.modules() if isinstance(m, nn.Dropout3d)] == [0.5, 0.5]
     kernels = [[tuple(m.kernel_size) for m in part.modules() if isinstance(m, nn.Conv3d)] for part in vnet.children()]
     assert [part.count((3, 3, 3)) for part in kernels] == [1 + 2 + 3 + 3 + 3, 3 + 3 + 2 + 1]
+
+
+def test_stages_of_the_residual_encoder() -> None:
+    with torch.device("meta"):
+        network = load_network("resnet34_vnet", 1, 2, [112, 112, 80], FOUR_POOLINGS[3])
+        sizes = [tuple(x.shape[1:]) for x in network.encoder(torch.empty(1, 1, 112, 112, 80))]
+    assert sizes == [(16, 112, 112, 80), (32, 56, 56, 40), (64, 28, 28, 20), (128, 14, 14, 10), (256, 7, 7, 5)]
+    stem, *stages = network.encoder.stages
+    assert (stem[0].kernel_size, stem[0].stride, stem[0].bias) == ((7, 7, 7), (1, 1, 1), None)
+    assert [len(stage) for stage in stages] == [3, 4, 6, 3]
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout3d)] == [0.5]
+    deep = load_network("resnet34_vnet", 1, 2, [64, 64], [[1, 1], *[[2, 2]] * 6])
+    assert [len(stage) for stage in deep.encoder.stages[1:]] == [3, 4, 6, 3, 3, 3]
+
+
+def test_residual_blocks_against_their_formula() -> None:
+    torch.manual_seed(0)
+    network = load_network("resnet34_vnet", 1, 2, [8, 8], [[1, 1], [1, 2]]).double().eval()
+    scale, x = (1 + 1e-5) ** -0.5, image(1, 16, 8, 6).double()  # of batch normalisation
+    for number, block in enumerate(network.encoder.stages[1]):
+        stride = (1, 1) if number else (1, 2)
+        first, second = (module.weight for module in block.residual if isinstance(module, nn.Conv2d))
+        y = (nn.functional.conv2d(x, first, stride=stride, padding=1) * scale).relu()
+        y = nn.functional.conv2d(y, second, padding=1) * scale
+        shortcut = x if number else nn.functional.conv2d(x, block.shortcut[0].weight, stride=stride) * scale
+        expected = (shortcut + y).relu()
+        torch.testing.assert_close(block(x), expected)
+        x = expected
+    weight = load_network("resnet34_vnet", 1, 2, [64, 64], FOUR_POOLINGS[2]).encoder.stages[4][1].residual[0].weight
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+def test_the_pair_averages_its_members() -> None:
+    network, x = make("cce_pair").eval(), image(2, 1, 13, 8)
+    first, second = network.members
+    assert (type(first), type(second)) == (ResNet34VNet, VNet)
+    expected = (first(x).softmax(1) + second(x).softmax(1)) / 2
+    torch.testing.assert_close(network(x).softmax(1), expected)
 
 
 def test_widths_and_dropout_beyond_four_poolings() -> None:
@@ -136,12 +187,14 @@ def test_vnet_against_its_formula() -> None:
 @every
 @pytest.mark.parametrize("dim", [2, 3])
 def test_gradient_reaches_every_parameter(name: str, dim: int) -> None:
-    network = make(name, dim, channels=2)
-    network(image(2, 2, *[12] * dim)).square().mean().backward()
+    network = make(name, dim, channels=2, deep_supervision=True)
+    sum(output.square().mean() for output in network(image(2, 2, *[12] * dim))).backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
-        if parameter.dim() > 1 or key == "decoder.head.bias":  # a bias before batch normalisation has gradient zero
+        if parameter.dim() > 1 or key.endswith(
+            "decoder.head.bias"
+        ):  # a bias before batch normalisation has gradient zero
             assert parameter.grad.abs().sum() > 0, key
 
 
@@ -169,6 +222,58 @@ def test_deep_supervision_fits_nnunets_targets(name: str, dim: int, size: tuple[
     torch.testing.assert_close(outputs[0], plain(x))
     supervised.decoder.deep_supervision = False
     torch.testing.assert_close(supervised(x), plain(x))
+
+
+def test_multiscale_vnet_is_vnet_with_heads_on_the_decoder() -> None:
+    network = load_network("vnet_multiscale", 2, 3, [32, 32], FOUR_POOLINGS[2], deep_supervision=True)
+    plain = load_network("vnet", 2, 3, [32, 32], FOUR_POOLINGS[2])
+    weights = {key: value for key, value in network.state_dict().items() if ".seg_layers." not in key}
+    plain.load_state_dict(weights)
+    assert [m.p for m in network.decoder.modules() if isinstance(m, nn.Dropout2d)] == [0.5, 0.3, 0.2, 0.1]
+    x, seen = image(2, 2, 32, 32), []
+    for stage in network.decoder.stages:
+        stage.register_forward_hook(lambda _m, _i, y: seen.append(y))
+    finest, *coarser = network.eval()(x)
+    torch.testing.assert_close(finest, plain.eval()(x))
+    for (_, head), features, output in zip(network.decoder.seg_layers, seen[-2::-1], coarser, strict=True):
+        torch.testing.assert_close(output, nn.functional.conv2d(features, head.weight, head.bias))
+    assert [tuple(output.shape) for output in coarser] == [(2, 3, 16, 16), (2, 3, 8, 8), (2, 3, 4, 4)]
+
+
+def test_heads_drop_channels_but_the_decoder_keeps_them() -> None:
+    network = load_network("vnet_multiscale", 1, 2, [32, 32], FOUR_POOLINGS[2], deep_supervision=True).eval()
+    x = image(1, 1, 32, 32)
+    expected = network(x)
+    for layer in network.decoder.seg_layers:
+        layer.train()
+    outputs = network(x)
+    assert torch.equal(outputs[0], expected[0])
+    assert any(not torch.equal(a, b) for a, b in zip(outputs[1:], expected[1:], strict=True))
+
+
+def test_more_poolings_get_a_head_each() -> None:
+    strides = [[1, 1], *[[2, 2]] * 6]
+    network = load_network("vnet_multiscale", 1, 2, [64, 64], strides, deep_supervision=True).eval()
+    assert [tuple(output.shape[2:]) for output in network(image(1, 1, 64, 64))] == [(64 >> i,) * 2 for i in range(6)]
+    assert [m.p for m in network.decoder.modules() if isinstance(m, nn.Dropout2d)] == [0.5, 0.3, 0.2, 0.1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("strides", [[[1, 1]], [[1, 1], [2, 2]]])
+def test_multiscale_vnet_without_a_resolution_between(strides: list[list[int]]) -> None:
+    network = load_network("vnet_multiscale", 1, 2, [8, 8], strides, deep_supervision=True).eval()
+    assert [tuple(output.shape) for output in network(image(1, 1, 7, 9))] == [(1, 2, 7, 9)]
+
+
+@pytest.mark.parametrize(("dim", "mode"), [(2, "bilinear"), (3, "trilinear")])
+def test_outputs_at_full_size(dim: int, mode: str) -> None:
+    sizes = [[4, 6, 8][:dim], [4, 3, 4][:dim], [2, 3, 2][:dim]]
+    outputs = [image(1, 2, *size).half() for size in sizes]
+    for mixed, third in ((False, mode), (True, "nearest")):
+        full = full_size_outputs(outputs, mixed)
+        assert all(z.dtype == torch.float32 for z in full)
+        for z, output, how in zip(full, outputs, (mode, mode, third), strict=True):
+            torch.testing.assert_close(z, nn.functional.interpolate(output.float(), sizes[0], mode=how))
+    assert full_size_outputs([image(1, 2, *sizes[0]).double()])[0].dtype == torch.float64
 
 
 def test_pooled_outputs_are_means_over_boxes() -> None:

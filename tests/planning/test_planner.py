@@ -77,6 +77,8 @@ def test_memory_of_further_networks_is_taken_off_the_target(data, monkeypatch):
     for name in ("2d", "3d_fullres"):
         less, more = (plans["configurations"][name] for plans in (heavy, light))
         assert np.prod(less["patch_size"]) <= np.prod(more["patch_size"])
+    for name in set(planner.METHODS) - {"SupervisedTrainer", "HeavyTrainer"}:
+        monkeypatch.delitem(planner.METHODS, name)
     assert planned()[1]["nnssl_semi"]["trainer"] == "HeavyTrainer"
 
 

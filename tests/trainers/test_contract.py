@@ -93,6 +93,27 @@ def test_bfloat16_calculates_in_it_and_trains_the_same(name: str, dim: int, make
     torch.testing.assert_close(losses[True], losses[False], atol=0.05, rtol=0.05)
 
 
+@every
+def test_stopped_and_continued_ends_with_the_same_weights(name: str, make_trainer, tmp_path: Path) -> None:
+    whole = make_trainer(name, 2, num_iterations=4)
+    whole.initialize()
+    stream, _ = whole.get_dataloaders()
+    batches = [next(stream) for _ in range(3)]
+    for batch in batches[:2]:
+        whole.train_step(batch)
+    whole.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    whole.train_step(batches[2])
+    continued = make_trainer(name, 2, num_iterations=4)
+    continued.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    continued.training_mode()
+    continued.train_step(batches[2])
+    for (ours, _), (theirs, _) in zip(whole.trained, continued.trained, strict=True):
+        for a, b in zip(unwrapped(ours).state_dict().values(), unwrapped(theirs).state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+    deployed = zip(whole.deployed.state_dict().values(), continued.deployed.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in deployed)
+
+
 @both
 def test_final_checkpoint_is_the_deployed_network(name: str, dim: int, make_trainer) -> None:
     trainer = make_trainer(name, dim)

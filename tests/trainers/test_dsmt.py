@@ -166,7 +166,8 @@ def test_phases_teacher_and_optimisers(optimizer: str, ready) -> None:
     ("total", "config", "expected"),
     [
         (40_000, {}, 10_000),
-        (3_000, {}, 1_000),
+        (3_000, {}, 1_500),
+        (6_000, {}, 2_000),
         (1_000, {}, 500),
         (1_000, {"pretrain_share": 0.75}, 750),
         (1_000, {"pretrain_least": 0}, 250),

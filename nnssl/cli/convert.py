@@ -1,0 +1,81 @@
+"""`nnssl_convert`: a public data set, as its owner gives it out, into nnU-Net's raw layout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from nnssl.cli.runtime import parser, run
+from nnssl.dataset_conversion.table import CONVERTERS, Converter
+
+ABOUT = "Convert a downloaded data set into nnUNet_raw, with imagesUn, patients and domains. Checks everything first."
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser: one sub-command a converter."""
+    made = parser("nnssl_convert", ABOUT)
+    commands = made.add_subparsers(dest="converter", required=True, metavar="CONVERTER")
+    for converter in CONVERTERS.values():
+        about = f"Convert {converter.title}, from: {converter.owner}. Licence: {converter.licence}."
+        sub = commands.add_parser(converter.name, help=converter.title, description=about, allow_abbrev=False)
+        _add_options(sub, converter)
+    return made
+
+
+def _add_options(made: argparse.ArgumentParser, converter: Converter) -> None:
+    add = made.add_argument
+    add("-i", required=True, metavar="DIR", help="the download folder")
+    add("-d", required=True, type=int, metavar="ID", help="id of the new data set, 1 to 999")
+    add("-o", metavar="NAME", help="name after the id (default: that of the data set)")
+    for option in converter.options:
+        if option.kind is bool:
+            add(option.flag, dest=option.name, action="store_true", help=option.text)
+        else:
+            add(option.flag, dest=option.name, type=option.kind, nargs=option.count, default=option.default,
+                metavar=option.metavar, choices=option.choices, help=option.text)  # fmt: skip
+    add("-protocol", metavar="NAME", help="published protocol: its test patients to imagesTs, its lists as fold 0")
+    add("--fix_geometry", action="store_true", help="labels take the geometry of their image where sizes agree")
+    add("--same_scans_are_one_patient", action="store_true", default=converter.same_scans_are_one_patient,
+        help="cases with the same voxels count as one patient instead of being an error")  # fmt: skip
+    add("--dry_run", action="store_true", help="check everything, write nothing")
+    add("-np", type=int, metavar="N", help="processes (default: one a core, at most 8)")
+    add(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print the result, or the error, as one JSON object",
+    )
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Convert, and print what was made, its licence, its citation and the next command."""
+    from nnssl.dataset_conversion.writer import convert
+
+    converter = CONVERTERS[arguments.converter]
+    result = convert(
+        arguments.converter,
+        arguments.i,
+        arguments.d,
+        name=arguments.o,
+        options={option.name: getattr(arguments, option.name) for option in converter.options},
+        protocol=arguments.protocol,
+        fix_geometry=arguments.fix_geometry,
+        same_scans_are_one_patient=arguments.same_scans_are_one_patient,
+        dry_run=arguments.dry_run,
+        num_processes=arguments.np,
+    )
+    if arguments.json:
+        about = {"licence": converter.licence, "citation": converter.citation}
+        print(
+            json.dumps(
+                {**vars(result), "converter": converter.name, "dataset": result.folder.name, **about}, default=str
+            )
+        )
+    else:
+        print("\n".join(result.lines()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), body, argv)

@@ -1,0 +1,221 @@
+"""Where the voxels of a case come from: files that are read when they are needed, one volume at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from nnssl.data.scans import gzip_is_complete
+from nnssl.errors import EnvironmentProblem
+
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would write about every odd header to stderr
+NIFTI = (".nii", ".nii.gz")
+TRANSFORM_TOLERANCE = 1e-4
+
+
+class UnreadableError(Exception):
+    """A file does not hold what its name says; the message tells how."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file with one 3-D volume, of any format that ITK reads."""
+
+    path: Path
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the file."""
+        return (self.path,)
+
+    def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
+        """Return the volume; a fourth axis of length 1 is dropped."""
+        check_compression(self.path)
+        image = _read(self.path)
+        if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+            image = image[:, :, :, 0]
+        if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+            size, components = "x".join(map(str, image.GetSize())), image.GetNumberOfComponentsPerPixel()
+            raise UnreadableError(f"holds {size} voxels of {components} component(s), one 3-D volume is expected")
+        return image
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One volume of a 4-D NIfTI file. Only that volume is held in memory.
+
+    Attributes:
+        path: the file.
+        index: place on the fourth axis, from 0.
+    """
+
+    path: Path
+    index: int
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the file."""
+        return (self.path,)
+
+    def read(self) -> Any:  # noqa: ANN401
+        """Return the volume with the placement that ITK gives to the file's first three axes."""
+        import nibabel
+
+        check_compression(self.path)
+        stored = nibabel.load(self.path).dataobj
+        if len(stored.shape) != 4 or not 0 <= self.index < stored.shape[3]:
+            shape = "x".join(map(str, stored.shape))
+            raise UnreadableError(f"holds {shape} voxels, a fourth axis with a place {self.index} is expected")
+        voxels = np.asarray(stored[..., self.index])
+        scaled = voxels.dtype == np.float64 and stored.dtype != np.float64  # by the header's slope and intercept
+        voxels = voxels.astype(np.float32 if scaled else voxels.dtype.newbyteorder("="), copy=False)
+        header = _header(self.path)
+        axes = np.reshape(header.GetDirection(), (4, 4))[:3, :3]
+        return image_of(voxels.T, header.GetSpacing()[:3], header.GetOrigin()[:3], axes.ravel().tolist())
+
+
+def number_of_frames(path: Path) -> int:
+    """Return the length of the fourth axis of a NIfTI file.
+
+    Raises:
+        UnreadableError: it cannot be read, or has no fourth axis.
+    """
+    size = _header(path).GetSize()
+    if len(size) != 4:
+        raise UnreadableError(f"has {len(size)} axes, 4 are expected")
+    return int(size[3])
+
+
+@dataclass(frozen=True)
+class H5Volume:
+    """One array of an HDF5 file as float32 (or a label), or one slice a file in the order given.
+
+    Attributes:
+        paths: one file with a 3-D array, or files with 2-D arrays that are stacked.
+        key: name of the array.
+        spacing_mm: voxel size in the order of the array's axes.
+    """
+
+    paths: tuple[Path, ...]
+    key: str
+    spacing_mm: tuple[float, ...]
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files."""
+        return self.paths
+
+    def read(self) -> Any:  # noqa: ANN401
+        """Return the volume at the origin; its voxels are those of the file, without reorientation."""
+        first = read_h5(self.paths[0], self.key)
+        if first.ndim == 3 and len(self.paths) == 1:
+            return image_of(first, self.spacing_mm[::-1])
+        voxels = np.empty((len(self.paths), *first.shape), dtype=first.dtype)
+        for number, path in enumerate(self.paths):
+            plane = read_h5(path, self.key)
+            if plane.ndim != 2 or plane.shape != first.shape:
+                shapes = " and ".join("x".join(map(str, array.shape)) for array in (first, plane))
+                raise UnreadableError(f"'{self.key}': one 3-D volume, or equal slices, are expected, not {shapes}")
+            voxels[number] = plane
+        return image_of(voxels, self.spacing_mm[::-1])
+
+
+def read_h5(path: Path, key: str) -> NDArray[np.float32]:
+    """Return an array of an HDF5 file as float32, with its axes as they are.
+
+    Raises:
+        UnreadableError: there is no such array, or its values do not fit float32.
+    """
+    file = open_h5(path)
+    with file:
+        if key not in file:
+            raise UnreadableError(f"has no array '{key}', it holds: {', '.join(file)}")
+        stored = file[key][()]
+    array: NDArray[np.float32] = np.asarray(stored, dtype=np.float32)
+    if stored.dtype.kind in "iu" and not np.array_equal(array, stored):
+        raise UnreadableError(f"'{key}' holds integers that float32 cannot represent")
+    return array
+
+
+def open_h5(path: Path) -> Any:  # noqa: ANN401 - h5py has no types
+    """Return the opened HDF5 file.
+
+    Raises:
+        EnvironmentProblem: h5py is not installed.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise EnvironmentProblem(
+            "h5 files need the package h5py", where=path, run='pip install "nnssl-semi[h5]"'
+        ) from None
+    return h5py.File(path, "r")
+
+
+def image_of(
+    voxels: NDArray[Any],
+    spacing_mm: Sequence[float],
+    origin: Sequence[float] = (0.0, 0.0, 0.0),
+    direction: Sequence[float] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+) -> Any:  # noqa: ANN401
+    """Return an image of the voxels (D, H, W); spacing, origin and direction are in ITK's order x, y, z."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels))
+    image.SetSpacing([float(mm) for mm in spacing_mm])
+    image.SetOrigin([float(mm) for mm in origin])
+    image.SetDirection([float(part) for part in direction])
+    return image
+
+
+def placement(image: Any) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:  # noqa: ANN401
+    """Return size, spacing, origin and direction of an image, in ITK's order."""
+    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+
+
+def check_compression(path: Path) -> None:
+    """Check that a name that ends in .gz holds complete gzip data, and that others do not.
+
+    Raises:
+        UnreadableError: it is otherwise.
+    """
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    named = path.name.lower().endswith(".gz")
+    if named and not compressed:
+        raise UnreadableError("is named .gz but is not compressed")
+    status = path.stat()
+    if named and not _is_complete(path, status.st_size, status.st_mtime_ns):
+        raise UnreadableError("is cut off: the compressed data end too early")
+    if compressed and not named:
+        raise UnreadableError("is compressed but its name does not end in .gz")
+
+
+@lru_cache(maxsize=64)  # the frames of a 4-D file share it
+def _is_complete(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 - they belong to the cache's key
+    return gzip_is_complete(path)
+
+
+def _read(path: Path) -> Any:  # noqa: ANN401
+    try:
+        return sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UnreadableError(f"cannot be read ({_last_line(error)})") from error
+
+
+def _header(path: Path) -> Any:  # noqa: ANN401
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise UnreadableError(f"cannot be read ({_last_line(error)})") from error
+    return reader
+
+
+def _last_line(error: Exception) -> str:
+    if "orthonormal" in str(error):
+        return "the image's axes are not orthonormal: resample it to axes at right angles, or repair its header"
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,0 +1,175 @@
+"""Losses that draw features together or push them apart."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nnssl.ingredients.pseudo_labels import fuse_labels
+from nnssl.ingredients.supervised import at_least_fp32
+from nnssl.ingredients.uncertainty import entropy, entropy_ignore_mask, percentile_of
+
+MOST_SAMPLES = 20_000  # of each class
+MILLION = 1_000_000  # a share is taken to six decimals, so that counts are exact
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Return the normalised, temperature-scaled cross-entropy of finding each image's other view among all views.
+
+    ℓ(x_i, y_i) = −log( exp(x_i·y_i/τ) / (Σ_{j≠i} exp(x_i·x_j/τ) + Σ_j exp(x_i·y_j/τ)) )
+    L = 1/(2B)·Σ_i (ℓ(a_i, b_i) + ℓ(b_i, a_i)),   rows brought to length 1
+
+    Args:
+        a: (B, F), features of B images; the gradient goes here. Half precision is taken to fp32.
+        b: (B, F), features of the other view of each; the gradient goes here, too.
+        temperature: τ > 0.
+
+    Returns:
+        0-d tensor, >= 0; 0 for a single image. A row of zeros stays zero and passes no gradient.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+
+    Reference: Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020, eq. 1;
+    Mi et al., PLoS One 21(4): e0342567, 2026, eq. 13–14.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    with torch.autocast(a.device.type, enabled=False):
+        views = _unit(at_least_fp32(torch.cat([a, b])))
+        count = len(views)
+        itself = torch.eye(count, dtype=torch.bool, device=views.device)
+        logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+        other = (torch.arange(count, device=views.device) + len(a)) % count
+        return functional.cross_entropy(logits, other)
+
+
+def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has that many parts
+    features: Tensor,
+    probs_a: Tensor,
+    probs_b: Tensor,
+    percentile: float,
+    third_term: float | Literal["repel"] = 1.0,
+    sample_fraction: float | None = None,
+    generator: torch.Generator | None = None,
+    mask: Tensor | None = None,
+    reliable: Literal["agreement", "filtered"] = "agreement",
+) -> Tensor:
+    """Return how far the features of uncertain voxels are from the prototype of their class.
+
+    R(v) = 1[ŷ_A = ŷ_B ∧ H_A ≤ δ ∧ H_B ≤ δ],   δ = the percentile of all entropies of both predictions
+    P_c = mean of z(v) over R(v) = 1, ŷ(v) = c;   V_u^c = {v: R(v) = 0, ŷ_A(v) = c}
+    L = mean_{c>0} mean_{V_u^c} d(z, P_c) + mean_{V_u^0} d(z, P_0) + s·mean_{c<c'} d(P_c, P_c')
+
+    d(a, b) is the distance of a/‖a‖ and b/‖b‖. Means over classes take those that have a prototype and uncertain
+    voxels, pairs those with two prototypes. With two classes this is the paper's formula. Nothing waits for the device.
+
+    Args:
+        features: (B, F, *S); the gradient goes here, through voxels and prototypes. Half precision is taken to fp32.
+        probs_a: (B, C, *S), in [0, 1], the prediction of the network with these features; no gradient.
+        probs_b: (B, C, *S), in [0, 1], the other network's; no gradient.
+        percentile: 0 to 100, place of δ.
+        third_term: s, the weight of the distance between prototypes; "repel" adds the mean of 2 − d(P_c, P_c') instead.
+        sample_fraction: share of V_u^c (to six decimals) drawn without replacement: ⌊share·|V_u^c|⌋ voxels, at least
+            one, at most 20,000; None takes all, in memory that is linear in B·F·S.
+        generator: draws the voxels, on the device of the features; None = torch's global one.
+        mask: (B, 1, *S), True = counts; None counts every voxel.
+        reliable: "agreement" as above, or "filtered": R = 0 where both entropies exceed their own percentiles, and
+            prototypes by fused labels.
+
+    Returns:
+        0-d tensor; a term without voxels or prototypes is 0.
+
+    Raises:
+        ValueError: `reliable` is neither of the two.
+
+    Reference: Lu et al., Enhancing dual network based semi-supervised medical image segmentation with
+    uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025, eq. 16–20; more than two classes are ours.
+    """
+    if reliable not in {"agreement", "filtered"}:
+        raise ValueError(f"reliable must be agreement or filtered, got {reliable!r}")
+    labels, groups = _reliable(probs_a, probs_b, percentile, mask, reliable)
+    classes = torch.arange(probs_a.shape[1], device=features.device).view(1, -1, 1)
+    with torch.autocast(features.device.type, enabled=False):
+        voxels = at_least_fp32(features).flatten(2)  # (B, F, N)
+        members = labels == classes
+        sums = torch.bmm(members.to(voxels.dtype), voxels.transpose(1, 2)).sum(0)
+        sizes = members.sum((0, 2))
+        prototypes = _unit(sums / sizes.clamp_min(1).unsqueeze(1))  # (C, F)
+        attraction, numbers = (
+            _attraction(voxels, prototypes, groups == classes)
+            if sample_fraction is None
+            else _sampled_attraction(voxels, prototypes, groups, sample_fraction, generator)
+        )
+        known = sizes > 0
+        drawn = known & (numbers > 0)
+        attraction = attraction * drawn
+        foreground = attraction[1:].sum() / drawn[1:].sum().clamp_min(1)
+        return attraction[0] + foreground + _between(prototypes, known, third_term)
+
+
+@torch.no_grad()
+def _reliable(
+    probs_a: Tensor, probs_b: Tensor, percentile: float, mask: Tensor | None, reliable: str
+) -> tuple[Tensor, Tensor]:
+    """Return (B, 1, N) classes of the reliable voxels and of the uncertain ones, C where a voxel is not among them."""
+    a, others = probs_a.argmax(1), probs_a.shape[1]
+    counts = torch.ones_like(a, dtype=torch.bool) if mask is None else mask[:, 0].bool()
+    if reliable == "agreement":
+        entropies = torch.stack([entropy(probs_a), entropy(probs_b)])
+        low = entropies <= percentile_of(entropies, percentile, None if mask is None else counts.expand_as(entropies))
+        certain, labels = low.all(0) & (a == probs_b.argmax(1)), a
+    else:
+        certain, labels = ~entropy_ignore_mask(probs_a, probs_b, percentile, mask), fuse_labels(probs_a, probs_b)
+    chosen = labels.masked_fill(~(certain & counts), others), a.masked_fill(certain | ~counts, others)
+    return chosen[0].flatten(1).unsqueeze(1), chosen[1].flatten(1).unsqueeze(1)
+
+
+def _attraction(voxels: Tensor, prototypes: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean distance of every voxel of a class to its prototype, and their number: (C,), (C,)."""
+    weights = members.to(voxels.dtype).transpose(1, 2)  # (B, N, C)
+    distances = _distance(_unit(voxels.transpose(1, 2)), weights @ prototypes)
+    numbers = members.sum((0, 2))
+    return (weights * distances.unsqueeze(2)).sum((0, 1)) / numbers.clamp_min(1), numbers
+
+
+def _sampled_attraction(
+    voxels: Tensor, prototypes: Tensor, groups: Tensor, fraction: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return the same over a sample of each class, drawn without replacement: (C,), (C,)."""
+    flat, num_classes = groups.flatten(), len(prototypes)
+    classes = torch.arange(num_classes, device=flat.device).unsqueeze(1)
+    sizes = (flat == classes).sum(1)
+    share = round(fraction * MILLION)
+    numbers = torch.minimum((sizes * share // MILLION).clamp(1, MOST_SAMPLES), sizes)
+    order = (2 * flat + torch.rand(len(flat), generator=generator, device=flat.device)).argsort()  # by class, at random
+    most = min(MOST_SAMPLES, max(1, len(flat) * share // MILLION))
+    rank = torch.arange(most, device=flat.device)
+    places = (sizes.cumsum(0) - sizes).unsqueeze(1) + rank
+    drawn = order[places.clamp_max(len(flat) - 1)]  # (C, most)
+    samples = voxels[drawn // voxels.shape[2], :, drawn % voxels.shape[2]]
+    distances = _distance(_unit(samples), prototypes.unsqueeze(1))
+    return (distances * (rank < numbers.unsqueeze(1))).sum(1) / numbers.clamp_min(1), numbers
+
+
+def _between(prototypes: Tensor, known: Tensor, weight: float | str) -> Tensor:
+    """Return the weighted mean distance of all pairs of known prototypes."""
+    first, second = torch.triu_indices(len(known), len(known), 1, device=known.device)
+    both = known[first] & known[second]
+    distances = _distance(prototypes[first], prototypes[second])
+    values = 2 - distances if weight == "repel" else float(weight) * distances
+    return (values * both).sum() / both.sum().clamp_min(1)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Return vectors of length 1 along the last axis; zero stays zero and passes no gradient."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return vectors / length.masked_fill(length <= 1e-12, torch.inf)
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    distance: Tensor = ((a - b).square().sum(-1) + 1e-12).sqrt()
+    return distance

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.dataset_conversion.miniatures import ORIGIN, assert_scan, converted, label, read, refused, scan, write
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> Path:
+    root = tmp_path / "mine"
+    for seed, case in enumerate(("a", "b")):
+        write(root / "images" / f"{case}.mha", scan(seed))
+        write(root / "labels" / f"{case}.nii.gz", label([1, 2], dtype=np.int16))
+    write(root / "unlabelled" / "c.nrrd", scan(2, dtype=np.float32))
+    write(root / "test" / "d.nii.gz", scan(3))
+    return root
+
+
+def test_the_default_globs(tmp_path: Path, monkeypatch, download: Path) -> None:
+    raw = converted(tmp_path, monkeypatch, "folder", download)
+    assert (list(raw.labelled), list(raw.unlabelled), list(raw.test)) == (["a", "b"], ["c"], ["d"])
+    assert_scan(raw.labelled["b"].images[0], scan(1))
+    assert_scan(raw.labelled["b"].label, label([1, 2]))
+    assert_scan(raw.unlabelled["c"].images[0], scan(2, dtype=np.float32))
+    assert raw.dataset_json["labels"] == {"background": 0, "label_1": 1, "label_2": 2}
+
+
+def test_globs_with_two_channels_name_the_case(tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "mine"
+    for seed, case in enumerate(("p1", "p2")):
+        for offset, channel in enumerate(("t1", "flair")):
+            write(root / case / f"scan_{channel}.nii.gz", scan(10 * seed + offset))
+        write(root / case / "seg.nii.gz", 100 * label([1]))
+    options = [
+        "-images",
+        "*/scan_t1.nii.gz",
+        "*/scan_flair.nii.gz",
+        "-labels",
+        "*/seg.nii.gz",
+        "-channel",
+        "T1",
+        "FLAIR",
+    ]
+    raw = converted(
+        tmp_path, monkeypatch, "folder", root, *options, "-label_values", "0", "100", "-label_names", "lesion"
+    )
+    assert list(raw.labelled) == ["p1", "p2"]
+    assert raw.channel_names == ["T1", "FLAIR"]
+    assert_scan(raw.labelled["p2"].images[1], scan(11))
+    assert_scan(raw.labelled["p2"].label, label([1]))
+    assert raw.dataset_json["labels"] == {"background": 0, "lesion": 1}
+
+
+def test_fix_geometry_gives_the_label_the_geometry_of_its_image(tmp_path, monkeypatch, capsys, download: Path) -> None:
+    write(download / "labels" / "a.nii.gz", label([1, 2]), origin=(0.0, 0.0, 0.0), spacing=(1.0, 1.0, 1.0))
+    message = refused(tmp_path, monkeypatch, capsys, "folder", download)
+    assert "labels/a.nii.gz has the spacing 1 x 1 x 1 mm, its image has 1.5 x 1.25 x 8 mm" in message
+    assert "labels/a.nii.gz has the origin 0, 0, 0, its image has -12.5, 3, 40" in message
+    assert "--fix_geometry" in message
+    raw = converted(tmp_path, monkeypatch, "folder", download, "--fix_geometry")
+    assert_scan(raw.labelled["a"].label, label([1, 2]))
+    assert read(download / "labels" / "a.nii.gz")[1].GetOrigin() != ORIGIN
+    assert "a: labels/a.nii.gz gets the geometry of its image" in capsys.readouterr().out
+
+
+def test_other_sizes_cannot_be_fixed(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
+    write(download / "labels" / "a.nii.gz", label([1, 2], size=(4, 6, 6)))
+    message = refused(tmp_path, monkeypatch, capsys, "folder", download, "--fix_geometry")
+    assert "labels/a.nii.gz has 6 x 6 x 4 voxels, its image has 5 x 6 x 4" in message
+
+
+def test_patients_are_found_in_the_names(tmp_path: Path, monkeypatch, capsys) -> None:
+    for seed, case in enumerate(("p1_ed", "p1_es", "p2_ed")):
+        write(tmp_path / "mine" / "images" / f"{case}.nii.gz", scan(seed))
+        write(tmp_path / "mine" / "labels" / f"{case}.nii.gz", label([1]))
+    message = refused(tmp_path, monkeypatch, capsys, "folder", tmp_path / "mine", "-patient", "p1|q")
+    assert message == "p2_ed: -patient p1|q finds nothing in this name"
+    raw = converted(tmp_path, monkeypatch, "folder", tmp_path / "mine", "-patient", r"p\d")
+    assert raw.patients() == {"p1_ed": "p1", "p1_es": "p1", "p2_ed": "p2"}
+
+
+def test_missing_partners(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
+    (download / "labels" / "b.nii.gz").unlink()
+    message = refused(tmp_path, monkeypatch, capsys, "folder", download)
+    assert message == "b: no file matches -labels labels/*"
+
+
+def test_same_voxels(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
+    option = "--same_scans_are_one_patient"
+    write(download / "unlabelled" / "e.mha", scan(0))
+    assert "voxels are in a, e: remove all but one" in refused(
+        tmp_path, monkeypatch, capsys, "folder", download, option
+    )
+    write(download / "unlabelled" / "e.mha", scan(2, dtype=np.float32))
+    assert f"c, e: remove all but one, or add {option}" in refused(tmp_path, monkeypatch, capsys, "folder", download)
+    raw = converted(tmp_path, monkeypatch, "folder", download, option)
+    assert raw.patients()["e"] == raw.patients()["c"] == "c"
+    assert json.loads((raw.folder / "conversion.json").read_text())["cases"]["e"]["inputs"].keys() == {
+        "unlabelled/e.mha"
+    }
