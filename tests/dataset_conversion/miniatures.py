@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,7 @@ def write_dicom(folder: Path, array: np.ndarray, **changes: Any) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     order, shifts_mm = list(changes.get("order", range(len(array)))), changes.get("shifts_mm", {})
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for index, plane in enumerate(array):
@@ -154,4 +156,5 @@ def write_dicom(folder: Path, array: np.ndarray, **changes: Any) -> Path:
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"1-{number}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # GDCM leaves "C", in which files are ASCII
     return folder

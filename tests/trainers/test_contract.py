@@ -29,7 +29,7 @@ def test_class_keeps_nnunets_contract(name: str) -> None:
         inspect.signature(nnUNetTrainer.__init__).parameters
     )
     assert pickle.loads(pickle.dumps(cls)) is cls
-    source = Path(inspect.getsourcefile(cls)).read_text()
+    source = Path(inspect.getsourcefile(cls)).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 200
     assert "cuda" not in source
     assert "torch.save" not in source
