@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnssl.dataset_conversion.sources import UnreadableError
+from nnssl.dataset_conversion.sources import UnreadableError, image_of
 
 POSITION, ORIENTATION, INSTANCE, SERIES = "0020|0032", "0020|0037", "0020|0013", "0020|000e"
 ORIENTATION_TOLERANCE = 1e-3
@@ -47,26 +47,38 @@ class DicomSeries:
     def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
         """Return the volume in the units of the rescale slope and intercept, Hounsfield units for CT."""
         slices = ordered_slices(self.paths)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames([str(one.path) for one in slices])
         try:
-            image = reader.Execute()
-        except RuntimeError as error:
+            voxels, spacing = _stacked(slices)
+        except (RuntimeError, ValueError) as error:
             raise UnreadableError(f"and its series cannot be read ({str(error).strip().splitlines()[-1]})") from error
-        image = _as_short(image)
         distance_mm = (slices[-1].along_mm - slices[0].along_mm) / (len(slices) - 1)
-        origin, direction = placement_of(slices)
-        image.SetSpacing([*image.GetSpacing()[:2], distance_mm])
-        image.SetOrigin(origin)
-        image.SetDirection(direction)
-        return image
+        return image_of(voxels, [*spacing, distance_mm], *placement_of(slices))
 
 
-def _as_short(image: Any) -> Any:  # noqa: ANN401
-    """Return integers as int16 where they fit: with a rescale intercept ITK makes int32 of the stored 16 bits."""
-    voxels, limits = sitk.GetArrayViewFromImage(image), np.iinfo(np.int16)
-    fits = voxels.dtype.kind in "iu" and limits.min <= int(voxels.min()) and int(voxels.max()) <= limits.max
-    return sitk.Cast(image, sitk.sitkInt16) if fits else image
+def _stacked(slices: Sequence[Slice]) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """Return the voxels (D, H, W) and the spacing in the plane, x and y, in mm.
+
+    Read one by one, integers are int16 where they fit: with a rescale intercept ITK makes int32 of the stored 16 bits.
+
+    Raises:
+        RuntimeError: a slice cannot be read.
+        ValueError: a slice has another size than the first, or colours.
+    """
+    voxels: NDArray[Any] = np.empty((0, 0, 0), dtype=np.int16)
+    limits = np.iinfo(np.int16)
+    spacing: tuple[float, ...] = ()
+    for number, one in enumerate(slices):
+        image = sitk.ReadImage(str(one.path), imageIO="GDCMImageIO")
+        plane = sitk.GetArrayViewFromImage(image).squeeze(0)
+        fits = plane.dtype.kind in "iu" and limits.min <= int(plane.min()) and int(plane.max()) <= limits.max
+        if not number:
+            voxels, spacing = np.empty((len(slices), *plane.shape), dtype=np.int16), image.GetSpacing()[:2]
+        if plane.ndim != 2 or plane.shape != voxels.shape[1:]:
+            raise ValueError(f"{one.path.name} has {plane.shape} voxels, {slices[0].path.name} {voxels.shape[1:]}")
+        if not fits:
+            voxels = voxels.astype(np.promote_types(voxels.dtype, plane.dtype), copy=False)
+        voxels[number] = plane
+    return voxels, spacing
 
 
 def placement_of(slices: Sequence[Slice]) -> tuple[list[float], list[float]]:
