@@ -115,12 +115,6 @@ class DPTMTrainer(TeacherStudentTrainer):
         if self.is_ddp:
             self.projection = self.distributed(self.projection)
 
-    @property
-    def deployed(self) -> nn.Module:
-        """The network that `--set deployed=` names."""
-        network: nn.Module = self.network
-        return network if self.config.deployed == "student" else super().deployed
-
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 4; those with weight 0 are left out."""
         c = self.config

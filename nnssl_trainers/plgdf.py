@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnssl.config import MethodConfig, Value, hyper
 from nnssl.ingredients.consistency import multiscale_consistency, sharpening_loss
@@ -115,11 +115,6 @@ class PLGDFTrainer(TeacherStudentTrainer):
         raw = [name not in UNIT_VARIANCE for name in self.configuration_manager.normalization_schemes]
         axes = [1] * len(self.configuration_manager.patch_size)
         self.raw_channels = torch.tensor(raw, device=self.device).view(-1, *axes) if any(raw) else None
-
-    @property
-    def deployed(self) -> nn.Module:
-        """The student, or the teacher where `--set deployed=teacher` asks for it."""
-        return super().deployed if self.config.deployed == "teacher" else self.network
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of eq. 9, those with weight 0 left out."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from nnssl.ingredients.recompute import recomputed
 from nnssl.ingredients.supervised import DiceForm, masked_dice_bce, masked_dice_ce
 
 
@@ -52,17 +52,11 @@ class SegmentationLoss(_OneOutput):
             mask: (B or 1, 1, *S), 1 = counts.
         """
         terms = [
-            weight * self._recomputed(logits, target, mask)
+            weight * recomputed(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
             for weight, logits in zip(self.scale_weights, outputs, strict=False)
             if weight
         ]
         return torch.stack(terms).sum()
-
-    def _recomputed(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Return the loss of one output, calculated again in the backward pass: little is kept till then."""
-        at_its_size = _nearest(target, logits), _nearest(mask, logits)
-        loss: Tensor = checkpoint(self._one, logits, *at_its_size, use_reentrant=False, preserve_rng_state=False)
-        return loss
 
 
 @dataclass(frozen=True)

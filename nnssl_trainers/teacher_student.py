@@ -79,9 +79,10 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
 
     @property
     def deployed(self) -> nn.Module:
-        """The teacher (before `initialize` the student's place-holder)."""
-        teacher: nn.Module = getattr(self, "teacher", self.network)
-        return teacher
+        """The teacher, or the student where the method's setting `deployed` says so (before `initialize` always)."""
+        named = getattr(self.config, "deployed", "teacher")
+        network: nn.Module = self.network if named == "student" else getattr(self, "teacher", self.network)
+        return network
 
     def after_step(self) -> None:
         """Move the teacher towards the student."""

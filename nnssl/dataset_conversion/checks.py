@@ -75,8 +75,7 @@ class Checked:
 def check_case(record: Record, job: Job) -> Checked:
     """Read the files of one case and say what is wrong with them; a case that is complete already is not decoded."""
     outcome = Checked()
-    sources = [*record.channels, *([record.label] if record.label else [])]
-    files = list(dict.fromkeys(path for source in sources for path in source.files()))
+    files = record.files()
     missing = [path for path in files if not path.exists()]
     if missing:
         outcome.problems = [f"{record.case}: {shown(path, job.source)} is missing" for path in missing]
@@ -142,7 +141,7 @@ def name_problems(found: Found) -> list[str]:
     parts: dict[str, set[bool]] = {}
     for record in found.records:
         by_name.setdefault(record.case.casefold(), []).append(record.case)
-        parts.setdefault(record.patient or record.case, set()).add(record.part == "test")
+        parts.setdefault(record.person, set()).add(record.part == "test")
     problems += [
         f"{len(names)} cases have the name {names[0]}, letter case aside: rename or remove all but one"
         for names in by_name.values()
@@ -162,10 +161,7 @@ def name_problems(found: Found) -> list[str]:
 
 def strangers(found: Found, source: Path) -> list[Path]:
     """Return the image files below the download folder that the layout does not know."""
-    used = {
-        path for record in found.records for part in (*record.channels, record.label) if part for path in part.files()
-    }
-    used |= set(found.ignored)
+    used = {path for record in found.records for path in record.files()} | set(found.ignored)
     inside = (path for path in sorted(source.rglob("*")) if path.name.lower().endswith(IMAGE_ENDINGS))
     return [path for path in inside if not _is_hidden(path, source) and not ({path, *path.parents} & used)]
 
@@ -175,7 +171,7 @@ def repeated(entries: Mapping[str, CaseRecord], records: Iterable[Record]) -> li
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(entries[record.case].voxels, []).append(record)
-    return [group for group in groups.values() if len({record.patient or record.case for record in group}) > 1]
+    return [group for group in groups.values() if len({record.person for record in group}) > 1]
 
 
 def _is_hidden(path: Path, source: Path) -> bool:

@@ -21,7 +21,7 @@ def arranged(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
     """
     protocol, _ = find_protocol(name)
     usable = [record for record in found.records if record.part == "labelled" or (record.label and not protocol.rule)]
-    lists = protocol.lists({_case(record).patient: record.domain for record in usable})
+    lists = protocol.lists({record.person: record.domain for record in usable})
     records, dropped = [], []
     for record in found.records:
         part = _part(record, lists, by_rule=bool(protocol.rule))
@@ -31,9 +31,9 @@ def arranged(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
             dropped.append(record)
     parts = {part: [_case(record) for record in records if record.part == part] for part in ("labelled", "unlabelled")}
     fold = protocol_fold(protocol, lists, parts["labelled"], parts["unlabelled"])
-    ignored = [path for record in dropped for part in (*record.channels, record.label) if part for path in part.files()]
+    ignored = [path for record in dropped for path in record.files()]
     notes = [f"{len(dropped)} case(s) are not part of the protocol {protocol.family}"] if dropped else []
-    absent = sorted(set(lists.test) - {record.patient or record.case for record in records})
+    absent = sorted(set(lists.test) - {record.person for record in records})
     if absent:
         notes.append(f"{len(absent)} test patient(s) of the protocol are not in the download: {', '.join(absent[:10])}")
     return (
@@ -46,7 +46,7 @@ def arranged(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
 
 def _part(record: Record, lists: Lists, *, by_rule: bool) -> Part | None:
     """Return where a protocol puts a case, None for nowhere."""
-    patient = _case(record).patient
+    patient = record.person
     if patient in lists.test:
         return "test" if record.label else None  # else an unlabelled scan of a test patient
     if by_rule:
@@ -57,4 +57,4 @@ def _part(record: Record, lists: Lists, *, by_rule: bool) -> Part | None:
 
 
 def _case(record: Record) -> Case:
-    return Case(record.case, record.patient or record.case, record.domain)
+    return Case(record.case, record.person, record.domain)

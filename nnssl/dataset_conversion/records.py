@@ -44,6 +44,19 @@ class Record:
     domain: str = ""
     named: str = ""
 
+    @property
+    def person(self) -> str:
+        """Who was scanned: the patient, or the case where there is no name."""
+        return self.patient or self.case
+
+    def sources(self) -> list[Source]:
+        """Return the channels and, where there is one, the label."""
+        return [*self.channels, *([self.label] if self.label else [])]
+
+    def files(self) -> list[Path]:
+        """Return the files of all sources, each once."""
+        return list(dict.fromkeys(path for source in self.sources() for path in source.files()))
+
 
 @dataclass(frozen=True)
 class Found:

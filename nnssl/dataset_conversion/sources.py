@@ -116,7 +116,7 @@ class H5Volume:
             return image_of(first, self.spacing_mm[::-1])
         voxels = np.empty((len(self.paths), *first.shape), dtype=first.dtype)
         for number, path in enumerate(self.paths):
-            plane = read_h5(path, self.key)
+            plane = read_h5(path, self.key) if number else first
             if plane.ndim != 2 or plane.shape != first.shape:
                 shapes = " and ".join("x".join(map(str, array.shape)) for array in (first, plane))
                 raise UnreadableError(f"'{self.key}': one 3-D volume, or equal slices, are expected, not {shapes}")

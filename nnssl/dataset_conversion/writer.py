@@ -320,11 +320,11 @@ def _with_labels(found: Found, entries: Mapping[str, CaseRecord]) -> Found:
 
 
 def _with_one_patient(found: Found, group: list[Record]) -> Found:
-    patients = {record.patient or record.case for record in group}
+    patients = {record.person for record in group}
     first = min(patients)
     records = [
-        dataclasses.replace(record, patient=first, named=record.patient or record.case)
-        if (record.patient or record.case) in patients - {first}
+        dataclasses.replace(record, patient=first, named=record.person)
+        if record.person in patients - {first}
         else record
         for record in found.records
     ]
@@ -336,7 +336,7 @@ def _dataset_json(converter: Converter, found: Found, folder: Path, protocol: st
 
     labels = {name: list(value) if isinstance(value, tuple) else value for name, value in found.labels.items()}
     cases = {
-        record.case: {"patient": record.patient or record.case}
+        record.case: {"patient": record.person}
         | {key: text for key, text in (("domain", record.domain), ("named", record.named)) if text}
         for record in sorted(found.records, key=lambda record: record.case)
     }

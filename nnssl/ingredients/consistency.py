@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from nnssl.ingredients.pseudo_labels import sharpen
+from nnssl.ingredients.recompute import recomputed
 from nnssl.ingredients.supervised import at_least_fp32, masked_dice, masked_mean
 
 ConsistencyPreset: TypeAlias = Literal["paper", "urpc", "code"]
@@ -251,9 +250,9 @@ def multiscale_consistency(
     """
     if preset not in ("paper", "urpc", "code"):
         raise ValueError(f"preset must be paper, urpc or code, got {preset!r}")
-    mean = _recomputed(_mean_probs, logits, regions)
+    mean = recomputed(_mean_probs, logits, regions)
     counts = torch.ones_like(mean[:, :1, 0]) if mask is None else mask.to(mean.dtype).expand_as(mean[:, :1, 0])
-    terms = [_recomputed(_distance_to_mean, z, mean, counts, preset, regions) for z in logits]
+    terms = [recomputed(_distance_to_mean, z, mean, counts, preset, regions) for z in logits]
     return torch.stack(terms).mean()
 
 
@@ -283,12 +282,6 @@ def sharpening_loss(
     p = at_least_fp32(probs)
     target = sharpen(p.detach() if detach else p, temperature, binary)
     return masked_mean((p - target).square(), mask)
-
-
-def _recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
-    """Return function(*arguments), calculated again in the backward pass: full-size tensors are not kept till then."""
-    result: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return result
 
 
 def _mean_probs(logits: list[Tensor], regions: bool) -> Tensor:
