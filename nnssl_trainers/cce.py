@@ -168,7 +168,7 @@ class CCETrainer(TwoStudentsTrainer):
         if c.efs_weight:
             ignore, fused = entropy_ignore_mask(*probs, c.entropy_percentile, mask), fuse_labels(*probs)
             for i, (own, peer) in pairs:
-                target = fused if c.efs_target == "fused" else peer.argmax(1)
+                target = fused if c.efs_target == "fused" else peer.max(1).indices
                 terms[f"efs_{i}"] = c.efs_weight * entropy_filtered_loss(own, target, ignore, mask)
         return terms
 

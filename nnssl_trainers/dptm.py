@@ -145,7 +145,7 @@ class DPTMTrainer(TeacherStudentTrainer):
             self.threshold_map.update(probs, boxes, mask)
         weights = self.threshold_map.weights(probs, boxes, c.hard or not c.robust_entropy)
         temperature = c.temperature if c.robust_entropy else 1.0
-        return robust_cross_entropy(class_logits(logits, regions), probs.argmax(1), weights, temperature, mask)
+        return robust_cross_entropy(class_logits(logits, regions), probs.max(1).indices, weights, temperature, mask)
 
     def state(self) -> dict[str, Any]:
         """Return the state with the threshold map and the projection in it."""

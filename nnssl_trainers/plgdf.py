@@ -159,7 +159,7 @@ class PLGDFTrainer(TeacherStudentTrainer):
     def guess(self, copies: Tensor) -> Tensor:
         """Return ŷ (B_u, 1, *S), or regions (B_u, R, *S), from the copies (K·B_u, C, *S), the first copies first."""
         probs = torch.stack(self.teach(copies).chunk(self.config.copies)).mean(0)
-        return (probs > 0.5).long() if self.label_manager.has_regions else probs.argmax(1, keepdim=True)
+        return (probs > 0.5).long() if self.label_manager.has_regions else probs.max(1, keepdim=True).indices
 
     def mixed(self, copies: Tensor, labelled: Tensor) -> Tensor:
         """Return x_m, eq. 1-3; every labelled patch takes part equally often, give or take one."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.ingredients.recompute import recomputed
+from nnssl.ingredients.at_once import derived_at_once
 from nnssl.ingredients.supervised import DiceForm, masked_dice_bce, masked_dice_ce
 
 
@@ -52,7 +52,7 @@ class SegmentationLoss(_OneOutput):
             mask: (B or 1, 1, *S), 1 = counts.
         """
         terms = [
-            weight * recomputed(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
+            weight * derived_at_once(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
             for weight, logits in zip(self.scale_weights, outputs, strict=False)
             if weight
         ]

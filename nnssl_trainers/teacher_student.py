@@ -119,7 +119,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
             exempt: keep the largest component of each class (region: counted from 1) but these; None keeps all.
         """
         probs, regions = self.teach(image), self.label_manager.has_regions
-        labels = probs >= 0.5 if regions else probs.argmax(1, keepdim=True)
+        labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
         arrived = arriving((labels * mask).to(torch.uint8))
 
         def wait() -> Tensor:

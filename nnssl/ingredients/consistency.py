@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nnssl.ingredients.at_once import derived_at_once
 from nnssl.ingredients.pseudo_labels import sharpen
-from nnssl.ingredients.recompute import recomputed
 from nnssl.ingredients.supervised import at_least_fp32, masked_dice, masked_mean
 
 ConsistencyPreset: TypeAlias = Literal["paper", "urpc", "code"]
@@ -145,7 +146,7 @@ def confident_disagreement_mse(  # noqa: PLR0913, PLR0917 - the formula has that
     if operator not in {"xor", "or"} or distance not in {"mse", "kl"}:
         raise ValueError(f"operator must be xor or or, distance mse or kl, got {operator!r} and {distance!r}")
     classes = torch.arange(1, probs_a.shape[1], device=probs_a.device).view(-1, *[1] * (probs_a.ndim - 2))
-    sure_a, sure_b = [(p.argmax(1, keepdim=True) == classes) & (p[:, 1:] >= threshold) for p in (probs_a, probs_b)]
+    sure_a, sure_b = [(p.max(1, keepdim=True).indices == classes) & (p[:, 1:] >= threshold) for p in (probs_a, probs_b)]
     chosen = sure_a ^ sure_b if operator == "xor" else sure_a | sure_b
     chosen = chosen if mask is None else chosen & mask.bool()
     number = chosen.sum() + 1e-16
@@ -192,7 +193,7 @@ def kl_weighted_cross_entropy(
     log_p, log_q = at_least_fp32(student_logits).log_softmax(1), peer.log_softmax(1)
     divergence = (log_q.exp() * (log_q - log_p)).sum(1, keepdim=True)
     if hard:
-        losses = -log_p.gather(1, peer.argmax(1, keepdim=True))
+        losses = -log_p.gather(1, peer.max(1, keepdim=True).indices)
     else:
         losses = -((peer / temperature).softmax(1) * log_p).sum(1, keepdim=True)
     weights = (-divergence).exp()
@@ -250,10 +251,7 @@ def multiscale_consistency(
     """
     if preset not in ("paper", "urpc", "code"):
         raise ValueError(f"preset must be paper, urpc or code, got {preset!r}")
-    mean = recomputed(_mean_probs, logits, regions)
-    counts = torch.ones_like(mean[:, :1, 0]) if mask is None else mask.to(mean.dtype).expand_as(mean[:, :1, 0])
-    terms = [recomputed(_distance_to_mean, z, mean, counts, preset, regions) for z in logits]
-    return torch.stack(terms).mean()
+    return derived_at_once(partial(_consistency, preset, mask, regions), *logits)
 
 
 def sharpening_loss(
@@ -284,16 +282,24 @@ def sharpening_loss(
     return masked_mean((p - target).square(), mask)
 
 
-def _mean_probs(logits: list[Tensor], regions: bool) -> Tensor:
-    return torch.stack([_log_probs(z, regions).exp() for z in logits]).mean(0)
+def _consistency(preset: str, mask: Tensor | None, regions: bool, *logits: Tensor) -> Tensor:
+    logs = [_log_probs(z, regions) for z in logits]
+    probs = [log.exp() for log in logs]
+    mean = torch.stack(probs).mean(0)
+    log_mean, counts = mean.clamp_min(1e-8).log(), torch.ones_like(mean[:, :1, 0])
+    counts = counts if mask is None else mask.to(mean.dtype).expand_as(counts)
+    pairs = zip(logs, probs, strict=True)
+    terms = [derived_at_once(_distance_to_mean, *pair, mean, log_mean, counts, preset) for pair in pairs]
+    return torch.stack(terms).mean()
 
 
-def _distance_to_mean(logits: Tensor, mean: Tensor, counts: Tensor, preset: str, regions: bool) -> Tensor:
+def _distance_to_mean(
+    log: Tensor, probs: Tensor, mean: Tensor, log_mean: Tensor, counts: Tensor, preset: str
+) -> Tensor:
     """Return the term of one scale: its weighted error and its divergence."""
-    log, log_mean = _log_probs(logits, regions), mean.clamp_min(1e-8).log()
-    distance = log.exp() - mean
+    distance = probs - mean
     if preset == "paper":
-        error, divergence = distance.square().sum(1), (log.exp() * (log - log_mean)).sum(1)
+        error, divergence = distance.square().sum(1), (probs * (log - log_mean)).sum(1)
     else:
         error = distance.pow(3 if preset == "code" else 2).mean(1)
         divergence = (mean * (log_mean - log)).sum(1)

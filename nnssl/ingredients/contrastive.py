@@ -116,12 +116,12 @@ def _reliable(
     probs_a: Tensor, probs_b: Tensor, percentile: float, mask: Tensor | None, reliable: str
 ) -> tuple[Tensor, Tensor]:
     """Return (B, 1, N) classes of the reliable voxels and of the uncertain ones, C where a voxel is not among them."""
-    a, others = probs_a.argmax(1), probs_a.shape[1]
+    a, others = probs_a.max(1).indices, probs_a.shape[1]
     counts = torch.ones_like(a, dtype=torch.bool) if mask is None else mask[:, 0].bool()
     if reliable == "agreement":
         entropies = torch.stack([entropy(probs_a), entropy(probs_b)])
         low = entropies <= percentile_of(entropies, percentile, None if mask is None else counts.expand_as(entropies))
-        certain, labels = low.all(0) & (a == probs_b.argmax(1)), a
+        certain, labels = low.all(0) & (a == probs_b.max(1).indices), a
     else:
         certain, labels = ~entropy_ignore_mask(probs_a, probs_b, percentile, mask), fuse_labels(probs_a, probs_b)
     chosen = labels.masked_fill(~(certain & counts), others), a.masked_fill(certain | ~counts, others)

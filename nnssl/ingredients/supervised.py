@@ -75,19 +75,18 @@ def masked_dice(
     107956, eq. 10.
     """
     p = at_least_fp32(probs)
-    q = target_probs.detach()
-    q = q.to(p.dtype) if q.is_floating_point() else q
+    q, axes = target_probs.detach().to(p.dtype), list(range(2, p.ndim))
     weights = 1.0 if mask is None else mask.to(p.dtype)
-    axes = list(range(2, p.ndim))
+    counted = q * weights
     if dice in ("squared_batch", "halved_batch"):
-        axes, epsilon, sizes = [0, *axes], 1e-10, p.square() + q * q
+        axes, epsilon, sizes = [0, *axes], 1e-10, (p.square() * weights, counted * q)
     elif dice == "linear_sample":
-        epsilon, sizes = 1e-5, p + q
+        epsilon, sizes = 1e-5, (p * weights, counted)
     else:
         raise ValueError(f"dice must be squared_batch, linear_sample or halved_batch, got {dice!r}")
-    overlap = (p * weights * q).sum(axes)
+    overlap, size = (p * counted).sum(axes), sizes[0].sum(axes) + sizes[1].sum(axes)
     share = 0.5 if dice == "halved_batch" else 1.0
-    return 1 - share * ((2 * overlap + epsilon) / ((sizes * weights).sum(axes) + epsilon)).mean()
+    return 1 - share * ((2 * overlap + epsilon) / (size + epsilon)).mean()
 
 
 def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -140,8 +139,9 @@ def masked_dice_ce(
         mask = mask.masked_fill(ignored.unsqueeze(1), 0)
     z = at_least_fp32(logits)
     classes = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.ndim - 2))
-    one_hot = target.unsqueeze(1) == classes
-    return 0.5 * (masked_dice(z.softmax(1), one_hot, mask, dice) + masked_cross_entropy(z, target, mask))
+    one_hot, log_probs = (target.unsqueeze(1) == classes).to(z.dtype), z.log_softmax(1)
+    cross_entropy = masked_mean(-(log_probs * one_hot).sum(1, keepdim=True), mask)
+    return 0.5 * (masked_dice(log_probs.exp(), one_hot, mask, dice) + cross_entropy)
 
 
 def masked_dice_bce(logits: Tensor, target: Tensor, mask: Tensor, dice: DiceForm = "squared_batch") -> Tensor:

@@ -32,7 +32,8 @@ def percentile_of(values: Tensor, percentile: float, mask: Tensor | None = None)
     """Return a percentile with linear interpolation, as numpy's default; of any number of values, without waiting.
 
     With the n values that count in order v_0 ≤ … ≤ v_{n−1} and place t = (n − 1)·percentile/100:
-    v_⌊t⌋ + (t − ⌊t⌋)·(v_⌊t⌋₊₁ − v_⌊t⌋). One sort, so time n·log n and memory linear in n; the host never sees n.
+    v_⌊t⌋ + (t − ⌊t⌋)·(v_⌊t⌋₊₁ − v_⌊t⌋). Memory linear in the values. On a CPU the two values are selected, elsewhere
+    the values are sorted, so that the host need not wait for n.
 
     Args:
         values: any shape, floating point; the gradient goes to the two values.
@@ -48,13 +49,16 @@ def percentile_of(values: Tensor, percentile: float, mask: Tensor | None = None)
     if not 0.0 <= percentile <= 100.0:
         raise ValueError(f"percentile must be in [0, 100], got {percentile}")
     values = at_least_fp32(values)
-    counted = values if mask is None else values.masked_fill(~mask, torch.inf)
-    ordered = counted.flatten().sort().values
-    last = torch.full((), ordered.numel(), device=values.device) if mask is None else mask.sum()
+    counted = (values if mask is None else values.masked_fill(~mask, torch.inf)).flatten()
+    last = torch.full((), counted.numel(), device=values.device) if mask is None else mask.sum()
     last = (last - 1).clamp_min(0)
     place, whole = last * round(percentile * PERCENTILE_STEPS), 100 * PERCENTILE_STEPS
     below = place // whole
-    lower, upper = ordered.gather(0, torch.stack([below, torch.minimum(below + 1, last)]))
+    places = below, torch.minimum(below + 1, last)
+    if values.device.type == "cpu":
+        lower, upper = (counted.kthvalue(int(k) + 1).values for k in places)
+    else:
+        lower, upper = counted.sort().values.gather(0, torch.stack(places))
     result: Tensor = lower + (upper - lower) * ((place % whole).to(values.dtype) / whole)
     return result
 

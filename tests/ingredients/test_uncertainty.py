@@ -63,6 +63,16 @@ def test_percentiles_of_the_values_that_count(percentile: float) -> None:
     assert percentile_of(values, percentile, mask).item() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("percentile", [0, 33.3, 100])
+def test_percentiles_on_a_device_that_nothing_waits_for(percentile: float) -> None:
+    values = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
+    for mask in (None, values > -0.5):
+        on_device = percentile_of(values.cuda(), percentile, None if mask is None else mask.cuda())
+        assert on_device.item() == pytest.approx(percentile_of(values, percentile, mask).item(), abs=1e-6)
+
+
 def test_percentiles_beyond_the_limit_of_torch_quantile() -> None:
     values = torch.zeros(2**24 + 3)
     values[:4] = 1.0
