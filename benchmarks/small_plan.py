@@ -2,8 +2,8 @@
 
     python -m benchmarks.small_plan 27 2d 128 128 --features 8
 
-Every nnUNetPlans*.json of the data set gets a sibling nnUNetPlansSmall*.json with that patch size and that many features
-in the first stage, the others in proportion; cases, spacing and batch size are the same. Train with
+Every nnUNetPlans*.json of the data set gets a sibling nnUNetPlansSmall*.json with that patch size and as many features
+in the first stage as asked for, the others in proportion; cases, spacing and batch size are the same. Train with
 `-p nnUNetPlansSmall`.
 """
 
