@@ -1,10 +1,10 @@
-"""Make smaller plans of a data set's preprocessed cases, so that a table of many runs fits into an afternoon.
+"""Add a smaller configuration to the plans of a data set, so that a table of many runs fits into an afternoon.
 
-    python -m benchmarks.small_plan 27 2d 128 128 --features 8
+    python -m benchmarks.small_plan 27 2d 2d_small 128 96 --spacing 2.25 2.25 --features 8
+    nnssl_plan_and_preprocess -d 27 -c 2d_small -budget cpu -labelled 3        # preprocesses it, as any other
 
-Every nnUNetPlans*.json of the data set gets a sibling nnUNetPlansSmall*.json with that patch size and as many features
-in the first stage as asked for, the others in proportion; cases, spacing and batch size are the same. Train with
-`-p nnUNetPlansSmall`.
+Every nnUNetPlans*.json gets it: as the named configuration, with that patch size, voxel size and as many features in
+the first stage, the others in proportion.
 """
 
 from __future__ import annotations
@@ -16,35 +16,40 @@ import numpy as np
 from nnssl.data.raw import dataset_name
 from nnssl.files import environment_folder, read_json, write_json
 
-NAME, SMALL = "nnUNetPlans", "nnUNetPlansSmall"
-
 
 def main() -> None:
     """Write the plans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("configuration")
+    parser.add_argument("name")
     parser.add_argument("patch_size", type=int, nargs="+")
-    parser.add_argument("--features", type=int, required=True, help="features of the first stage")
+    parser.add_argument("--spacing", type=float, nargs="+", required=True)
+    parser.add_argument("--features", type=int, required=True)
     arguments = parser.parse_args()
     root = environment_folder("nnUNet_preprocessed")
-    for file in sorted((root / dataset_name(arguments.dataset, root)).glob(f"{NAME}*.json")):
-        if not (file.name.startswith(f"{NAME}@") or file.stem == NAME) or "manifest" in file.name:
+    for file in sorted((root / dataset_name(arguments.dataset, root)).glob("nnUNetPlans*.json")):
+        if file.name.endswith(".manifest.json"):
             continue
         plans = read_json(file)
         plan = plans["configurations"][arguments.configuration]
         network = plan["architecture"]["arch_kwargs"]
-        if len(arguments.patch_size) != len(plan["patch_size"]):
-            parser.error(f"the patch size needs {len(plan['patch_size'])} numbers")
+        if len(plan["spacing"]) != len(arguments.spacing) or len(plan["spacing"]) != len(arguments.patch_size):
+            parser.error(f"patch size and spacing need {len(plan['spacing'])} numbers")
         if np.any(np.array(arguments.patch_size) % np.prod(network["strides"], axis=0)):
             parser.error(f"the patch size is no multiple of the strides {network['strides']}")
+        sizes = np.array(plan["median_image_size_in_voxels"]) * plan["spacing"] / arguments.spacing
         features = network["features_per_stage"]
         network["features_per_stage"] = [size * arguments.features // features[0] for size in features]
-        plan["patch_size"] = arguments.patch_size
-        plans["plans_name"] = plans["plans_name"].replace(NAME, SMALL)
-        plans["configurations"] = {arguments.configuration: plan}
-        write_json(file.with_name(file.name.replace(NAME, SMALL)), plans)
-        print(file.with_name(file.name.replace(NAME, SMALL)))
+        plans["configurations"][arguments.name] = {
+            **plan,
+            "data_identifier": f"{plans['plans_name']}_{arguments.name}",
+            "patch_size": arguments.patch_size,
+            "spacing": arguments.spacing,
+            "median_image_size_in_voxels": sizes.round().tolist(),
+        }
+        write_json(file, plans)
+        print(file)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ S1 is deployed. Departures from the paper, and readings where it is silent or co
   learning rate; nnU-Net's schedule takes it to zero at the end of the run, not of pre-training (as the paper's).
 - Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks;
   Mamba-UNet, which starts from scratch, learns by AdamW (`mamba_optimizer=sgd` for the paper's optimiser).
-- Labelled padding and the padding of unlabelled patches count as background.
+- Labelled padding and the padding of unlabelled patches count as background. The teacher sees no intensity changes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
     largest_component: bool = hyper(True, "keep the largest component of each class of the pseudo-labels")
     scattered_classes: str = hyper("none", "classes that keep all their components, for instance 1,3")
     teacher_mode: str = hyper("bn_train_nodrop", "the teacher's mode", choices=("bn_train_nodrop", "train", "eval"))
-    teacher_view: str = hyper("same", "patches the teacher sees: the students' or unchanged", choices=("same", "weak"))
+    teacher_view: str = hyper("weak", "patches the teacher sees: unchanged or the students'", choices=("weak", "same"))
     dice: str = hyper("auto", "Dice form (auto: by dimension)", choices=("auto", "squared_batch", "linear_sample"))
     contrast_weight: float = hyper(0.5, "weight of the other student's enhanced prediction", "δ (text: σ)", low=0.0)
     propagation: str = hyper(
