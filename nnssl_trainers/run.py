@@ -69,8 +69,7 @@ class Run(nnUNetTrainer):
             self.device, self.grad_scaler = device, None
         self.settings = RunSettings.from_plans(plans)
         self.config: Any = config_with(self.config_class, self.settings.config)
-        self.num_epochs = self.settings.num_epochs
-        self.iteration = 0
+        self.num_epochs, self.iteration = self.settings.num_epochs, 0
         self.record = ProgressLog(Path(self.output_folder))
         self._terms: dict[str, Tensor] = {}
         self._last_plot = 0.0
@@ -229,10 +228,16 @@ class Run(nnUNetTrainer):
             line = epoch_line(row, self.settings.num_iterations, terms)
             self.print_to_log_file(line)
             log.info(line)
+            for warning in self.epoch_warnings():
+                log.warning("warning: %s", warning)
             self._plot()
         if is_best:
             self.save_checkpoint(str(Path(self.output_folder) / BEST))
         self.save_checkpoint(str(Path(self.output_folder) / LATEST))
+
+    def epoch_warnings(self) -> list[str]:
+        """Return what a user should know about the epoch that ended."""
+        return []
 
     def _plot(self) -> None:
         if self.current_epoch == self.num_epochs or time.monotonic() - self._last_plot > SECONDS_BETWEEN_PLOTS:

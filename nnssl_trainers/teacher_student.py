@@ -61,6 +61,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
     def initialize(self) -> None:
         """Build the student, then the teacher with the student's weights."""
         super().initialize()
+        self.taught: Tensor | None = None  # voxels of each foreground class (region) in the epoch's pseudo-labels
         self.teacher: Any = self.new_network()
         self.teacher.load_state_dict(unwrapped(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
@@ -120,7 +121,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         """
         probs, regions = self.teach(image), self.label_manager.has_regions
         labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
-        arrived = arriving((labels * mask).to(torch.uint8))
+        arrived, classes = arriving((labels * mask).to(torch.uint8)), probs.shape[1]
 
         def wait() -> Tensor:
             found = arrived()
@@ -128,11 +129,25 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
                 clean = largest_component(found.flatten(0, 1), 2).view_as(found)
                 found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
             elif exempt is not None:
-                found = largest_component(found[:, 0], probs.shape[1], exempt)[:, None]
+                found = largest_component(found[:, 0], classes, exempt)[:, None]
+            voxels = found.flatten(2).sum((0, 2)) if regions else found.flatten().bincount(minlength=classes)[1:]
+            self.taught = voxels if self.taught is None else self.taught + voxels
             found = found.pin_memory() if self.device.type == "cuda" else found
             return found.to(self.device, non_blocking=True).long()
 
         return wait
+
+    def epoch_warnings(self) -> list[str]:
+        """Return which classes the teacher has not labelled once in the epoch: the students forget them."""
+        taught, self.taught = self.taught, None
+        if taught is None or taught.all():
+            return []
+        labels = self.dataset_json["labels"].items()
+        foreground = [(value, name) for name, value in labels if name not in {"background", "ignore"}]
+        names = [name for _, name in (foreground if self.label_manager.has_regions else sorted(foreground))]
+        missing = ", ".join(name for name, count in zip(names, taught.tolist(), strict=True) if not count)
+        hint = "the students will forget it; give the run more iterations (-num_iterations)"
+        return [f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
 
     def classes_named(self, setting: str) -> tuple[int, ...]:
         """Return the labels (regions: their numbers from 1) that a setting lists, as in `1,3`; `none` is none.

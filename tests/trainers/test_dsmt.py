@@ -271,6 +271,27 @@ def test_the_teacher_can_see_the_students_view(ready) -> None:
     assert not torch.equal(seen[0], batch.image_u_w)
 
 
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_class_that_the_teacher_never_labels_is_named_once_an_epoch(ready, regions: bool) -> None:
+    trainer, batch = ready(2)
+    trainer.label_manager._has_regions = regions
+    labels = {"whole": [1, 2], "core": [2]} if regions else {"second": 2, "first": 1}
+    trainer.dataset_json = {**trainer.dataset_json, "labels": {"background": 0, **labels, "ignore": 3}}
+    assert trainer.epoch_warnings() == []
+    probs = torch.zeros(len(batch.image_u_w), 2 if regions else 3, *batch.image_u_w.shape[2:])
+    probs[:, 0 if regions else 1, :6, :6] = 1.0
+    trainer.teach = lambda _: probs
+    mask = torch.ones_like(probs[:, :1], dtype=torch.bool)
+    for _ in range(2):
+        trainer.pseudo_labels(batch.image_u_w, mask, ())()
+    (warning,) = trainer.epoch_warnings()
+    assert f"as {'core' if regions else 'second'}:" in warning
+    assert trainer.epoch_warnings() == []
+    probs[:, -1, 6:] = 1.0
+    trainer.pseudo_labels(batch.image_u_w, mask, None)()
+    assert trainer.epoch_warnings() == []
+
+
 def test_padding_is_background_and_small_components_go(ready) -> None:
     trainer, batch = ready(2)
     shape = batch.image_u_s.shape
