@@ -89,7 +89,7 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
     mask = copy_paste_mask(batch.image_l.shape[2:])
     (x_b, x_a), (y_b, y_a), (u_a, u_b) = (t.split(1) for t in (batch.image_l, batch.target_l[0], batch.image_u_s))
     with torch.no_grad():
-        guess = largest_component((trainer.teacher(batch.image_u_s)[0].argmax(1, keepdim=True) * batch.mask_u)[:, 0], 3)
+        guess = largest_component((trainer.teacher(batch.image_u_w)[0].argmax(1, keepdim=True) * batch.mask_u)[:, 0], 3)
     q_a, q_b = guess[:1, None], guess[1:, None]
     x_l, x_u = mask * x_b + (1 - mask) * u_b, mask * u_a + (1 - mask) * x_a
     alpha = 0.5 + 0.5 * (5 - 2) / (8 - 2)
