@@ -87,27 +87,6 @@ class SemiSupervisedTrainer(Run):
     strong_probability: ClassVar[float] = 0.5
     cases: FoldCases | None = None
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ) -> None:
-        super().__init__(
-            self.plans_of_run(plans, configuration, dataset_json), configuration, fold, dataset_json, device
-        )
-
-    def plans_of_run(
-        self,
-        plans: dict[str, Any],
-        configuration: str,  # noqa: ARG002
-        dataset_json: dict[str, Any],  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Return the plans, whose architecture is the deployed network; a method with another one changes a copy."""
-        return plans
-
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""
         raise NotImplementedError

@@ -127,12 +127,13 @@ class CCETrainer(TwoStudentsTrainer):
         unlabelled, mask = (a[n:], b[n:]), mask_u.repeat_interleave(views, 0)
         counted = torch.cat([mask.new_ones(n, *mask.shape[1:]), mask])
         ramp = gaussian_rampup(step, self.config.rampup_share * self.settings.num_iterations)
-        terms |= {name: ramp * term for name, term in self.cross_terms(unlabelled, mask).items()}
+        probs = softmax((unlabelled[0].detach(), unlabelled[1].detach()))
+        terms |= {name: ramp * term for name, term in self.cross_terms(unlabelled, probs, mask).items()}
         terms |= {name: ramp * term for name, term in self.uncertainty_terms((a, b), counted).items()}
         if self.config.cosine_weight:
             terms["cosine"] = self.config.cosine_weight * cosine_distance(*softmax((a, b)), counted)
         if features:
-            terms |= self.contrast_terms(features, unlabelled, mask_u, dice, step)
+            terms |= self.contrast_terms(features, probs, mask_u, dice, step)
         return terms
 
     def supervised_terms(
@@ -154,9 +155,9 @@ class CCETrainer(TwoStudentsTrainer):
         sums = [loss + c.disagreement_weight * error for loss, error in zip(losses, errors, strict=True)]
         return {f"supervised_{i}": loss for i, loss in enumerate(sums, start=1)}, dice
 
-    def cross_terms(self, logits: Pair, mask: Tensor) -> dict[str, Tensor]:
-        """Return L_cps and L_efs of both students, eq. 7-11."""
-        c, probs, terms = self.config, softmax((logits[0].detach(), logits[1].detach())), {}
+    def cross_terms(self, logits: Pair, probs: Pair, mask: Tensor) -> dict[str, Tensor]:
+        """Return L_cps and L_efs of both students, eq. 7-11; `probs` is their detached softmax."""
+        c, terms = self.config, {}
         pairs = list(enumerate(zip(logits, probs[::-1], strict=True), start=1))
         if c.cps_weight:
             automatic = "background" if probs[0].shape[1] == 2 else "ignore"
@@ -182,13 +183,13 @@ class CCETrainer(TwoStudentsTrainer):
         return terms
 
     def contrast_terms(
-        self, features: list[Tensor], logits: Pair, mask: Tensor, dice: list[Tensor], step: int
+        self, features: list[Tensor], probs: Pair, mask: Tensor, dice: list[Tensor], step: int
     ) -> dict[str, Tensor]:
         """Return λ(t)·L_c, eq. 16-20, of the student with the higher Dice loss (student 2 on a tie) or of both."""
         c, k = self.config, self.config.entropy_percentile
         weight = c.contrast_weight * gaussian_rampup(step, self.settings.num_iterations - self.pretrain_iterations)
         third, share = THIRD_TERM[c.prototype_term], c.contrast_share or None
-        pairs = [torch.unflatten(p.detach(), 0, (len(mask), -1)).unbind(1) for p in softmax(logits)]  # by region
+        pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # by region
         losses = []
         for z, own, peer in zip(features, pairs, pairs[::-1], strict=True):
             options = {"third_term": third, "sample_fraction": share, "mask": mask, "reliable": c.prototypes}

@@ -46,7 +46,7 @@ from nnssl.ingredients.refinement import enhance, neighbourhood
 from nnssl_trainers.base import Batch, full_size_target, halves
 from nnssl_trainers.run import unwrapped
 from nnssl_trainers.segmentation_loss import MixedSegmentationLoss
-from nnssl_trainers.teacher_student import TeacherStudentConfig, TeacherStudentTrainer, set_teacher_mode
+from nnssl_trainers.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
 from nnssl_trainers.two_students import TwoStudentsConfig, TwoStudentsTrainer
 
 
@@ -192,8 +192,3 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         ema_update(unwrapped(self.teacher), unwrapped(self.network), 0.0 if pretraining else self.config.ema_decay)
         if self.iteration == self.pretrain_iterations:
             self.restart_optimizers()
-
-    def training_mode(self) -> None:
-        """Put students and teacher into the modes that they train in."""
-        super().training_mode()
-        set_teacher_mode(self.teacher, self.config.teacher_mode)

@@ -50,7 +50,7 @@ from nnssl_trainers.architecture import PLAN, RESIDUAL, plans_with_network
 from nnssl_trainers.base import Batch, as_list, full_size_target
 from nnssl_trainers.run import unwrapped
 from nnssl_trainers.segmentation_loss import SegmentationLoss
-from nnssl_trainers.teacher_student import TeacherStudentTrainer, set_teacher_mode
+from nnssl_trainers.teacher_student import TeacherStudentTrainer
 
 UNIT_VARIANCE = ("ZScoreNormalization", "CTNormalization")
 CODE: dict[str, Value] = {"ema_twice": True, "extra_decay": 2e-4, "upsampling": "mixed", "dice": "halved_batch"}
@@ -182,11 +182,6 @@ class PLGDFTrainer(TeacherStudentTrainer):
         if c.extra_decay:
             shrink(student, c.extra_decay)
         ema_update(teacher, student, warmed_up_decay(self.iteration, c.ema_decay), buffers=not c.ema_twice)
-
-    def training_mode(self) -> None:
-        """Put student and teacher into the modes that they train in."""
-        super().training_mode()
-        set_teacher_mode(self.teacher, self.config.teacher_mode)
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

@@ -61,6 +61,7 @@ class Run(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
+        plans = self.plans_of_run(plans, configuration, dataset_json)
         plans.setdefault("continue_training", False)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
@@ -69,12 +70,22 @@ class Run(nnUNetTrainer):
             self.device, self.grad_scaler = device, None
         self.settings = RunSettings.from_plans(plans)
         self.config: Any = config_with(self.config_class, self.settings.config)
-        self.num_epochs, self.iteration = self.settings.num_epochs, 0
+        self.num_epochs = self.settings.num_epochs
+        self.iteration = 0
         self.record = ProgressLog(Path(self.output_folder))
         self._terms: dict[str, Tensor] = {}
         self._last_plot = 0.0
         self._stop_requested = self._in_loop = False
         self._resumable = True
+
+    def plans_of_run(
+        self,
+        plans: dict[str, Any],
+        configuration: str,  # noqa: ARG002
+        dataset_json: dict[str, Any],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Return the plans, whose architecture is the deployed network; a method with another one changes a copy."""
+        return plans
 
     @property
     def deployed(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.config import MethodConfig, hyper
 from nnssl.errors import UsageError
+from nnssl.evaluation.structures import declared_structures
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.base import SemiSupervisedTrainer, as_list
@@ -85,6 +87,11 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         network: nn.Module = self.network if named == "student" else getattr(self, "teacher", self.network)
         return network
 
+    def training_mode(self) -> None:
+        """Put what learns into training mode, and the teacher into that of the method's setting `teacher_mode`."""
+        super().training_mode()
+        set_teacher_mode(self.teacher, getattr(self.config, "teacher_mode", "eval"))
+
     def after_step(self) -> None:
         """Move the teacher towards the student."""
         decay = warmed_up_decay(self.iteration, self.config.ema_decay)
@@ -142,9 +149,8 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         taught, self.taught = self.taught, None
         if taught is None or taught.all():
             return []
-        labels = self.dataset_json["labels"].items()
-        foreground = [(value, name) for name, value in labels if name not in {"background", "ignore"}]
-        names = [name for _, name in (foreground if self.label_manager.has_regions else sorted(foreground))]
+        declared = declared_structures(self.dataset_json, Path("dataset.json")).names
+        names = [declared[label] for label in (declared if self.label_manager.has_regions else sorted(declared))]
         missing = ", ".join(name for name, count in zip(names, taught.tolist(), strict=True) if not count)
         hint = "the students will forget it; give the run more iterations (-num_iterations)"
         return [f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
