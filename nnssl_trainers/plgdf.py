@@ -31,7 +31,7 @@ The student's finest output is deployed. Departures from the paper (P) and from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -126,26 +126,29 @@ class PLGDFTrainer(TeacherStudentTrainer):
         both = c.semi_weight and c.semi_on == "both"
         raw = raw if both or c.sharpening_weight or c.consistency_weight else raw[:0]
         native = as_list(self.network(torch.cat([labelled, mixed, raw])))[: c.scales]
-        scales = full_size_outputs(native, mixed=c.upsampling == "mixed")
-        learned = native if c.scale_sum == "nnunet" else scales
-        first, last, everywhere = len(labelled), len(labelled) + len(mixed), torch.ones_like(mask[:1])
-        loss = self.segmentation_loss([z[:first] for z in learned], full_size_target(batch), everywhere)
-        terms = {"supervised": loss}
+        known, others = _split(native, len(labelled))
+        scales = full_size_outputs(others, mixed=c.upsampling == "mixed")
+        halves = learned = _split(scales, len(mixed))
+        if c.scale_sum == "nnunet":
+            learned = _split(others, len(mixed))
+        else:
+            known = full_size_outputs(known, mixed=c.upsampling == "mixed")
+        terms = {"supervised": self.segmentation_loss(known, full_size_target(batch), torch.ones_like(mask[:1]))}
         if guess is not None:
             target, counts = _repeated(guess, c.copies), _repeated(mask, c.copies)
-            loss = self.segmentation_loss([z[first:last] for z in learned], target, counts)
+            loss = self.segmentation_loss(learned[0], target, counts)
             if both:
-                loss = loss + self.segmentation_loss([z[last:] for z in learned], guess, mask)
+                loss = loss + self.segmentation_loss(learned[1], guess, mask)
             terms["semi"] = c.semi_weight * loss
         rampup, regions = self.rampup(batch.iteration), self.label_manager.has_regions
         if c.sharpening_weight:
-            probs, counts = torch.cat([self.probabilities(z[last:]) for z in scales]), _repeated(mask, len(scales))
+            probs, counts = torch.cat([self.probabilities(z) for z in halves[1]]), _repeated(mask, len(scales))
             binary = regions or c.sharpening == "binary"
             loss = sharpening_loss(probs, c.temperature, c.sharpening_detach, binary, counts)
             terms["sharpening"] = c.sharpening_weight * rampup * loss
         if c.consistency_weight and len(scales) > 1:
             counts = _repeated(mask, c.copies + 1)
-            loss = multiscale_consistency([z[first:] for z in scales], c.consistency, counts, regions)
+            loss = multiscale_consistency(scales, c.consistency, counts, regions)
             terms["consistency"] = c.consistency_weight * rampup * loss
         return terms
 
@@ -186,3 +189,9 @@ class PLGDFTrainer(TeacherStudentTrainer):
 
 def _repeated(x: Tensor, times: int) -> Tensor:
     return x.repeat(times, *[1] * (x.ndim - 1))
+
+
+def _split(outputs: Sequence[Tensor], first: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the outputs of the first patches and those of the others."""
+    parts = [torch.split(z, [first, len(z) - first]) for z in outputs]
+    return [part for part, _ in parts], [part for _, part in parts]

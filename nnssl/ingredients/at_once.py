@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,27 +25,41 @@ def derived_at_once(function: Callable[..., Tensor], *arguments: object) -> Tens
     Returns:
         0-d tensor.
     """
-    wanted = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
-    result: Tensor = _DerivedAtOnce.apply(function, *arguments) if wanted else function(*arguments)  # type: ignore[no-untyped-call]
+    learning = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
+    if not (torch.is_grad_enabled() and learning):
+        return function(*arguments)
+    leaves = [_leaf(a) if isinstance(a, Tensor) else a for a in arguments]
+    value = function(*leaves)
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return with_gradients(value.detach(), learning, torch.autograd.grad(value, wanted))
+
+
+def with_gradients(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Return the value, with gradients that are known already; they have none of their own.
+
+    Args:
+        value: 0-d tensor.
+        tensors: what it depends on.
+        gradients: of the value, each of the shape of its tensor, and of its type or a wider one.
+
+    Returns:
+        0-d tensor.
+    """
+    result: Tensor = _WithGradients.apply(value, *gradients, *tensors)  # type: ignore[no-untyped-call]
     return result
 
 
-class _DerivedAtOnce(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *arguments: object) -> Tensor:  # noqa: ANN401
-        leaves = [_leaf(a) if isinstance(a, Tensor) else a for a in arguments]
-        with torch.enable_grad():
-            value = function(*leaves)
-        learning = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
-        ctx.learning = [any(leaf is one for one in learning) for leaf in leaves]
-        ctx.save_for_backward(*torch.autograd.grad(value, learning))
-        return value.detach()
+    def forward(ctx: Any, value: Tensor, *both: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(*both[: len(both) // 2])
+        return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        gradients = iter(ctx.saved_tensors)
-        return None, *(next(gradients) * factor if learns else None for learns in ctx.learning)
+        gradients = ctx.saved_tensors
+        return None, *[None] * len(gradients), *(gradient * factor for gradient in gradients)
 
 
 def _leaf(argument: Tensor) -> Tensor:

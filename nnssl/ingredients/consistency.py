@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.ingredients.at_once import derived_at_once
+from nnssl.ingredients.at_once import with_gradients
 from nnssl.ingredients.pseudo_labels import sharpen
 from nnssl.ingredients.supervised import at_least_fp32, masked_dice, masked_mean
 
@@ -251,7 +251,9 @@ def multiscale_consistency(
     """
     if preset not in ("paper", "urpc", "code"):
         raise ValueError(f"preset must be paper, urpc or code, got {preset!r}")
-    return derived_at_once(partial(_consistency, preset, mask, regions), *logits)
+    value, gradients = _consistency([_log_probs(z.detach(), regions) for z in logits], preset, mask)
+    by_logits = [gradient[:, 1] if regions else gradient[:, :, 0] for gradient in gradients]
+    return with_gradients(value, logits, by_logits)
 
 
 def sharpening_loss(
@@ -282,31 +284,55 @@ def sharpening_loss(
     return masked_mean((p - target).square(), mask)
 
 
-def _consistency(preset: str, mask: Tensor | None, regions: bool, *logits: Tensor) -> Tensor:
-    logs = [_log_probs(z, regions) for z in logits]
-    probs = [log.exp() for log in logs]
+@torch.no_grad()
+def _consistency(logs: Sequence[Tensor], preset: ConsistencyPreset, mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """Return the value and its gradients by the logits, from log-probabilities (B, K, R, *S), which are overwritten.
+
+    By hand and in place, in half the time that autograd takes. With e' and D' the value's derivatives by e_s and D_s,
+    dz_s = J(e'·∂e_s/∂P_s + G) + D'·∂D_s/∂z_s; G is what all scales send through P̂, J(g) = P_s·(g − Σ_k P_s·g), and
+    ∂D_s/∂z_s is J(log P_s/P̂) in `paper`, P_s − P̂ in the others.
+    """
+    probs, scales, power = [log.exp() for log in logs], len(logs), 3 if preset == "code" else 2
     mean = torch.stack(probs).mean(0)
-    log_mean, counts = mean.clamp_min(1e-8).log(), torch.ones_like(mean[:, :1, 0])
-    counts = counts if mask is None else mask.to(mean.dtype).expand_as(counts)
-    pairs = zip(logs, probs, strict=True)
-    terms = [derived_at_once(_distance_to_mean, *pair, mean, log_mean, counts, preset) for pair in pairs]
-    return torch.stack(terms).mean()
+    likely, by_mean = mean.clamp_min(1e-8), torch.zeros_like(mean)
+    log_mean, counts = likely.log(), torch.ones_like(mean[:, :1, :1])
+    counts = counts if mask is None else mask.unsqueeze(2).to(mean.dtype).expand_as(counts)
+    values, gradients, others = [], [], []
+    for p, log in zip(probs, logs, strict=True):
+        distance, ratio = p - mean, log.sub_(log_mean)
+        if preset == "paper":
+            error, divergence = distance.square().sum(1, True), (p * ratio).sum(1, True)
+            value, by_error, by_divergence = _certain_mean(error, divergence, counts, scales)
+            slope = distance.mul_(2 * by_error)
+            by_mean -= (p * by_divergence).div_(likely).add_(slope)
+            slope.addcmul_(by_divergence, ratio)
+        else:
+            error, divergence = distance.pow(power).mean(1, True), -(mean * ratio).sum(1, True)
+            value, by_error, by_divergence = _certain_mean(error, divergence, counts, scales)
+            slope = distance.pow(power - 1).mul_(by_error * power / p.shape[1])
+            by_mean -= ratio.mul_(by_divergence).add_(slope)
+            others.append(distance.mul_(by_divergence))
+        values.append(value)
+        gradients.append(slope)
+    by_mean /= scales
+    for p, gradient in zip(probs, gradients, strict=True):
+        gradient.add_(by_mean).mul_(p).addcmul_(p, gradient.sum(1, True), value=-1)
+    for gradient, other in zip(gradients, others, strict=False):
+        gradient.add_(other)
+    return torch.stack(values).sum(), gradients
 
 
-def _distance_to_mean(
-    log: Tensor, probs: Tensor, mean: Tensor, log_mean: Tensor, counts: Tensor, preset: str
-) -> Tensor:
-    """Return the term of one scale: its weighted error and its divergence."""
-    distance = probs - mean
-    if preset == "paper":
-        error, divergence = distance.square().sum(1), (probs * (log - log_mean)).sum(1)
-    else:
-        error = distance.pow(3 if preset == "code" else 2).mean(1)
-        divergence = (mean * (log_mean - log)).sum(1)
-    error, divergence = (part.mean(1, keepdim=True) for part in (error, divergence))
-    weights, least = counts * (-divergence).exp(), torch.finfo(mean.dtype).tiny
-    certain = (error * weights).sum() / (weights.sum() + 1e-8 * counts.sum()).clamp_min(least)
-    return certain + masked_mean(divergence, counts)
+def _certain_mean(error: Tensor, divergence: Tensor, counts: Tensor, scales: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one scale's share of the value and its derivatives by e_s and D_s, all maps (B, 1, R or 1, *S)."""
+    least = torch.finfo(error.dtype).tiny
+    with torch.enable_grad():
+        maps = error.requires_grad_(), divergence.requires_grad_()
+        e, d = (part.mean(2, keepdim=True) for part in maps)
+        weights = counts * (-d).exp()
+        certain = (e * weights).sum() / (weights.sum() + 1e-8 * counts.sum()).clamp_min(least)
+        value = (certain + masked_mean(d, counts)) / scales
+    by_error, by_divergence = torch.autograd.grad(value, maps)
+    return value.detach(), by_error, by_divergence
 
 
 def _log_probs(logits: Tensor, regions: bool) -> Tensor:

@@ -78,6 +78,18 @@ def test_against_loops(preset: str, shape: tuple[int, ...], regions: bool) -> No
         assert value == pytest.approx(naive(probs, preset, region), abs=1e-7)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("shape", "regions"), [((2, 3, 2, 3), False), ((1, 4, 2, 3, 2), False), ((2, 2, 3, 2), True)])
+def test_gradient_against_differences(preset: str, shape: tuple[int, ...], regions: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = [2 * torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=generator) > 0.3
+    for given in (mask, mask[:1], None):
+        assert torch.autograd.gradcheck(
+            lambda *z, given=given: multiscale_consistency(list(z), preset, given, regions), logits
+        )
+
+
 def test_the_cube_cancels_for_two_classes_only() -> None:
     generator = torch.Generator().manual_seed(2)
     for classes, equal in ((2, True), (3, False)):
