@@ -120,11 +120,11 @@ class CCETrainer(TwoStudentsTrainer):
         features = [kept.take(images.shape[2:])[count:] for kept in self.features]
         a, b = (class_logits(z[0], self.label_manager.has_regions) for z in outputs)
         views = len(a) // len(images)  # of a patch: one, or as many as there are regions
-        n = count * views
-        terms, dice = self.supervised_terms([[z[:count] for z in each] for each in outputs], (a[:n], b[:n]), batch)
+        n, mask = count * views, mask_u.repeat_interleave(views, 0)
+        known, unlabelled = zip(*(torch.split(z, [n, len(z) - n]) for z in (a, b)), strict=True)
+        terms, dice = self.supervised_terms([[z[:count] for z in each] for each in outputs], known, batch)
         if step < 0:
             return terms
-        unlabelled, mask = (a[n:], b[n:]), mask_u.repeat_interleave(views, 0)
         counted = torch.cat([mask.new_ones(n, *mask.shape[1:]), mask])
         ramp = gaussian_rampup(step, self.config.rampup_share * self.settings.num_iterations)
         probs = softmax((unlabelled[0].detach(), unlabelled[1].detach()))

@@ -189,15 +189,22 @@ def kl_weighted_cross_entropy(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    peer = at_least_fp32(peer_logits.detach())
-    log_p, log_q = at_least_fp32(student_logits).log_softmax(1), peer.log_softmax(1)
-    divergence = (log_q.exp() * (log_q - log_p)).sum(1, keepdim=True)
-    if hard:
-        losses = -log_p.gather(1, peer.max(1, keepdim=True).indices)
-    else:
-        losses = -((peer / temperature).softmax(1) * log_p).sum(1, keepdim=True)
-    weights = (-divergence).exp()
-    return masked_mean(weights * losses, mask) + masked_mean(divergence, mask)
+    with torch.no_grad():
+        peer = at_least_fp32(peer_logits)
+        log_p, log_q = at_least_fp32(student_logits).log_softmax(1), peer.log_softmax(1)
+        p, q = log_p.exp(), log_q.exp()
+        divergence = (q * log_q.sub_(log_p)).sum(1, keepdim=True)
+        if hard:
+            target = torch.zeros_like(p).scatter_(1, peer.max(1, keepdim=True).indices, 1.0)
+        else:
+            target = (peer / temperature).softmax(1)
+        losses, weights = -(target * log_p).sum(1, keepdim=True), (-divergence).exp()
+        value = masked_mean(weights * losses, mask) + masked_mean(divergence, mask)
+        # dℓ/dz = p − target, dD/dz = p − q
+        counts = torch.ones_like(losses) if mask is None else mask.to(p.dtype).expand_as(losses)
+        counts = counts / counts.sum().clamp_min(torch.finfo(p.dtype).tiny)
+        gradient = target.sub_(p).mul_(-weights * counts).addcmul_(p.sub_(q), (1 - weights * losses) * counts)
+    return with_gradients(value, [student_logits], [gradient])
 
 
 def cosine_distance(probs_a: Tensor, probs_b: Tensor, mask: Tensor | None = None) -> Tensor:

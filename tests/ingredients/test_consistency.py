@@ -298,6 +298,18 @@ def test_kl_weighted_gradient() -> None:
     assert to_b is None
 
 
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 3), (1, 4, 2, 3, 2)])
+def test_kl_weighted_gradient_against_differences(shape: tuple[int, ...], hard: bool) -> None:
+    student, peer = random_pair(*shape)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=torch.Generator().manual_seed(5)) > 0.3
+    for given in (mask, mask[:1], None):
+        assert torch.autograd.gradcheck(
+            lambda z, given=given: kl_weighted_cross_entropy(z, peer.double(), 0.7, given, hard),
+            student.double().requires_grad_(),
+        )
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])
 def test_kl_weighted_against_a_loop(shape: tuple[int, ...]) -> None:
     student, peer = random_pair(*shape)
