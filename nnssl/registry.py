@@ -114,7 +114,7 @@ METHODS: dict[str, Method] = {
             paper="Wang et al., Pseudo label-guided data fusion and output consistency for semi-supervised medical "
             "image segmentation, Biomedical Signal Processing and Control 108, 2025",
             needs=("unlabelled",),
-            activations=4.0,  # four batches; with 14 classes 5.4, as losses are taken at full size for every scale
+            activations=4.0,  # four batches; more with many classes, as losses are taken at full size for every scale
             teachers=1,
         ),
         Method(
