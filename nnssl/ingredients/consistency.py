@@ -22,7 +22,7 @@ def probability_mse(probs: Tensor, target_probs: Tensor, mask: Tensor | None = N
     Σ_v m_v · (1/C)·Σ_c (p_vc − q_vc)² / Σ_v m_v
 
     Args:
-        probs: (B, C, *S), in [0, 1]; the gradient goes here.
+        probs: (B, C, *S), in [0, 1]; the gradient goes here. Half precision is taken to fp32.
         target_probs: (B, C, *S), in [0, 1]; detached.
         mask: (B, 1, *S), 1 = counts; None counts every voxel.
 
@@ -31,7 +31,7 @@ def probability_mse(probs: Tensor, target_probs: Tensor, mask: Tensor | None = N
 
     Reference: Tarvainen and Valpola, NeurIPS 2017, J(θ) of section 2 with mean squared error as the distance.
     """
-    difference = (probs - target_probs.detach()).square().mean(dim=1, keepdim=True)
+    difference = (at_least_fp32(probs) - target_probs.detach()).square().mean(dim=1, keepdim=True)
     return masked_mean(difference, mask)
 
 
@@ -127,8 +127,8 @@ def confident_disagreement_mse(  # noqa: PLR0913, PLR0917 - the formula has that
     L_m = Σ_cv M_c(v) · (p_m^c(v) − y^c(v))² / (Σ_cv M_c(v) + 1e-16)
 
     Args:
-        probs_a: (B, C, *S), in [0, 1]; the gradient of the first value goes here.
-        probs_b: (B, C, *S), in [0, 1]; the gradient of the second value goes here.
+        probs_a: (B, C, *S), in [0, 1]; the gradient of the first value goes here. Half precision is taken to fp32.
+        probs_b: (B, C, *S), in [0, 1]; the gradient of the second value goes here, as `probs_a`.
         target: LongTensor (B, *S), 0 .. C−1; None: each other's probabilities, detached.
         threshold: γ, least confidence, in [0, 1], itself included.
         operator: ⊕ as exclusive or, or as or.
@@ -145,6 +145,7 @@ def confident_disagreement_mse(  # noqa: PLR0913, PLR0917 - the formula has that
     """
     if operator not in {"xor", "or"} or distance not in {"mse", "kl"}:
         raise ValueError(f"operator must be xor or or, distance mse or kl, got {operator!r} and {distance!r}")
+    probs_a, probs_b = at_least_fp32(probs_a), at_least_fp32(probs_b)
     classes = torch.arange(1, probs_a.shape[1], device=probs_a.device).view(-1, *[1] * (probs_a.ndim - 2))
     sure_a, sure_b = [(p.max(1, keepdim=True).indices == classes) & (p[:, 1:] >= threshold) for p in (probs_a, probs_b)]
     chosen = sure_a ^ sure_b if operator == "xor" else sure_a | sure_b
@@ -213,7 +214,7 @@ def cosine_distance(probs_a: Tensor, probs_b: Tensor, mask: Tensor | None = None
     mean_v 1 − (p_A(v) · p_B(v)) / (‖p_A(v)‖ · ‖p_B(v)‖)
 
     Args:
-        probs_a: (B, C, *S), in [0, 1]; the gradient goes here.
+        probs_a: (B, C, *S), in [0, 1]; the gradient goes here. Half precision is taken to fp32.
         probs_b: (B, C, *S), in [0, 1]; the gradient goes here, too.
         mask: (B, 1, *S), True = counts; None counts every voxel.
 
@@ -222,7 +223,8 @@ def cosine_distance(probs_a: Tensor, probs_b: Tensor, mask: Tensor | None = None
 
     Reference: Lu et al., Knowledge-Based Systems 2025, public code only.
     """
-    return masked_mean(1 - functional.cosine_similarity(probs_a, probs_b, dim=1).unsqueeze(1), mask)
+    cosine = functional.cosine_similarity(at_least_fp32(probs_a), at_least_fp32(probs_b), dim=1)
+    return masked_mean(1 - cosine.unsqueeze(1), mask)
 
 
 def multiscale_consistency(

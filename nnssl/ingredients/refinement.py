@@ -150,7 +150,7 @@ def normalised_similarity(similarity: Tensor, temperature: float | None = None) 
     S_norm = exp((S − max S) / τ), by default with τ = mean(−S) + 1e-8 of the sample
 
     Args:
-        similarity: (B, 1, *S), <= 0; no gradient.
+        similarity: (B, 1, *S), <= 0; no gradient. Half precision is taken to fp32.
         temperature: τ > 0, in squared intensities; 1 is the paper's formula, which for images in [0, 1] is close to 1
             everywhere. None takes it from the sample.
 
@@ -159,7 +159,7 @@ def normalised_similarity(similarity: Tensor, temperature: float | None = None) 
 
     Reference: eq. 7; the temperature is ours.
     """
-    axes = spatial_axes(similarity)
+    similarity, axes = at_least_fp32(similarity), spatial_axes(similarity)
     scaled = similarity - similarity.amax(dim=axes, keepdim=True)
     if temperature is not None:
         return scaled.div_(temperature).exp_()

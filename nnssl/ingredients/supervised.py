@@ -48,7 +48,11 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = N
 
 
 def masked_dice(
-    probs: Tensor, target_probs: Tensor, mask: Tensor | None = None, dice: DiceForm = "squared_batch"
+    probs: Tensor,
+    target_probs: Tensor,
+    mask: Tensor | None = None,
+    dice: DiceForm = "squared_batch",
+    epsilon: float | None = None,
 ) -> Tensor:
     """Return 1 − the soft Dice overlap over the voxels that count, mean over all classes.
 
@@ -62,6 +66,7 @@ def masked_dice(
         mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
         dice: the form; the first is what the authors of copy-paste use in 2-D, the second what they use in 3-D, the
             third what the authors of PLGDF use.
+        epsilon: another ε than the form's.
 
     Returns:
         0-d tensor, in [0, 1], background included; least (0, or ½ of `halved_batch`) when the mask is empty, and for
@@ -79,20 +84,20 @@ def masked_dice(
     weights = 1.0 if mask is None else mask.to(p.dtype)
     counted = q * weights
     if dice in ("squared_batch", "halved_batch"):
-        axes, epsilon, sizes = [0, *axes], 1e-10, (p.square() * weights, counted * q)
+        axes, least, sizes = [0, *axes], 1e-10, (p.square() * weights, counted * q)
     elif dice == "linear_sample":
-        epsilon, sizes = 1e-5, (p * weights, counted)
+        least, sizes = 1e-5, (p * weights, counted)
     else:
         raise ValueError(f"dice must be squared_batch, linear_sample or halved_batch, got {dice!r}")
     overlap, size = (p * counted).sum(axes), sizes[0].sum(axes) + sizes[1].sum(axes)
-    share = 0.5 if dice == "halved_batch" else 1.0
-    return 1 - share * ((2 * overlap + epsilon) / (size + epsilon)).mean()
+    share, least = 0.5 if dice == "halved_batch" else 1.0, least if epsilon is None else epsilon
+    return 1 - share * ((2 * overlap + least) / (size + least)).mean()
 
 
 def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return 1 − the soft Dice overlap with labels over the voxels that count, mean over the foreground classes.
 
-    masked_dice(p_c, [y = c], m) for c > 0, with squares and sums over the batch
+    masked_dice(p_c, [y = c], m) for c > 0, with squares, sums over the batch, and ε = 1e-5
 
     Args:
         probs: (B, C, *S), in [0, 1], channel 0 is background; the gradient goes here. Half precision is taken to fp32.
@@ -106,7 +111,7 @@ def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -
     medical image segmentation, Knowledge-Based Systems 2025, eq. 2.
     """
     classes = torch.arange(1, probs.shape[1], device=probs.device).view(-1, *[1] * (probs.ndim - 2))
-    return masked_dice(probs[:, 1:], target.unsqueeze(1) == classes, mask)
+    return masked_dice(probs[:, 1:], target.unsqueeze(1) == classes, mask, epsilon=1e-5)
 
 
 def masked_dice_ce(

@@ -345,6 +345,21 @@ def test_cosine_distance_hand_value_and_gradients() -> None:
     assert cosine_distance(a, b, torch.zeros(1, 1, 1, 3)).item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_in_half_precision_are_taken_to_single(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    a, b = ((3 * torch.randn(2, 2, 48, 48, 48, generator=generator)).softmax(1).to(dtype) for _ in range(2))
+    target = torch.randint(2, (2, 48, 48, 48), generator=generator)  # enough voxels for a sum beyond 65,504
+
+    def losses(p: torch.Tensor, q: torch.Tensor) -> list[torch.Tensor]:
+        errors = [e for op in ("xor", "or") for e in confident_disagreement_mse(p, q, target, 0.5, op)]
+        return [*errors, cosine_distance(p, q), probability_mse(p, q)]
+
+    for found, expected in zip(losses(a, b), losses(a.float(), b.float()), strict=True):
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_losses_of_saturated_predictions_are_finite(half: bool) -> None:
     z = 50 * torch.tensor([[[1.0, -1.0, 1.0]], [[-1.0, 1.0, 1.0]]])[None]

@@ -205,6 +205,7 @@ def test_similarity_keeps_its_digits_far_from_zero() -> None:
     half = local_similarity(image.half(), 5)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.double(), exact, atol=0, rtol=2e-2)
+    assert torch.equal(normalised_similarity(torch.zeros(1, 1, 4, 4).half()), torch.ones(1, 1, 4, 4))
 
 
 def test_samples_do_not_mix_however_they_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:

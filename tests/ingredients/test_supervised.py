@@ -196,6 +196,12 @@ def test_foreground_dice() -> None:
     assert foreground_dice(probs, target, torch.zeros_like(mask)).item() == 0.0
 
 
+def test_foreground_dice_of_next_to_nothing_is_a_half() -> None:
+    probs = torch.zeros(1, 2, 10, 10)
+    probs[:, 1] = 1e-5**0.5 / 10  # Σp² = 1e-5 = ε
+    assert foreground_dice(probs, torch.zeros(1, 10, 10).long()).item() == pytest.approx(0.5, abs=1e-4)
+
+
 def test_dice_of_equation_10_and_without_its_factor() -> None:
     foreground = torch.tensor([0.9, 0.2, 0.6, 0.4], dtype=torch.float64)
     probs = torch.stack([1 - foreground, foreground])[None].requires_grad_()
