@@ -288,13 +288,13 @@ class SemiSupervisedTrainer(Run):
         return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _optimise(self, loss: Tensor) -> None:
-        """Do backward, clip each network's gradient norm to 12 as nnU-Net does, and step."""
+        """Do backward, clip the gradient norm of each optimiser's parameters to 12 as nnU-Net does, and step."""
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
-        for network, optimizer in self.trained:
+        for _, optimizer in self.trained:
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(network.parameters(), 12)
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 12)
             if scaler is None:
                 optimizer.step()
             else:

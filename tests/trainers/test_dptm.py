@@ -175,6 +175,14 @@ def test_deployed_network(ready) -> None:
     assert all(torch.equal(weights[name], value) for name, value in trainer.network.state_dict().items())
 
 
+def test_gradients_of_the_projection_are_clipped_with_the_students(ready) -> None:
+    trainer, _ = ready(projection_dim=5)
+    learned = [*trainer.network.parameters(), *trainer.projection.parameters()]
+    trainer._optimise(1e4 * torch.stack([p.sum() for p in learned]).sum())
+    norm = torch.stack([p.grad.norm() for p in learned]).norm()
+    assert norm.item() == pytest.approx(12, rel=1e-4)
+
+
 def test_projection_learns_with_the_student_and_is_not_deployed(ready) -> None:
     trainer, batch = ready(projection_dim=5)
     shapes = [tuple(parameter.shape) for parameter in trainer.projection.parameters()]
