@@ -93,11 +93,22 @@ class MixedSegmentationLoss(_OneOutput):
         weights, terms = self.scale_weights[: len(outputs)], []
         for weight, logits in zip(weights, outputs, strict=False):
             if weight:
-                m = _nearest(mask, logits)
-                first = self._one(logits, _nearest(outside, logits), m)
-                second = self._one(logits, _nearest(inside, logits), 1 - m)
-                terms.append(weight * (weight_outside * first + weight_inside * second))
+                targets = [_nearest(image, logits) for image in (outside, inside, mask)]
+                terms.append(weight * derived_at_once(self._both, logits, *targets, weight_outside, weight_inside))
         return torch.stack(terms).sum() / sum(weights)
+
+    def _both(
+        self,
+        logits: Tensor,
+        outside: Tensor,
+        inside: Tensor,
+        mask: Tensor,
+        weight_outside: float,
+        weight_inside: float,
+    ) -> Tensor:
+        """Return the weighted losses of both sides, everything at the resolution of the logits."""
+        first = self._one(logits, outside, mask)
+        return weight_outside * first + weight_inside * self._one(logits, inside, 1 - mask)
 
 
 def _nearest(image: Tensor, like: Tensor) -> Tensor:
