@@ -5,27 +5,27 @@ Two students of different architecture, S1 and S2, and a teacher T, the moving a
 
 1. Pre-training, a quarter of the run (of short runs at least 2,000 iterations, or half): both students learn the mixes
    M⊙x_a + (1−M)⊙x_b and M⊙x_b + (1−M)⊙x_a from their labels, box and surroundings as separate terms; then T ← S1.
-2. Self-training. ŷ = largest components of argmax T(u). The students see x_L = M⊙x_b + (1−M)⊙u_b and
-   x_U = M⊙u_a + (1−M)⊙x_a, and student s has the terms
-   L_psup^s: Dice + cross-entropy against labels (weight 1) and pseudo-labels (weight γ)       (eq. 15-17),
-   L_con^s: Dice distance to the other student's enhanced prediction of the same image         (eq. 18-19).
+2. Self-training. ŷ = largest components of argmax T(u). On x_L = M⊙x_b + (1−M)⊙u_b and x_U = M⊙u_a + (1−M)⊙x_a
+   student s has L_psup^s: Dice + cross-entropy against labels (1) and pseudo-labels (γ)        (eq. 15-17),
+   and L_con^s: Dice distance to the other student's enhanced prediction of the same image     (eq. 18-19).
    Enhanced: confident predictions are propagated over windows of similar intensity            (eq. 5-13).
 3. L = α(t)·(L_psup^1 + δ·L_con^1) + β(t)·(L_psup^2 + δ·L_con^2), α: 0.5 → 1, β: 0.5 → 0 over self-training  (eq. 14);
-   after the step θ_T ← 0.99·θ_T + 0.01·θ_1.
+   after the step θ_T ← 0.99·θ_T + 0.01·θ_1. S1 is deployed.
 
-S1 is deployed. Departures from the paper, and readings where it is silent or contradicts itself:
+Departures from the paper, and readings where it is silent or contradicts itself:
 - Eq. 12-13 as printed scale all classes of a voxel alike and then flatten them: they change no label, use no neighbour,
   and teach the students to be uncertain. `propagation=literal` is that formula (with the linear Dice; the squared one
   would pull the students to the flat distribution). The default propagates, as the paper's text says.
 - Eq. 9-10 use each voxel's confidence; with the printed mean the mask would be one constant. The threshold factor and
   the steepness of eq. 8-9 are not given: -0.5 and 10.
-- Eq. 17 as printed gives weight 1 to whatever lies outside the box; default: labels 1, pseudo-labels γ, as in
-  copy-paste, which the paper says it follows (`weights=literal`).
-- Pre-training mixes both ways, so that the whole labelled batch is used (`pretrain_mix=one` for one way); nothing is
-  said of S2's pre-training: the same images, at the same time. Self-training starts with fresh momentum and the first
+- Eq. 17 as printed gives 1 to what lies outside the box; here labels have 1, pseudo-labels γ (`weights=literal`).
+- Pre-training mixes both ways, so that the whole labelled batch is used (`pretrain_mix=one` for one way); of S2's
+  nothing is said: the same images, at the same time. Self-training starts with fresh momentum and the first
   learning rate; nnU-Net's schedule takes it to zero at the end of the run, not of pre-training (as the paper's).
-- Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks;
-  Mamba-UNet, which starts from scratch, learns by AdamW (`mamba_optimizer=sgd` for the paper's optimiser).
+- δ rises over the first 2,000 iterations of self-training, in short runs over all of it: at once, a student 2 that has
+  not learned a structure takes it away from student 1 (`contrast_rampup=0` for the paper's constant).
+- Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks.
+  Mamba-UNet, from scratch, learns by AdamW, whose rate has the factor β (`mamba_optimizer=sgd`: the paper's optimiser).
 - Labelled padding and the padding of unlabelled patches count as background. The teacher sees no intensity changes.
 """
 
@@ -43,6 +43,7 @@ from nnssl.ingredients.consistency import soft_dice_distance
 from nnssl.ingredients.ema import ema_update
 from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
 from nnssl.ingredients.refinement import enhance, neighbourhood
+from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl_trainers.base import Batch, full_size_target, halves
 from nnssl_trainers.run import unwrapped
 from nnssl_trainers.segmentation_loss import MixedSegmentationLoss
@@ -74,6 +75,7 @@ class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
     teacher_view: str = hyper("weak", "patches the teacher sees: unchanged or the students'", choices=("weak", "same"))
     dice: str = hyper("auto", "Dice form (auto: by dimension)", choices=("auto", "squared_batch", "linear_sample"))
     contrast_weight: float = hyper(0.5, "weight of the other student's enhanced prediction", "δ (text: σ)", low=0.0)
+    contrast_rampup: int = hyper(2000, "iterations in which that weight rises to δ, at most all of step 2", low=0)
     propagation: str = hyper(
         "propagate", "label enhancement", "eq. 12-13", choices=("propagate", "literal", "pairwise", "off")
     )
@@ -141,24 +143,28 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         guess_a, guess_b = halves(guesses())
         gamma = self.config.pseudo_label_weight
         outside, inside = (1.0, gamma) if self.config.weights == "literal" else (gamma, 1.0)
-        alpha = self.student1_weight(batch.iteration)
+        weights, (step, length) = self.loss_weights(batch.iteration), self.self_training(batch.iteration)
+        delta = self.config.contrast_weight * gaussian_rampup(step, min(self.config.contrast_rampup, length))
         terms = {}
-        for i, (weight, (z_l, z_u)) in enumerate(zip((alpha, 1.0 - alpha), outputs, strict=False)):
+        for i, (weight, (z_l, z_u)) in enumerate(zip(weights, outputs, strict=False)):
             on_l = self.mixed_loss(z_l, y_b, guess_b, mask, 1.0, gamma)
             on_u = self.mixed_loss(z_u, guess_a, y_a, mask, outside, inside)
             terms[f"supervised_{i + 1}"] = weight * (on_l + on_u)
             if targets:
-                distance = partial(
-                    soft_dice_distance, form="linear" if self.config.propagation == "literal" else "squared"
-                )
-                distances = list(map(distance, probs[i], targets[1 - i]))
-                terms[f"contrast_{i + 1}"] = weight * self.config.contrast_weight * torch.stack(distances).mean()
+                form: Any = "linear" if self.config.propagation == "literal" else "squared"
+                distances = [soft_dice_distance(*pair, form) for pair in zip(probs[i], targets[1 - i], strict=True)]
+                terms[f"contrast_{i + 1}"] = weight * delta * torch.stack(distances).mean()
         return terms
 
-    def student1_weight(self, iteration: int) -> float:
-        """Return α(t), which rises from 0.5 to 1 over self-training; β(t) = 1 − α(t). 1 without student 2."""
-        length = max(1, self.settings.num_iterations - self.pretrain_iterations)
-        return 1.0 if self.network2 is None else 0.5 + 0.5 * (iteration - self.pretrain_iterations) / length
+    def loss_weights(self, iteration: int) -> tuple[float, float]:
+        """Return α(t), which rises from 0.5 to 1 over self-training (1 without student 2), and β(t) = 1 − α(t)."""
+        step, length = self.self_training(iteration)
+        alpha = 1.0 if self.network2 is None else 0.5 + 0.5 * step / max(1, length)
+        return (1.0, 1.0) if step < 0 else (alpha, 1.0 - alpha)
+
+    def self_training(self, iteration: int) -> tuple[int, int]:
+        """Return how many steps of self-training are done at an iteration, and how many there are."""
+        return iteration - self.pretrain_iterations, self.settings.num_iterations - self.pretrain_iterations
 
     @torch.no_grad()
     def enhanced(self, probs: list[list[Tensor]], images: list[Tensor]) -> list[list[Tensor]]:

@@ -288,7 +288,7 @@ class Run(nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch the extra outputs of the networks on (training) or off (inference)."""
-        for network in {self.network, self.deployed}:
+        for network in {self.deployed, *(network for network, _ in self.trained)}:
             unwrapped(network).decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     @contextmanager

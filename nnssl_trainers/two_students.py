@@ -82,7 +82,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         """Build student 1 (and what else the frame has), then student 2 and its optimiser."""
         super().initialize()
         if len(self.architectures) > 1:
-            network = self._build(self.architectures[1], deep_supervision=False)
+            network = self._build(self.architectures[1], self.enable_deep_supervision)
             self.optimizer2 = self._optimizer(network)
             self.network2 = torch.compile(network) if self._do_i_compile() else network
             if self.is_ddp:
@@ -113,16 +113,17 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         return self.network if named is None else named
 
     def outputs_of(self, network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Return the network's logits, finest first, for each batch of images.
+        """Return the network's logits, finest first, for each batch of images; of student 2 the finest only.
 
         One forward pass for all of them where no sample sees another; networks with batch normalisation take them one
-        after the other, so that each batch has its own statistics.
+        after the other, so that each batch has its own statistics (but not in distributed training, which knows one
+        forward pass a step).
 
         Args:
             network: a student.
             images: tensors (B_i, C_in, *S).
         """
-        heads = None if network is self.network else 1  # student 2 learns at full resolution only
+        heads = None if network is self.network else 1
         apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrapped(network).modules())
         if apart:
             return [as_list(network(image))[:heads] for image in images]
@@ -141,6 +142,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         begin = self.pretrain_iterations if iteration >= self.pretrain_iterations else 0
         length = max(1, self.settings.num_iterations - begin)
         return float((1 - (iteration - begin) / length) ** 0.9)
+
+    def loss_weights(self, iteration: int) -> tuple[float, float]:  # noqa: ARG002
+        """Return the factors of both students' losses, which learning rates of AdamW take over: its steps feel none."""
+        return 1.0, 1.0
 
     @property
     def pretrain_iterations(self) -> int:
@@ -199,10 +204,11 @@ class _Schedule:
 
     def step(self, iteration: int) -> None:
         """Set the learning rates of one iteration."""
-        factor = self.trainer.learning_rate_factor(iteration)
-        for _, optimizer in self.trainer.trained:
+        factor, weights = self.trainer.learning_rate_factor(iteration), self.trainer.loss_weights(iteration)
+        for weight, (_, optimizer) in zip(weights, self.trainer.trained, strict=False):
+            own = factor * weight if isinstance(optimizer, torch.optim.AdamW) else factor
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = group["initial_lr"] * own
 
 
 def _mean_architecture(members: list[Architecture], sigmoid: bool) -> Architecture:

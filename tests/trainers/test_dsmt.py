@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nnssl.ingredients.mixing import copy_paste_mask
 from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl.ingredients.refinement import enhance
 from nnssl.ingredients.supervised import masked_dice_ce
+from nnssl_trainers.segmentation_loss import MixedSegmentationLoss
 from nnssl_trainers.teacher_student import arriving, set_teacher_mode
 
 SMALL = {"mamba_width": 8, "mamba_states": 2, "pretrain_least": 0}
@@ -81,7 +83,7 @@ def reference_mixed(outputs, outside, inside, mask, w_out, w_in, weights, form):
 @pytest.mark.parametrize("literal", [False, True])
 def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready) -> None:
     switches = {"weights": "literal", "propagation": "literal"} if literal else {}
-    trainer, batch = ready(dim, iteration=5, **switches)
+    trainer, batch = ready(dim, iteration=5, contrast_rampup=0, **switches)
     trainer.network2.eval()  # no DropPath, so that the passes can be repeated
     torch.manual_seed(3)
     terms = trainer.training_losses(batch)
@@ -94,7 +96,7 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
     x_l, x_u = mask * x_b + (1 - mask) * u_b, mask * u_a + (1 - mask) * x_a
     alpha = 0.5 + 0.5 * (5 - 2) / (8 - 2)
     scales = trainer.loss.weight_factors
-    z = [[trainer.network(x_l), trainer.network(x_u)], [[trainer.network2(x_l)], [trainer.network2(x_u)]]]
+    z = [[trainer.network(x_l), trainer.network(x_u)], [trainer.network2(x)[:1] for x in (x_l, x_u)]]
     p = [[both[0].softmax(1) for both in student] for student in z]
     gamma = (1.0, 0.5) if literal else (0.5, 1.0)
     for i, weight in enumerate((alpha, 1 - alpha)):
@@ -108,6 +110,24 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
         ]
         expected = weight * 0.5 * sum(distances).item() / 2
         assert terms[f"contrast_{i + 1}"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_of_a_mix_keeps_its_gradient_alone() -> None:
+    loss = MixedSegmentationLoss("squared_batch", (1.0, 0.5))
+    outputs = [torch.randn(2, 3, size, size).requires_grad_() for size in (32, 16)]
+    labels = [torch.randint(3, (2, 1, 32, 32)) for _ in range(2)]
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(outputs, *labels, copy_paste_mask((32, 32)), 1.0, 0.5)
+        voxels = sum(tensor.numel() for tensor in (each() for each in kept) if tensor is not None)
+    assert sum(z.numel() for z in outputs) <= voxels < 1.01 * sum(z.numel() for z in outputs)
+    value.backward()
+    assert all(z.grad is not None for z in outputs)
 
 
 @pytest.mark.parametrize("mix", ["both", "one"])
@@ -137,7 +157,7 @@ def test_pretraining_without_mixing_is_nnunets(dim: int, ready) -> None:
     trainer.network2.eval()
     terms = trainer.training_losses(batch)
     assert torch.equal(terms["supervised_1"], trainer.loss(trainer.network(batch.image_l), batch.target_l))
-    assert torch.equal(terms["supervised_2"], trainer.loss.loss(trainer.network2(batch.image_l), batch.target_l[0]))
+    assert torch.equal(terms["supervised_2"], trainer.loss.loss(trainer.network2(batch.image_l)[0], batch.target_l[0]))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -156,8 +176,9 @@ def test_phases_teacher_and_optimisers(optimizer: str, ready) -> None:
         assert bool(trainer.optimizer.state) == bool(trainer.optimizer2.state) == (step != 2)
     poly = [1.0, (7 / 8) ** 0.9, 1.0, (5 / 6) ** 0.9]
     first = {"sgd": [0.01, 0.01, 0.01], "adamw": [0.01, 5e-4, 5e-4]}[optimizer]
-    for row, factor in zip(rates, poly, strict=True):
-        assert row == pytest.approx([factor * rate for rate in first])
+    beta = {"sgd": [1.0] * 4, "adamw": [1.0, 1.0, 1 / 2, 5 / 12]}[optimizer]
+    for row, factor, weight in zip(rates, poly, beta, strict=True):
+        assert row == pytest.approx([factor * first[0], *(factor * weight * rate for rate in first[1:])])
     assert type(trainer.optimizer2).__name__.lower() == optimizer
     assert trainer.optimizer2.param_groups[1]["weight_decay"] == 0.0  # decay rates and direct paths of the blocks
 
@@ -180,11 +201,45 @@ def test_length_of_pretraining(total: int, config, expected: int, make_trainer) 
 
 def test_student_weights_of_equation_14(ready) -> None:
     trainer, _ = ready(num_iterations=30_000, pretrain_share=0.0)
-    assert trainer.student1_weight(0) == 0.5
-    assert trainer.student1_weight(7_500) == pytest.approx(0.625)
-    assert trainer.student1_weight(30_000) == 1.0
+    assert trainer.loss_weights(0) == (0.5, 0.5)
+    assert trainer.loss_weights(7_500) == pytest.approx((0.625, 0.375))
+    assert trainer.loss_weights(30_000) == (1.0, 0.0)
     alone, _ = ready(student2="none")
-    assert alone.student1_weight(3) == 1.0
+    assert alone.loss_weights(3)[0] == 1.0
+    assert ready()[0].loss_weights(1) == (1.0, 1.0)  # pre-training
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("adamw", 0.25), ("sgd", 1.0)])
+def test_the_learning_rate_of_adamw_takes_the_weight_of_the_loss(optimizer: str, factor: float, ready) -> None:
+    trainer, _ = ready(num_iterations=100, pretrain_share=0.0, mamba_optimizer=optimizer)
+    trainer.lr_scheduler.step(50)
+    for (_, one), own in zip(trainer.trained, (1.0, factor), strict=True):
+        for group in one.param_groups:
+            assert group["lr"] == pytest.approx(group["initial_lr"] * 0.5**0.9 * own)
+
+
+@pytest.mark.parametrize(
+    ("rampup", "iteration", "share"),
+    [
+        (0, 20, 1.0),
+        (10, 20, 0.006738),  # exp(−5)
+        (10, 25, 0.286505),  # exp(−5/4)
+        (10, 30, 1.0),
+        (2_000, 60, 0.286505),  # at most the 80 iterations of self-training
+        (2_000, 100, 1.0),
+    ],
+)
+def test_contrast_rises_from_the_first_step_of_self_training(rampup: int, iteration: int, share: float, ready) -> None:
+    settings = {"pretrain_share": 0.2, "propagation": "off", "student2": "plan"}
+    trainer, batch = ready(2, iteration, num_iterations=100, contrast_rampup=rampup, **settings)
+    torch.manual_seed(5)
+    terms = trainer.training_losses(batch)
+    trainer.config = dataclasses.replace(trainer.config, contrast_rampup=0)
+    torch.manual_seed(5)
+    constant = trainer.training_losses(batch)
+    for name, value in constant.items():
+        expected = value.item() * (share if name.startswith("contrast") else 1.0)
+        assert terms[name].item() == pytest.approx(expected, rel=1e-4)
 
 
 ABLATIONS = [
@@ -222,13 +277,13 @@ def test_every_ablation_trains(config, ready) -> None:
 
 
 def test_without_enhancement_the_target_is_the_other_students_prediction(ready) -> None:
-    trainer, batch = ready(2, iteration=2, propagation="off")
+    trainer, batch = ready(2, iteration=2, propagation="off", contrast_rampup=0)
     trainer.network2.eval()
     seen, images = images_seen_by(trainer.network), None
     terms = trainer.training_losses(batch)
     images = seen[0]
     with torch.no_grad():
-        p1, p2 = trainer.network(images)[0].softmax(1), trainer.network2(images).softmax(1)
+        p1, p2 = trainer.network(images)[0].softmax(1), trainer.network2(images)[0].softmax(1)
     expected = (soft_dice_distance(p1[:1], p2[:1]) + soft_dice_distance(p1[1:], p2[1:])) / 2
     assert terms["contrast_1"].item() == pytest.approx(0.5 * 0.5 * expected.item(), abs=1e-5)
 
