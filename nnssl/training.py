@@ -21,7 +21,7 @@ from nnssl.errors import DataError, EnvironmentProblem, NnsslError, StoppedBySig
 from nnssl.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.protocols import budget_of, is_of_protocol
 from nnssl.registry import Method, find_method
-from nnssl.run_folder import BEST, FINAL, LATEST, in_place_of_previous
+from nnssl.run_folder import BEST, FINAL, LATEST, alone_in, in_place_of_previous
 from nnssl.run_settings import RunSettings
 
 log = logging.getLogger("nnssl.train")
@@ -164,7 +164,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         save_probabilities,
         disable_checkpointing,
     )
-    with contextlib.nullcontext() if resume else in_place_of_previous(folder, put_back=not disable_checkpointing):
+    place = contextlib.nullcontext() if resume else in_place_of_previous(folder, put_back=not disable_checkpointing)
+    with alone_in(folder), place:
         _spawn(job, num_gpus) if num_gpus > 1 else _work(job)
     summary = folder / "validation" / "summary.json"
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run)

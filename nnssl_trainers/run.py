@@ -24,7 +24,7 @@ from nnssl import checkpoints
 from nnssl.config import MethodConfig, config_with
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
 from nnssl.files import write_json
-from nnssl.run_folder import BEST, FINAL, LATEST
+from nnssl.run_folder import BEST, FINAL, LATEST, check_other_folds
 from nnssl.run_settings import RunSettings
 from nnssl_trainers.progress import ProgressLog, epoch_line
 from nnssl_trainers.validation import predict_validation_cases
@@ -278,6 +278,7 @@ class Run(nnUNetTrainer):
                 leftover.unlink()
             self.record.rewind(self.iteration)
             base = Path(self.output_folder_base)
+            check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
             write_json(base / "plans.json", self.plans_manager.plans)
             write_json(base / "dataset.json", self.dataset_json)
             tag = "".join(self.plans_manager.plans_name.partition("@")[1:])

@@ -94,10 +94,13 @@ def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) 
     try:
         network.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
+        ours, theirs = network.state_dict().keys(), checkpoint.weights.keys()
+        names = f"of {len(ours)} weights {len(ours - theirs)} are missing, {len(theirs - ours)} are of another network"
         raise EnvironmentProblem(
             "the checkpoint does not fit the network of the plans",
             where=file,
-            why="\n".join(line.strip() for line in str(error).splitlines()[:3]),
+            why=names if ours ^ theirs else "\n".join(line.strip() for line in str(error).splitlines()[:3]),
+            run="predict with the plans.json of this training, or train the fold again",
         ) from error
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -167,6 +168,15 @@ def test_checkpoint_of_another_network(results):
     with pytest.raises(EnvironmentProblem, match="does not fit") as caught:
         Predictor.from_folder(model, device="cpu")
     assert "fold_0" in caught.value.where
+
+
+def test_checkpoint_of_a_network_with_other_layers(results, tmp_path):
+    model = write_model(results)
+    deeper = write_model(tmp_path / "deeper", features=(4, 8, 8, 8), stages=4)
+    (model / "plans.json").write_bytes((deeper / "plans.json").read_bytes())
+    with pytest.raises(EnvironmentProblem, match="does not fit") as caught:
+        Predictor.from_folder(model, device="cpu")
+    assert re.fullmatch(r"of \d+ weights \d+ are missing, \d+ are of another network", caught.value.why)
 
 
 def test_device(monkeypatch):
