@@ -12,6 +12,7 @@ from types import ModuleType
 
 import nnssl.cli
 import nnssl.ingredients
+from nnssl.config import allowed, written
 from nnssl.dataset_conversion.table import CONVERTERS
 from nnssl.protocols import FOLDER, read_protocol
 from nnssl.registry import METHODS, Method
@@ -114,9 +115,9 @@ def settings_table(method: Method) -> str:
     rows = []
     for item in dataclasses.fields(method.load().config_class):
         meta = item.metadata
-        bounds = [f"{meta[end]:g}" if meta[end] is not None else "" for end in ("low", "high")]
-        allowed = ", ".join(meta["choices"]) or (" to ".join(bounds) if all(bounds) else _one_sided(*bounds))
-        rows.append([f"`{item.name}`", meta["symbol"] or "–", f"`{item.default}`", allowed, meta["help"]])
+        rows.append(
+            [f"`{item.name}`", meta["symbol"] or "–", f"`{written(item.default)}`", allowed(item), meta["help"]]
+        )
     if not rows:
         return "This method has no settings of its own.\n"
     return _table(["setting", "symbol", "default", "range", "meaning"], rows)
@@ -157,10 +158,6 @@ def _meaning(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 def _networks(method: Method) -> str:
     counted = ((method.students, "trained"), (method.teachers, "teacher"))
     return ", ".join(f"{count} {kind}" for count, kind in counted if count)
-
-
-def _one_sided(low: str, high: str) -> str:
-    return f"at least {low}" if low else f"at most {high}" if high else "any"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

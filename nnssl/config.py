@@ -51,11 +51,10 @@ class MethodConfig:
                 or (high is not None and value > high)
             )
             if outside or (choices and value not in choices):
-                allowed = ", ".join(choices) if choices else f"{_bound(low)} to {_bound(high)}"
                 raise UsageError(
                     f"{item.name}={value} is not allowed",
                     where=f"--set {item.name}={value}",
-                    why=f"{meta['help']}; allowed: {allowed}",
+                    why=f"{meta['help']}; allowed: {allowed(item)}",
                 )
 
     def to_dict(self) -> dict[str, Value]:
@@ -70,14 +69,30 @@ class MethodConfig:
         return {name: value for name, value in values.items() if value != (default if name == "preset" else base)[name]}
 
 
-def _bound(value: float | None) -> str:
-    return "any" if value is None else f"{value:g}"
+_KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "text"}
+
+
+def written(value: object) -> str:
+    """Return a setting's value as `--set` takes it."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def allowed(setting: dataclasses.Field[Any]) -> str:
+    """Return the values that a setting takes, in words."""
+    if isinstance(setting.default, bool):
+        return "on, off"
+    if choices := setting.metadata["choices"]:
+        return ", ".join(choices)
+    low, high = (None if (end := setting.metadata[name]) is None else f"{end:g}" for name in ("low", "high"))
+    if low and high:
+        return f"{low} to {high}"
+    return f"at least {low}" if low else f"at most {high}" if high else "any"
 
 
 def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | Iterable[str]) -> ConfigT:
     """Return `config_class` with its defaults, changed by `{"name": value}` or by `--set` strings `"name=value"`.
 
-    What is given goes before what a given `preset` changes.
+    What is given overrides what a given `preset` changes.
 
     Raises:
         UsageError: a name is unknown (the valid ones are listed), or a value has the wrong type or range.
@@ -88,12 +103,13 @@ def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | It
     values: dict[str, Value] = {}
     for name, value in overrides.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = difflib.get_close_matches(name, known, n=2, cutoff=0.8)
             raise UsageError(
                 f"unknown setting '{name}' of {config_class.__name__}",
                 where=f"--set {name}={value}",
                 why=f"valid names: {', '.join(known) or 'none'}",
-                run=f"--set {close[0]}={value}" if close else "nnssl_methods --verbose lists the settings",
+                run=" or ".join(f"--set {each}={value}" for each in close)
+                or "nnssl_methods --verbose lists the settings",
             )
         values[name] = _converted(name, value, known[name].default)
     return config_class(**{**config_class.presets.get(str(values.get("preset")), {}), **values})
@@ -118,9 +134,9 @@ def _converted(name: str, value: Value, default: object) -> Value:
         return float(value) if kind is float else str(value)
     except (ValueError, OverflowError):
         raise UsageError(
-            f"{name}={value} is not a {kind.__name__}",
+            f"{name}={value} is not {_KINDS[kind]}",
             where=f"--set {name}={value}",
-            why=f"the default is {default!r}",
+            why=f"the default is {written(default)}",
         ) from None
 
 

@@ -37,7 +37,6 @@ import torch
 from torch import Tensor
 
 from nnssl.config import Value, hyper
-from nnssl.errors import UsageError
 from nnssl.ingredients.consistency import (
     confident_disagreement_mse,
     cosine_distance,
@@ -49,7 +48,6 @@ from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.ingredients.supervised import foreground_dice, masked_cross_entropy
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
-from nnssl_trainers.architecture import NONE
 from nnssl_trainers.base import Batch, as_list, full_size_target
 from nnssl_trainers.class_view import Pair, class_labels, class_logits, softmax
 from nnssl_trainers.decoder_features import DecoderFeatures
@@ -102,12 +100,11 @@ class CCETrainer(TwoStudentsTrainer):
     """Dual network with uncertainty-guided pseudo-labels; see the module's docstring for the algorithm."""
 
     config_class = CCEConfig
+    needs_student2 = True
     strong_probability = 0.0
 
     def initialize(self) -> None:
         """Build the students, and keep their features where the contrast needs them."""
-        if self.config.student2 == NONE:
-            raise UsageError(f"{type(self).__name__} needs two students", where="--set student2=none")
         super().initialize()
         self.features = [DecoderFeatures(s) for s in self.students] if self.config.contrast_weight else []
 

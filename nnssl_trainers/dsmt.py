@@ -145,7 +145,7 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         outside, inside = (1.0, gamma) if self.config.weights == "literal" else (gamma, 1.0)
         weights, (step, length) = self.loss_weights(batch.iteration), self.self_training(batch.iteration)
         delta = self.config.contrast_weight * gaussian_rampup(step, min(self.config.contrast_rampup, length))
-        terms = {}
+        terms, contrast = {}, {}
         for i, (weight, (z_l, z_u)) in enumerate(zip(weights, outputs, strict=False)):
             on_l = self.mixed_loss(z_l, y_b, guess_b, mask, 1.0, gamma)
             on_u = self.mixed_loss(z_u, guess_a, y_a, mask, outside, inside)
@@ -153,8 +153,8 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
             if targets:
                 form: Any = "linear" if self.config.propagation == "literal" else "squared"
                 distances = [soft_dice_distance(*pair, form) for pair in zip(probs[i], targets[1 - i], strict=True)]
-                terms[f"contrast_{i + 1}"] = weight * delta * torch.stack(distances).mean()
-        return terms
+                contrast[f"contrast_{i + 1}"] = weight * delta * torch.stack(distances).mean()
+        return terms | contrast
 
     def loss_weights(self, iteration: int) -> tuple[float, float]:
         """Return α(t), which rises from 0.5 to 1 over self-training (1 without student 2), and β(t) = 1 − α(t)."""

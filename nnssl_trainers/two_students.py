@@ -52,6 +52,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
 
     config_class = TwoStudentsConfig
     unused_heads: ClassVar[bool] = True  # those of deep supervision, where a student learns from its finest output
+    needs_student2: ClassVar[bool] = False
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
 
@@ -59,6 +60,12 @@ class TwoStudentsTrainer(SemiSupervisedTrainer):
         """Return a copy of the plans with the deployed network as their architecture."""
         plans = copy.deepcopy(plans)
         config: Any = config_with(self.config_class, RunSettings.from_plans(plans).config)
+        if self.needs_student2 and config.student2 == NONE:
+            raise UsageError(
+                f"{type(self).__name__} needs two students",
+                where=f"--set student2={NONE}",
+                run=f"--set student2={PLAN}",
+            )
         manager = PlansManager(plans)
         plan = manager.get_configuration(configuration).configuration
         names = [config.student1] + [config.student2] * (config.student2 != NONE)

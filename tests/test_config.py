@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from nnssl.config import MethodConfig, Value, config_with, hyper
+from nnssl.config import MethodConfig, Value, allowed, config_with, hyper, written
 from nnssl.errors import UsageError
 
 
@@ -69,14 +69,14 @@ def test_values_from_a_mapping(given: dict[str, float], name: str, value: object
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("decay=high", "decay=high is not a float"),
-        ("decay=true", "decay=true is not a float"),
-        ("steps=1.5", "steps=1.5 is not a int"),
-        ("steps=inf", "steps=inf is not a int"),
-        ("steps=nan", "steps=nan is not a int"),
-        ("steps=ten", "steps=ten is not a int"),
-        ("mirrored=maybe", "mirrored=maybe is not a bool"),
-        ("mirrored=2", "mirrored=2 is not a bool"),
+        ("decay=high", "decay=high is not a number"),
+        ("decay=true", "decay=true is not a number"),
+        ("steps=1.5", "steps=1.5 is not a whole number"),
+        ("steps=inf", "steps=inf is not a whole number"),
+        ("steps=nan", "steps=nan is not a whole number"),
+        ("steps=ten", "steps=ten is not a whole number"),
+        ("mirrored=maybe", "mirrored=maybe is not on or off"),
+        ("mirrored=2", "mirrored=2 is not on or off"),
         ("decay=1.01", "decay=1.01 is not allowed"),
         ("decay=-0.1", "decay=-0.1 is not allowed"),
         ("decay=nan", "decay=nan is not allowed"),
@@ -94,7 +94,7 @@ def test_wrong_values(text: str, fragment: str) -> None:
 
 @pytest.mark.parametrize("given", [{"decay": True}, {"steps": False}, {"mirrored": 1}, {"shape": True}])
 def test_flags_and_numbers_are_not_mixed_up(given: dict[str, bool | int]) -> None:
-    with pytest.raises(UsageError, match="is not a"):
+    with pytest.raises(UsageError, match=r"is not (a number|a whole number|on or off|text)"):
         config_with(Settings, given)
 
 
@@ -104,7 +104,7 @@ def test_the_message_tells_the_range() -> None:
     assert caught.value.why == "weight of the old value; allowed: 0 to 1"
     with pytest.raises(UsageError) as caught:
         Settings(steps=-1)
-    assert caught.value.why.endswith("allowed: 1 to any")
+    assert caught.value.why.endswith("allowed: at least 1")
     with pytest.raises(UsageError) as caught:
         Settings(shape="linear")
     assert caught.value.why.endswith("allowed: sigmoid, gaussian")
@@ -115,6 +115,19 @@ def test_unknown_name_lists_the_valid_ones() -> None:
         config_with(Settings, ["decoy=0.5"])
     assert "decay, steps, mirrored, shape" in caught.value.why
     assert caught.value.run == "--set decay=0.5"
+    with pytest.raises(UsageError) as caught:
+        config_with(Settings, ["unlike=1"])
+    assert caught.value.run == "nnssl_methods --verbose lists the settings"
+
+
+def test_settings_are_written_as_they_are_given() -> None:
+    assert [written(value) for value in (True, False, 0.5, 1, "sigmoid")] == ["on", "off", "0.5", "1", "sigmoid"]
+    assert [allowed(item) for item in dataclasses.fields(Settings)] == [
+        "0 to 1",
+        "at least 1",
+        "on, off",
+        "sigmoid, gaussian",
+    ]
 
 
 @pytest.mark.parametrize("text", ["decay", "decay=", "=0.5", ""])

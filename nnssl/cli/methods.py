@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.runtime import parser, run
+from nnssl.config import allowed, written
 from nnssl.registry import METHODS
 
 
@@ -39,7 +40,8 @@ def body(arguments: argparse.Namespace) -> None:
             if arguments.verbose:
                 for item in dataclasses.fields(method.load().config_class):
                     symbol = f" ({item.metadata['symbol']})" if item.metadata["symbol"] else ""
-                    print(f"{'':<20} --set {item.name}={item.default}{symbol}: {item.metadata['help']}")
+                    values = f"{written(item.default)}{symbol}: {item.metadata['help']} [{allowed(item)}]"
+                    print(f"{'':<20} --set {item.name}={values}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

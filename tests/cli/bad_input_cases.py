@@ -345,7 +345,7 @@ TRAIN_CASES = [
     BadInput("train: unknown setting", f"{TRAIN_TEACHER} --set ema_decy=0.9", 2, ("ema_decy", "--set ema_decay=0.9")),
     BadInput("train: setting of a method without any", f"{TRAIN} --set ema_decay=0.9", 2, ("ema_decay", "none")),
     BadInput("train: setting out of range", f"{TRAIN_TEACHER} --set ema_decay=1.5", 2, ("ema_decay", "0 to 1")),
-    BadInput("train: setting that is a word", f"{TRAIN_TEACHER} --set ema_decay=high", 2, ("ema_decay", "float")),
+    BadInput("train: setting that is a word", f"{TRAIN_TEACHER} --set ema_decay=high", 2, ("ema_decay", "number")),
     BadInput("train: setting that is not a number", f"{TRAIN_TEACHER} --set ema_decay=nan", 2, ("ema_decay",)),
     BadInput("train: setting without a value", f"{TRAIN_TEACHER} --set ema_decay", 2, ("name=value",)),
     BadInput("train: fold that does not exist", TRAIN.replace(" 0 ", " 9 "), 2, ("fold 9", "0 to 3")),

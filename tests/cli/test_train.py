@@ -91,7 +91,10 @@ def test_methods_as_json_and_text(capsys) -> None:
     assert {"SupervisedTrainer", "MeanTeacherTrainer"} <= {entry["class"] for entry in listed}
     assert all(list(entry) == ["name", "class", "paper", "needs"] for entry in listed)
     assert methods(["--verbose"]) == 0
-    assert "--set ema_decay=0.99 (α)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "--set ema_decay=0.99 (α)" in text
+    assert "--set weights=copy_paste: whom eq. 17 gives weight 1 [copy_paste, literal]" in text
+    assert "--set copy_paste=on: mix patches; off: labelled and unlabelled patches stay apart [on, off]" in text
 
 
 def test_the_plans_name_is_given_without_its_tag(dataset, capsys) -> None:

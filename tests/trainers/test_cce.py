@@ -351,6 +351,7 @@ def test_pairs_of_students(students: tuple[str, str], ready) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ({"student2": "none"}, "two students"),
         ({"student2": "none", "deployed": "student1"}, "two students"),
         ({"student1": "nothing"}, "residual"),
     ],

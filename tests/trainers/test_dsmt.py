@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from pathlib import Path
 
@@ -240,6 +241,19 @@ def test_contrast_rises_from_the_first_step_of_self_training(rampup: int, iterat
     for name, value in constant.items():
         expected = value.item() * (share if name.startswith("contrast") else 1.0)
         assert terms[name].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_fold_of_another_network_than_the_others_is_refused(make_trainer) -> None:
+    done = make_trainer("DSMTTrainer", 2, epoch=1, num_iterations=2, config={**SMALL, "student2": "plan"})
+    done.run_training()
+    folder = Path(done.output_folder)
+    folder.rename(folder.with_name("fold_1"))
+    before = (folder.parent / "plans.json").read_bytes()
+    make_trainer("DSMTTrainer", 2, epoch=1, num_iterations=2, config={"student2": "none"}).run_training()
+    other = make_trainer("DSMTTrainer", 2, config={"student2": "plan", "deployed": "mean"})
+    with pytest.raises(UsageError, match="another one than that of fold_1"):
+        other.run_training()
+    assert read_json(folder.parent / "plans.json")["configurations"] == json.loads(before)["configurations"]
 
 
 ABLATIONS = [
