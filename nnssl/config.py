@@ -74,7 +74,9 @@ _KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "tex
 
 def written(value: object) -> str:
     """Return a setting's value as `--set` takes it."""
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def allowed(setting: dataclasses.Field[Any]) -> str:

@@ -267,6 +267,7 @@ class Run(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Build what is missing, open the streams, and write the files that prediction needs."""
+        check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
         if not self.was_initialized:
             self.initialize()
         rng = checkpoints.rng_state()
@@ -278,7 +279,6 @@ class Run(nnUNetTrainer):
                 leftover.unlink()
             self.record.rewind(self.iteration)
             base = Path(self.output_folder_base)
-            check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
             write_json(base / "plans.json", self.plans_manager.plans)
             write_json(base / "dataset.json", self.dataset_json)
             tag = "".join(self.plans_manager.plans_name.partition("@")[1:])
