@@ -28,11 +28,11 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 
 from nnssl.cli.convert import main as convert
-from nnssl.dataset_conversion.cases import WORK, write_case
-from nnssl.dataset_conversion.checks import Job, check_case
+from nnssl.dataset_conversion.engine.case_files import WORK, write_case
+from nnssl.dataset_conversion.engine.checks import Job, check_case
+from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.dataset_conversion.folder import find_cases
-from nnssl.dataset_conversion.table import CONVERTERS
-from nnssl.workers import run_parallel
+from nnssl.system.workers import run_parallel
 
 
 def make_download(folder: Path, cases: int, size: tuple[int, ...]) -> None:

@@ -18,7 +18,7 @@ from nnunetv2.postprocessing.remove_connected_components import (
 )
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnssl.files import read_json
+from nnssl.system.files import read_json
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 import nnssl
 from nnssl.data.integrity import check_dataset
 from nnssl.data.raw import read_raw_dataset
-from nnssl.files import read_json
 from nnssl.planning.preprocessing import preprocess
 from nnssl.planning.scope import Scope
+from nnssl.system.files import read_json
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from nnssl.files import environment_folder, read_json, write_json
+from nnssl.system.files import environment_folder, read_json, write_json
 
 
 def patient(case: str, by_patient: bool) -> str:

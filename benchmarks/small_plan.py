@@ -14,7 +14,7 @@ import argparse
 import numpy as np
 
 from nnssl.data.raw import dataset_name
-from nnssl.files import environment_folder, read_json, write_json
+from nnssl.system.files import environment_folder, read_json, write_json
 
 
 def main() -> None:

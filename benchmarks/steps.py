@@ -32,10 +32,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.config import config_with
 from nnssl.data.raw import dataset_name
-from nnssl.files import environment_folder, read_json
 from nnssl.registry import find_method
-from nnssl.run_settings import RunSettings
-from nnssl_trainers.base import as_list
+from nnssl.system.files import environment_folder, read_json
+from nnssl.training.settings import RunSettings
+from nnssl_trainers.frame.trainer import as_list
 
 Step = Callable[[], object]
 PARTS = {

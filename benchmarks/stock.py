@@ -15,8 +15,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.data.raw import dataset_name, patient_of
 from nnssl.data.splits import LabelBudget, fold_cases, read_splits
-from nnssl.files import environment_folder, read_json
-from nnssl.run_settings import ITERATIONS_PER_EPOCH
+from nnssl.system.files import environment_folder, read_json
+from nnssl.training.settings import ITERATIONS_PER_EPOCH
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from types import ModuleType
 import nnssl.cli
 import nnssl.ingredients
 from nnssl.config import allowed, written
-from nnssl.dataset_conversion.table import CONVERTERS
-from nnssl.protocols import FOLDER, read_protocol
+from nnssl.data.protocols import FOLDER, read_protocol
+from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.registry import METHODS, Method
 
 COMMANDS = (

@@ -13,18 +13,18 @@ __version__ = "0.1.0"
 DISTRIBUTION = "nnssl-semi"
 
 if TYPE_CHECKING:
-    from nnssl.dataset_conversion.writer import convert as convert
-    from nnssl.evaluation.folders import evaluate as evaluate
+    from nnssl.dataset_conversion.engine.writer import convert as convert
+    from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
     from nnssl.planning.api import plan as plan
-    from nnssl.training import train as train
+    from nnssl.training.api import train as train
 
 _API = {
-    "convert": "nnssl.dataset_conversion.writer",
+    "convert": "nnssl.dataset_conversion.engine.writer",
     "plan": "nnssl.planning.api",
-    "train": "nnssl.training",
+    "train": "nnssl.training.api",
     "predict": "nnssl.inference.api",
-    "evaluate": "nnssl.evaluation.folders",
+    "evaluate": "nnssl.evaluation.api",
 }
 __all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "plan", "predict", "train"]
 

@@ -34,7 +34,7 @@ class Method(_Entry):
     """One training method.
 
     Attributes:
-        name: file name in `nnssl_trainers`, docs page and test.
+        name: file name in `nnssl_trainers.methods`, docs page and test.
         class_name: what `-tr` takes.
         paper: citation.
         needs: what the data set must hold beyond labelled cases.
@@ -50,7 +50,7 @@ class Method(_Entry):
     students: int = 1
     teachers: int = 0
     networks: tuple[str, ...] = ()
-    package: ClassVar[str] = "nnssl_trainers"
+    package: ClassVar[str] = "nnssl_trainers.methods"
 
 
 @dataclass(frozen=True)

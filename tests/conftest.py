@@ -166,8 +166,8 @@ def make_trainer(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> MakeTr
     ) -> Any:
         import torch
 
-        from nnssl import run_settings
         from nnssl.registry import find_method
+        from nnssl.training import settings as run_settings
 
         folder = Path(os.environ.get("nnUNet_preprocessed", "/nowhere")) / DATASET
         if not folder.is_dir():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, run
-from nnssl.dataset_conversion.table import CONVERTERS, Converter
+from nnssl.dataset_conversion.engine.table import CONVERTERS, Converter
 
 ABOUT = "Convert a downloaded data set into nnUNet_raw, with imagesUn, patients and domains. Checks everything first."
 
@@ -50,7 +50,7 @@ def _add_options(made: argparse.ArgumentParser, converter: Converter) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     """Convert, and print what was made, its licence, its citation and the next command."""
-    from nnssl.dataset_conversion.writer import convert
+    from nnssl.dataset_conversion.engine.writer import convert
 
     converter = CONVERTERS[arguments.converter]
     result = convert(

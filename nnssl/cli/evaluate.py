@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def body(arguments: argparse.Namespace) -> None:
     """Evaluate and print the table, or the summary as strict JSON."""
-    from nnssl.evaluation.folders import evaluate
+    from nnssl.evaluation.api import evaluate
     from nnssl.evaluation.tables import results_table
 
     result = evaluate(

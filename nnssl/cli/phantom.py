@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> None:
     from nnssl.data.phantom import write_phantom
-    from nnssl.files import environment_folder
+    from nnssl.system.files import environment_folder
 
     folder = write_phantom(
         environment_folder("nnUNet_raw"),

@@ -45,7 +45,7 @@ def body(arguments: argparse.Namespace) -> None:
     """Train as the arguments say and print what to run next."""
     if arguments.fold != "all" and not arguments.fold.isdigit():
         raise UsageError(f"'{arguments.fold}' is not a fold", where="fold", why="it is a number or 'all'")
-    from nnssl.training import train
+    from nnssl.training.api import train
 
     result = train(
         arguments.dataset_name_or_id,

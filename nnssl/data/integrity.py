@@ -13,7 +13,7 @@ from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
-from nnssl.workers import run_parallel
+from nnssl.system.workers import run_parallel
 
 __all__ = ["ChannelIntensity", "ScanFacts", "check_dataset", "shift_warnings"]
 

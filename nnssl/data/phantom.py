@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from nnssl.errors import EnvironmentProblem, NnsslError, UsageError
-from nnssl.files import read_json, write_json
+from nnssl.system.files import read_json, write_json
 
 LABELS = {"background": 0, "tube": 1, "shell": 2, "nodule": 3}
 SHAPE = (40, 48, 48)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError, UsageError
-from nnssl.files import environment_folder, read_json
+from nnssl.system.files import environment_folder, read_json
 
 
 @dataclass(frozen=True)

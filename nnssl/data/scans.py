@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnssl.data.raw import RawCase
-from nnssl.files import content_hash
+from nnssl.system.files import content_hash
 
 CHANNEL_SPACING_TOLERANCE = 1e-5  # nnU-Net's reader refuses channels that differ by more
 LABEL_SPACING_TOLERANCE = 1e-3

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnssl.errors import DataError, UsageError
-from nnssl.files import read_json
+from nnssl.system.files import read_json
 
 SPLIT_SEED = 12345  # nnU-Net's own
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.evaluation.cases import CaseFiles, CaseMetrics, Measurement
+from nnssl.evaluation.mask_pairs import CaseFiles, CaseMetrics, Measurement
 from nnssl.evaluation.masks import Label
 
 FLAGS = ("missed", "spurious")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from nnssl.errors import UsageError
-from nnssl.files import DATASET_KEYS, check_writable, read_object, write_json
-from nnssl.inference.cases import Case, case_of_files, cases_in_folder
+from nnssl.inference.inputs import Case, case_of_files, cases_in_folder
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
+from nnssl.system.files import DATASET_KEYS, check_writable, read_object, write_json
 
 if TYPE_CHECKING:
     import torch

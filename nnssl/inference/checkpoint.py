@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from nnssl import checkpoints
 from nnssl.errors import EnvironmentProblem
+from nnssl.training import checkpoints
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.errors import DataError, UsageError
-from nnssl.files import environment_folder
+from nnssl.system.files import environment_folder
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 

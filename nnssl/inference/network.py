@@ -13,9 +13,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnssl.errors import EnvironmentProblem, UsageError
-from nnssl.files import DATASET_KEYS, PLANS_KEYS, read_object
 from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
 from nnssl.networks import build_network
+from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, read_object
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from typing_extensions import Self
 
 from nnssl.errors import DataError, EnvironmentProblem, OutOfMemory, UsageError
-from nnssl.inference.cases import Case, check_cases
 from nnssl.inference.export import write_mask, write_probabilities
 from nnssl.inference.images import Array, LoadedImage, load_image
+from nnssl.inference.inputs import Case, check_cases
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import overlapped

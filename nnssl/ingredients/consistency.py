@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.ingredients.at_once import with_gradients
+from nnssl.ingredients.eager_gradient import with_gradients
 from nnssl.ingredients.pseudo_labels import sharpen
 from nnssl.ingredients.supervised import at_least_fp32, masked_dice, masked_mean
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.integrity import check_dataset, shift_warnings
+from nnssl.data.protocols import budget_of, protocol_splits
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
-from nnssl.files import check_writable, environment_folder, replacing, write_json
 from nnssl.planning.fingerprint import dataset_fingerprint, find_extractor
 from nnssl.planning.manifest import resolved_configuration
 from nnssl.planning.plans import (
@@ -29,7 +29,7 @@ from nnssl.planning.plans import (
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import available_cpus, default_processes, processes_for
 from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
-from nnssl.protocols import budget_of, protocol_splits
+from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 
 DEFAULT_PLANS_NAME = "nnUNetPlans"
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")

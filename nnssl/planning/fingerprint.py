@@ -10,10 +10,10 @@ import numpy as np
 
 from nnssl.data.raw import channels_of
 from nnssl.errors import DataError
-from nnssl.files import read_object, settings_hash, write_json
 from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
 from nnssl.planning.scope import Scope
-from nnssl.workers import run_parallel
+from nnssl.system.files import read_object, settings_hash, write_json
+from nnssl.system.workers import run_parallel
 
 PERCENTILES = {"percentile_00_5": 0.5, "median": 50.0, "percentile_99_5": 99.5}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError
-from nnssl.files import read_object, settings_hash, write_json
+from nnssl.system.files import read_object, settings_hash, write_json
 
 CONFIGURATION_SETTINGS = (
     "spacing",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import EnvironmentProblem, UsageError
-from nnssl.files import write_json
+from nnssl.system.files import write_json
 
 log = logging.getLogger("nnssl.nnunet")
 

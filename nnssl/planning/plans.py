@@ -9,10 +9,10 @@ from typing import Any
 
 from nnssl.data.splits import LabelBudget
 from nnssl.errors import UsageError
-from nnssl.files import read_object, write_json
 from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
 from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
 from nnssl.planning.scope import Scope
+from nnssl.system.files import read_object, write_json
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 DEFAULT_PREPROCESSOR = "DefaultPreprocessor"

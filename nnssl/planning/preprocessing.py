@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import EnvironmentProblem
-from nnssl.files import read_object, replacing
 from nnssl.planning.manifest import (
     DATA_ENDINGS,
     DataFolder,
@@ -22,7 +21,8 @@ from nnssl.planning.manifest import (
 )
 from nnssl.planning.nnunet import quiet
 from nnssl.planning.scope import Scope
-from nnssl.workers import run_parallel
+from nnssl.system.files import read_object, replacing
+from nnssl.system.workers import run_parallel
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from nnssl.data.raw import RawDataset
 from nnssl.data.scans import ScanFacts
 from nnssl.data.splits import FoldCases, LabelBudget, check_splits, completed_split, fold_cases, make_splits
 from nnssl.errors import DataError
-from nnssl.files import read_json, write_json
+from nnssl.system.files import read_json, write_json
 
 SPLITS = "splits_final.json"
 Splits = list[dict[str, Any]]

@@ -154,7 +154,7 @@ def few_samples_and_steps() -> Iterator[None]:
     """Draw fewer voxels for the intensity statistics, and validate for one step only."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-    from nnssl_trainers.base import SemiSupervisedTrainer
+    from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
     with pytest.MonkeyPatch.context() as patch:
         for owner, method, name, value in (

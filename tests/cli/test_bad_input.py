@@ -112,9 +112,9 @@ def sent(number: signal.Signals) -> Callable[..., None]:
 
 STEPS = {
     PLAN: "nnssl.planning.api.make_plans",
-    TRAIN: "nnssl_trainers.base.SemiSupervisedTrainer.train_step",
+    TRAIN: "nnssl_trainers.frame.trainer.SemiSupervisedTrainer.train_step",
     PREDICT: "nnssl.inference.predictor.Predictor._prepared",
-    EVALUATE: "nnssl.evaluation.folders.summarise",
+    EVALUATE: "nnssl.evaluation.api.summarise",
     PHANTOM: "nnssl.data.phantom._write_case",
 }
 FAILURES = {
@@ -162,8 +162,8 @@ def test_sigterm(command: str, world: World, capsys: pytest.CaptureFixture[str])
 
 
 def test_sigterm_in_training_and_continued(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    from nnssl import checkpoints
-    from nnssl_trainers.base import SemiSupervisedTrainer
+    from nnssl.training import checkpoints
+    from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
     def after_step(trainer: Any) -> None:
         if trainer.iteration == 3:
@@ -228,7 +228,7 @@ def fork_server() -> Any:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nnssl_trainers.mean_teacher", "nnssl.planning.api", __name__])
+    context.set_forkserver_preload(["nnssl_trainers.methods.mean_teacher", "nnssl.planning.api", __name__])
     forkserver.ensure_running()
     return context
 
@@ -292,7 +292,7 @@ def test_full_disk(name: str, fork_server: Any, world: World) -> None:
 
 def assert_run_moved_aside(world: World, before: dict[str, str], after: dict[str, str]) -> None:
     """Check that the earlier run is whole in its new place, and that the checkpoint of the new one is whole."""
-    from nnssl import checkpoints
+    from nnssl.training import checkpoints
 
     fold = str(world.fold.relative_to(world.root))
     aside = fold.replace("fold_0", "previous_fold_0")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.checkpoints import load
 from nnssl.cli.methods import main as methods
 from nnssl.cli.train import main
+from nnssl.training.checkpoints import load
 
 
 @pytest.fixture
 def dataset(make_tiny, monkeypatch) -> Path:
     """Return a hand-made preprocessed data set; it has no manifests, so that check is left out."""
     from nnssl.planning import preprocessing
-    from nnssl_trainers.run import Run
+    from nnssl_trainers.frame.run_loop import Run
 
     monkeypatch.setattr(preprocessing, "check_preprocessed", lambda *_: None)
     monkeypatch.setattr(Run, "_plot", lambda _: None)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nnssl.data.integrity import ChannelIntensity, ScanFacts, check_dataset, label_values, shift_warnings
 from nnssl.data.raw import read_raw_dataset
 from nnssl.errors import DataError
-from nnssl.files import content_hash
+from nnssl.system.files import content_hash
 
 SHAPE = (5, 6, 7)
 SPACING = (2.0, 1.0, 0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnssl.cli.convert import main
-from nnssl.protocols import Protocol, protocol_splits
+from nnssl.data.protocols import Protocol, protocol_splits
 from tests.dataset_conversion.miniatures import converted, label, names, read, refused, scan, use_raw
 
 h5py = pytest.importorskip("h5py")
@@ -76,7 +76,7 @@ def test_the_same_scan_under_two_names_is_one_patient(tmp_path: Path, monkeypatc
     assert people == {"patient074": "patient074", "patient076": "patient074", "patient077": "patient077"}
     assert raw.dataset_json["cases"]["patient076_frame01"]["named"] == "patient076"
     protocol = Protocol("f", "s", ("1",), train=("patient076", "patient074"), validation=("patient077",))
-    monkeypatch.setattr("nnssl.protocols.find_protocol", lambda name: (protocol, None))
+    monkeypatch.setattr("nnssl.data.protocols.find_protocol", lambda name: (protocol, None))
     (fold,) = protocol_splits("f", raw)
     assert fold["train"] == ["patient074_frame01", "patient076_frame01"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.dataset_conversion.writer import convert
+from nnssl.dataset_conversion.engine.writer import convert
 from tests.dataset_conversion.miniatures import assert_scan, converted, names, refused, scan, write
 
 CASES = ("0RZDK210BSMWAA6467LU", "1D7CUD1955YZPGK8XHJX")

@@ -79,7 +79,7 @@ def test_an_unseen_vendor_is_tested_and_its_scans_are_not_learned_from(
     }  # fmt: skip
     (tmp_path / "protocols").mkdir()
     (tmp_path / "protocols" / "to_c.json").write_text(json.dumps(content))
-    monkeypatch.setattr("nnssl.protocols.FOLDER", tmp_path / "protocols")
+    monkeypatch.setattr("nnssl.data.protocols.FOLDER", tmp_path / "protocols")
     raw = converted(tmp_path, monkeypatch, "mnms", download, "--cine", "-protocol", "to_c-2")
     assert {case.patient for case in raw.test.values()} == {"V4W8Z5"}
     assert {case.patient for case in raw.labelled.values()} == {"A0S9V9", "M4P7Q6", "I8N8Y1"}  # I8N8Y1 was in Testing

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnssl.dataset_conversion.dicom import DicomSeries
-from nnssl.dataset_conversion.sources import UnreadableError
+from nnssl.dataset_conversion.engine.dicom import DicomSeries
+from nnssl.dataset_conversion.engine.sources import UnreadableError
 from tests.dataset_conversion.miniatures import (
     DICOM_SPACING,
     ORIGIN,

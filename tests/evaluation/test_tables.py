@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from nnssl.evaluation.folders import evaluate
+from nnssl.evaluation.api import evaluate
 from nnssl.evaluation.tables import results_table
 from tests.evaluation.folders_for_tests import LABELS, label_array, write_folders, write_labels
 

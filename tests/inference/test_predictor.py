@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnssl.errors import EnvironmentProblem, OutOfMemory, UsageError
 from nnssl.inference.api import DiskJob, predict_files
-from nnssl.inference.cases import cases_in_folder
+from nnssl.inference.inputs import cases_in_folder
 from nnssl.inference.predictor import Predictor, pick_device, using_threads
 from tests.inference.model_for_tests import make_scan, read_mask, write_model, write_scans
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nnssl.errors import DataError, EnvironmentProblem, NnsslError
-from nnssl.files import content_hash
 from nnssl.planning.api import plan
 from nnssl.planning.preprocessing import check_preprocessed
+from nnssl.system.files import content_hash
 from tests.planning.raw_for_tests import read_json, write_json, write_scan
 
 CASES = [f"case_{number}" for number in range(6)]

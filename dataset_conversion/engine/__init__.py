@@ -1,0 +1,1 @@
+"""What the converters share: records, sources, checks, case files and the writer."""

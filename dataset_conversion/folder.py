@@ -1,0 +1,116 @@
+"""Any images, labels and unlabelled images: globs choose the files, what their `*` matches names the case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nnssl.dataset_conversion.engine.layout import named_labels, stem
+from nnssl.dataset_conversion.engine.records import Found, Part, Record
+from nnssl.dataset_conversion.engine.sources import ImageFile
+from nnssl.errors import UsageError
+
+PARTS: dict[str, Part] = {"images": "labelled", "unlabelled": "unlabelled", "test": "test"}
+
+
+def find_cases(folder: Path, options: dict[str, Any]) -> Found:
+    """Return one case for each name that the first glob of a part matches; the other globs must match it too."""
+    _check_options(options)
+    problems: list[str] = []
+    records: list[Record] = []
+    labels = _matches(folder, options["labels"], problems)
+    channels = options["channel"]
+    patient_of = _patients(options["patient"], problems)
+    for option, part in PARTS.items():
+        globs = options[option] or (f"{option}/*",) * len(channels)
+        if not options[option] and len(channels) > 1:
+            continue  # no default tells channels apart
+        found = [_matches(folder, glob, problems) for glob in globs]
+        if options[option]:
+            problems += [
+                f"-{option} {glob} matches no file" for glob, files in zip(globs, found, strict=True) if not files
+            ]
+        for case in sorted(set().union(*found)):
+            lacking = [glob for glob, matched in zip(globs, found, strict=True) if case not in matched]
+            problems += [f"{case}: no file matches -{option} {glob}" for glob in lacking]
+            if part == "labelled" and case not in labels:
+                problems.append(f"{case}: no file matches -labels {options['labels']}")
+            elif not lacking:
+                images = tuple(ImageFile(matched[case]) for matched in found)
+                label = ImageFile(labels[case]) if part != "unlabelled" and case in labels else None
+                records.append(Record(case, images, part, label, patient_of(case)))
+    imaged = {record.case for record in records}
+    problems += [f"{case}: a label without an image" for case in sorted(set(labels) - imaged) if not problems]
+    values = {value: number for number, value in enumerate(options["label_values"] or ())}
+    names, wrong = named_labels(options["label_names"] or [f"label_{number}" for number in range(1, len(values))])
+    return Found(
+        tuple(records), tuple(channels), names, label_values=values, problems=(*problems, *wrong), strict=False
+    )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Check what can be checked before a file is read.
+
+    Raises:
+        UsageError: a number of values does not fit, a value is repeated, or a glob is absolute or empty.
+    """
+    channels, values, names = options["channel"], options["label_values"], options["label_names"]
+    for option in PARTS:
+        globs = options[option]
+        if globs and len(globs) != len(channels):
+            raise UsageError(
+                f"-{option} has {len(globs)} glob(s) for {len(channels)} channel(s)",
+                where=f"-{option} {' '.join(globs)}",
+                why=f"one a channel, in the order of -channel {' '.join(channels)}",
+            )
+    for glob in (options["labels"], *(glob for option in PARTS for glob in options[option] or ())):
+        if not glob or glob.startswith("/"):
+            raise UsageError(f"'{glob}' is no glob below -i", why="it is empty or absolute")
+    if values and len(set(values)) != len(values):
+        raise UsageError("-label_values repeats a value", where=f"-label_values {' '.join(map(str, values))}")
+    if values and names and len(names) != len(values) - 1:
+        raise UsageError(
+            f"-label_names has {len(names)} name(s) for {len(values)} -label_values",
+            why="the first value is the background's, every other has a name",
+        )
+
+
+def _patients(expression: str | None, problems: list[str]) -> Callable[[str], str]:
+    """Return a function from case to patient; a case in which the expression finds nothing is a problem."""
+    try:
+        pattern = re.compile(expression or ".+")
+    except re.error as error:
+        problems.append(f"-patient {expression} is no regular expression: {error}")
+        return str
+
+    def patient_of(case: str) -> str:
+        match = pattern.search(case)
+        if match is None:
+            problems.append(f"{case}: -patient {expression} finds nothing in this name")
+        return match[0] if match else case
+
+    return patient_of
+
+
+def _matches(folder: Path, glob: str, problems: list[str]) -> dict[str, Path]:
+    """Return case -> file for the files that a glob matches."""
+    pattern = re.compile(_as_regex(glob))
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob(glob)):
+        match = pattern.fullmatch(path.relative_to(folder).as_posix())
+        if not path.is_file() or path.name.startswith(".") or match is None:
+            continue
+        words = [word for word in "/".join(match.groups()).split("/") if word]
+        case = stem(Path("_".join(words) or path.name))
+        if case in found:
+            problems.append(f"{found[case].name} and {path.name} would both be the case {case}")
+        found[case] = path
+    return found
+
+
+def _as_regex(glob: str) -> str:
+    kinds = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+    parts = re.split(r"(\*\*/|\*|\?)", glob)
+    return "".join(kinds.get(part, re.escape(part)) for part in parts)

@@ -1,0 +1,177 @@
+"""Evaluate a folder of predictions against a folder of references, and write nnU-Net's summary.json with ours added."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import DataError, UsageError
+from nnssl.evaluation.mask_pairs import CaseFiles, Measurement, measure_case
+from nnssl.evaluation.masks import Label
+from nnssl.evaluation.structures import (
+    Structures,
+    declared_structures,
+    file_ending,
+    find_reader,
+    listed_structures,
+)
+from nnssl.evaluation.summary import EvaluationResult, summarise
+from nnssl.system.files import check_output_file, read_object, write_json
+from nnssl.system.workers import run_parallel
+
+PROTOCOLS = ("standard", "paper")
+
+
+def evaluate(  # noqa: PLR0913 - the public API names every option
+    reference_folder: str | Path,
+    prediction_folder: str | Path,
+    *,
+    dataset_json: str | Path | None = None,
+    plans_json: str | Path | None = None,
+    labels: Sequence[Label] | None = None,
+    ignore_label: int | None = None,
+    output_file: str | Path | None = None,
+    num_processes: int | None = None,
+    chill: bool = False,
+    protocol: str = "standard",
+    nsd_tolerance_mm: float = 1.0,
+    same_placement: bool = True,
+) -> EvaluationResult:
+    """Measure every prediction against its reference, write `summary.json`, and return the same content.
+
+    Args:
+        reference_folder: reference label files.
+        prediction_folder: predicted label files of the same names; its dataset.json and plans.json, which predict
+            leaves there, say what the labels are and how files are read.
+        dataset_json: the file; None for `dataset.json` in the prediction folder.
+        plans_json: the file; None for `plans.json` in the prediction folder.
+        labels: labels or regions (tuples of labels) to evaluate; other values count as background then. None for
+            those that dataset.json declares; other values are an error then.
+        ignore_label: with `labels`: reference voxels with this value are not scored.
+        output_file: the summary; None for `summary.json` in the prediction folder.
+        num_processes: worker processes; None for nnU-Net's number (`nnUNet_def_n_proc`), at most one a core.
+        chill: evaluate what is there when references have no prediction, instead of stopping.
+        protocol: "standard", or "paper" to add the voxel distances of the semi-supervised papers.
+        nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
+        same_placement: whether differing origins and directions are an error, as differing shapes and spacings are.
+
+    Raises:
+        UsageError: nothing says which labels to evaluate, or an argument is wrong.
+        DataError: a folder or file is missing or unreadable, geometries differ, or values are not declared.
+        EnvironmentProblem: the summary cannot be written, or a worker process was lost.
+    """
+    references, predictions = _folder(reference_folder, "reference"), _folder(prediction_folder, "prediction")
+    output = Path(output_file) if output_file is not None else predictions / "summary.json"
+    _check_options(output, num_processes, protocol, nsd_tolerance_mm)
+    dataset_path = Path(dataset_json) if dataset_json is not None else predictions / "dataset.json"
+    plans_path = Path(plans_json) if plans_json is not None else predictions / "plans.json"
+    dataset = _json_object(dataset_path, needed=dataset_json is not None)
+    plans = _json_object(plans_path, needed=plans_json is not None)
+    declared = None if dataset is None else declared_structures(dataset, dataset_path)
+    structures = _structures(declared, labels, ignore_label, predictions)
+    ending = file_ending(dataset, references)
+    cases, without_prediction, without_reference = _pairs(references, predictions, ending, chill)
+    reader = find_reader(plans, dataset, ending, next(iter(cases.values())).reference)
+    measurement = Measurement(reader, structures, nsd_tolerance_mm, protocol == "paper", same_placement)
+    processes = num_processes or default_num_processes()
+    result = summarise(
+        run_parallel(partial(measure_case, measurement), cases, processes, "evaluating"),
+        cases,
+        measurement,
+        summary_file=output,
+        unmatched=(tuple(without_prediction), tuple(without_reference)),
+    )
+    write_json(output, result.summary)
+    return result
+
+
+def default_num_processes() -> int:
+    """Return nnU-Net's number of processes (`nnUNet_def_n_proc`, else 8), at most one a core."""
+    from nnunetv2.configuration import default_num_processes as of_nnunet
+
+    return max(1, min(int(of_nnunet), os.cpu_count() or 1))
+
+
+def _folder(path: str | Path, role: str) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"the {role} folder {'is a file' if folder.exists() else 'does not exist'}", where=folder)
+    return folder
+
+
+def _check_options(output: Path, num_processes: int | None, protocol: str, nsd_tolerance_mm: float) -> None:
+    check_output_file(output)
+    if output.suffix != ".json":
+        raise UsageError("the output file must end with .json", where=output)
+    if num_processes is not None and num_processes < 1:
+        raise UsageError(f"{num_processes} processes cannot evaluate anything", why="at least 1 is needed")
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"unknown protocol '{protocol}'", why=f"known: {', '.join(PROTOCOLS)}")
+    if not 0 <= nsd_tolerance_mm < math.inf:
+        raise UsageError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="it must be 0 or larger")
+
+
+def _json_object(path: Path, *, needed: bool) -> dict[str, Any] | None:
+    """Return the content of the file; None where it is missing and not needed."""
+    if not needed and not path.is_file():
+        return None
+    return read_object(path)
+
+
+def _structures(
+    declared: Structures | None, labels: Sequence[Label] | None, ignore_label: int | None, predictions: Path
+) -> Structures:
+    if labels is not None:
+        if not labels:
+            raise UsageError("the list of labels is empty")
+        return listed_structures(labels, ignore_label, declared)
+    if declared is None:
+        raise UsageError(
+            "nothing says which labels to evaluate",
+            where=predictions,
+            why="nnssl_predict and nnUNetv2_predict leave a dataset.json beside their predictions; there is none",
+            run="add -djfile /path/to/dataset.json, or list the labels: -l 1 2 3",
+        )
+    if ignore_label is not None:
+        raise UsageError(
+            "an ignore label stands without labels",
+            why="dataset.json names its own ignore label",
+            run=f"-l LABEL [LABEL ...] -il {ignore_label}",
+        )
+    return declared
+
+
+def _pairs(
+    references: Path, predictions: Path, ending: str, chill: bool
+) -> tuple[dict[str, CaseFiles], list[str], list[str]]:
+    """Return the cases with both files, those without a prediction, and those without a reference."""
+    wanted, found = _label_files(references, ending), _label_files(predictions, ending)
+    for folder, files in ((references, wanted), (predictions, found)):
+        if not files:
+            raise DataError(f"there are no {ending} files", where=folder)
+    cases = {name: CaseFiles(name, wanted[name], found[name]) for name in wanted if name in found}
+    without_prediction = [name for name in wanted if name not in found]
+    without_reference = [name for name in found if name not in wanted]
+    if not cases:
+        raise DataError(
+            "no prediction has the name of a reference",
+            where=predictions,
+            why=f"references such as {without_prediction[0]}, predictions such as {without_reference[0]}",
+        )
+    if without_prediction and not chill:
+        raise DataError(
+            f"{len(without_prediction)} of {len(wanted)} references have no prediction",
+            where=predictions,
+            why=", ".join(without_prediction[:5]) + (" …" if len(without_prediction) > 5 else ""),
+            run=f"predict these cases, or add --chill to evaluate the {len(cases)} that have a prediction",
+        )
+    return cases, without_prediction, without_reference
+
+
+def _label_files(folder: Path, ending: str) -> dict[str, Path]:
+    files = sorted(file for file in folder.iterdir() if file.name.endswith(ending) and not file.name.startswith("."))
+    return {file.name[: -len(ending)]: file for file in files}

@@ -1,0 +1,1 @@
+"""What nnssl needs of the operating system: files, worker processes, devices, resources and signals."""

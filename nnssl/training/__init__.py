@@ -1,0 +1,1 @@
+"""One training run: its settings, folder, checkpoints and record, and how it is started."""

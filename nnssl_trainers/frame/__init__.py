@@ -1,0 +1,1 @@
+"""What every method stands on: networks, streams of batches, steps, checkpoints, validation, the run loop."""

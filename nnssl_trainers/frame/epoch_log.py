@@ -1,0 +1,53 @@
+"""The record of a run, one row an epoch: `progress.jsonl` and `progress.csv` in the fold's folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from nnssl.system.files import write_text
+
+Row = dict[str, Any]
+
+
+class ProgressLog:
+    """Rows of numbers, written whole and in one piece after every epoch.
+
+    Args:
+        folder: the fold's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.jsonl, self.csv = folder / "progress.jsonl", folder / "progress.csv"
+        self.rows: list[Row] = []
+
+    def rewind(self, iteration: int) -> None:
+        """Read the rows of an earlier session and drop those after `iteration`, which will be done again."""
+        lines = self.jsonl.read_text(encoding="utf-8").splitlines() if self.jsonl.is_file() else []
+        self.rows = [row for row in map(json.loads, lines) if row["iteration"] <= iteration]
+
+    def append(self, row: Row) -> None:
+        """Add a row and write both files."""
+        self.rows.append(row)
+        write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.csv, text.getvalue())
+
+
+def epoch_line(row: Row, num_iterations: int, terms: dict[str, float]) -> str:
+    """Return one line for the terminal: loss with its terms, pseudo-Dice, speed, data wait and time left."""
+    left = timedelta(seconds=round((num_iterations - row["iteration"]) * row["seconds_per_iteration"]))
+    parts = "" if len(terms) < 2 else " (" + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) + ")"
+    return (
+        f"iteration {row['iteration']}/{num_iterations}  loss {row['loss']:.3f}{parts}  "
+        f"pseudo-Dice {row['pseudo_dice']:.3f}  {row['seconds_per_iteration']:.3f} s/iteration  "
+        f"data wait {100 * row['data_wait_share']:.0f} %  ETA {left}"
+    )

@@ -1,0 +1,184 @@
+"""One student trained by gradient and one teacher that follows it as an exponential moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from nnssl.config import MethodConfig, hyper
+from nnssl.errors import UsageError
+from nnssl.evaluation.structures import declared_structures
+from nnssl.ingredients.ema import ema_update, warmed_up_decay
+from nnssl.ingredients.pseudo_labels import largest_component
+from nnssl_trainers.frame.run_loop import unwrapped
+from nnssl_trainers.frame.trainer import SemiSupervisedTrainer, as_list
+
+
+@dataclass(frozen=True)
+class TeacherStudentConfig(MethodConfig):
+    """Settings of every method with an EMA teacher."""
+
+    ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α", low=0.0, high=1.0)
+    strong_probability: float = hyper(
+        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
+    )
+
+
+def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
+    """Put a teacher into `train` or `eval` mode, or into `bn_train_nodrop`: batch statistics, but no dropout."""
+    teacher.train(mode != "eval")
+    if mode == "bn_train_nodrop":
+        for module in teacher.modules():
+            if isinstance(module, _DropoutNd) or hasattr(module, "drop_path"):
+                module.training = False
+
+
+def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start copying a tensor to the CPU; the function returned waits for that copy alone, not for later work."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return host
+
+    return wait
+
+
+class TeacherStudentTrainer(SemiSupervisedTrainer):
+    """Frame of the methods with an EMA teacher; the teacher is what is deployed."""
+
+    config_class = TeacherStudentConfig
+
+    def initialize(self) -> None:
+        """Build the student, then the teacher with the student's weights."""
+        super().initialize()
+        self.taught: Tensor | None = None  # voxels of each foreground class (region) in the epoch's pseudo-labels
+        self.teacher: Any = self.new_network()
+        self.teacher.load_state_dict(unwrapped(self.network).state_dict())
+        self.teacher.requires_grad_(False).eval()
+        if self._do_i_compile():
+            self.teacher = torch.compile(self.teacher)
+
+    def load_pretrained(self, file: str) -> None:
+        """Start student and teacher from the weights of another training."""
+        super().load_pretrained(file)
+        unwrapped(self.teacher).load_state_dict(unwrapped(self.network).state_dict())
+
+    @property
+    def strong_probability(self) -> float:  # type: ignore[override]
+        """Least probability of each intensity augmentation in the strong view."""
+        return float(self.config.strong_probability)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The teacher, or the student where the method's setting `deployed` says so (before `initialize` always)."""
+        named = getattr(self.config, "deployed", "teacher")
+        network: nn.Module = self.network if named == "student" else getattr(self, "teacher", self.network)
+        return network
+
+    def training_mode(self) -> None:
+        """Put what learns into training mode, and the teacher into that of the method's setting `teacher_mode`."""
+        super().training_mode()
+        set_teacher_mode(self.teacher, getattr(self.config, "teacher_mode", "eval"))
+
+    def after_step(self) -> None:
+        """Move the teacher towards the student."""
+        decay = warmed_up_decay(self.iteration, self.config.ema_decay)
+        ema_update(unwrapped(self.teacher), unwrapped(self.network), decay)
+
+    def predict_together(self, labelled: Tensor, unlabelled: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the student's outputs on labelled and unlabelled patches from one forward pass.
+
+        Args:
+            labelled: (B, C, *S).
+            unlabelled: (B', C, *S).
+
+        Returns:
+            Logits from fine to coarse, one list for each input.
+        """
+        outputs = as_list(self.network(torch.cat([labelled, unlabelled])))
+        count = len(labelled)
+        return [part[:count] for part in outputs], [part[count:] for part in outputs]
+
+    @torch.no_grad()
+    def teach(self, image: Tensor) -> Tensor:
+        """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
+        return self.probabilities(as_list(self.teacher(image))[0])
+
+    def pseudo_labels(self, image: Tensor, mask: Tensor, exempt: tuple[int, ...] | None) -> Callable[[], Tensor]:
+        """Start the teacher; the function returned waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
+
+        The components are found on the CPU; work that is started in between overlaps with it.
+
+        Args:
+            image: unlabelled patches (B, C_in, *S).
+            mask: (B, 1, *S), False = padding, which becomes background.
+            exempt: keep the largest component of each class (region: counted from 1) but these; None keeps all.
+        """
+        probs, regions = self.teach(image), self.label_manager.has_regions
+        labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
+        arrived, classes = arriving((labels * mask).to(torch.uint8)), probs.shape[1]
+
+        def wait() -> Tensor:
+            found = arrived()
+            if exempt is not None and regions:
+                clean = largest_component(found.flatten(0, 1), 2).view_as(found)
+                found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
+            elif exempt is not None:
+                found = largest_component(found[:, 0], classes, exempt)[:, None]
+            voxels = found.flatten(2).sum((0, 2)) if regions else found.flatten().bincount(minlength=classes)[1:]
+            self.taught = voxels if self.taught is None else self.taught + voxels
+            found = found.pin_memory() if self.device.type == "cuda" else found
+            return found.to(self.device, non_blocking=True).long()
+
+        return wait
+
+    def epoch_warnings(self) -> list[str]:
+        """Return which classes the teacher has not labelled once in the epoch: the students forget them."""
+        taught, self.taught = self.taught, None
+        if taught is None or taught.all():
+            return []
+        declared = declared_structures(self.dataset_json, Path("dataset.json")).names
+        names = [declared[label] for label in (declared if self.label_manager.has_regions else sorted(declared))]
+        missing = ", ".join(name for name, count in zip(names, taught.tolist(), strict=True) if not count)
+        hint = "the students will forget it; give the run more iterations (-num_iterations)"
+        return [f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
+
+    def classes_named(self, setting: str) -> tuple[int, ...]:
+        """Return the labels (regions: their numbers from 1) that a setting lists, as in `1,3`; `none` is none.
+
+        Raises:
+            UsageError: there is no such label.
+        """
+        text = str(getattr(self.config, setting))
+        heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
+        known = range(1, heads + 1 if regions else heads)
+        names = [] if text == "none" else [part.strip() for part in text.split(",")]
+        if any(not name.isdecimal() or int(name) not in known for name in names):
+            kind = "regions" if regions else "labels"
+            raise UsageError(
+                f"{setting}={text} is not allowed",
+                where=f"--set {setting}={text}",
+                why=f"{kind} of this data set: {', '.join(map(str, known))}",
+            )
+        return tuple(map(int, names))
+
+    def state(self) -> dict[str, Any]:
+        """Return the state with the teacher in it."""
+        return {**super().state(), "teacher": unwrapped(self.teacher).state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state with a teacher in it."""
+        super().load_state(state)
+        unwrapped(self.teacher).load_state_dict(state["teacher"])

@@ -1,0 +1,197 @@
+"""CCETrainer: Lu et al., Enhancing dual network based semi-supervised medical image segmentation, KBS 2025.
+
+Two students A and B of different architecture, no teacher. Both see the same labelled and unlabelled patches; p_m are
+student m's probabilities, ŷ_m = argmax p_m, H_m their entropy, z_m the features before the last layer. A step minimises
+
+    L = Σ_m (L_s^m + L_cps^m + L_efs^m + L_ue^m) + λ(t)·L_c,   λ(t) = λ·exp(−5(1 − t/t_max)²)         (eq. 1, 3, 12)
+
+- L_s^m = CE + Dice + α·Σ M(p_m − y)²/ΣM on labels; M: exactly one student has p ≥ γ for a foreground class  (eq. 2-6)
+- L_cps^m = CE of p_m against the other student's labels where they have p > τ                              (eq. 7-8)
+- L_efs^m = N/N_kept · CE of p_m against ŷ_A OR ŷ_B, without the voxels where both entropies exceed their own
+  k-th percentile                                                                                          (eq. 9-11)
+- L_ue^m = mean e^(−D)·CE(p_m, softmax(f_o/T)) + mean D,  D = KL(p_o‖p_m), o the other student             (eq. 13-15)
+- L_c: features of uncertain voxels are drawn to the mean feature of the certain voxels of their class, where the
+  students agree and both entropies are low; only of the student with the higher Dice loss on labels       (eq. 16-20)
+
+The mean of both probabilities is deployed. Departures from the paper, and readings where it is silent:
+- Eq. 5 is "or" in the text, exclusive in another sentence and in the code: exclusive. Eq. 6 compares with labels.
+- More than two classes: voxels below τ do not count in eq. 8 (as background they would teach background), the larger
+  probability settles two foreground classes in eq. 11, and eq. 16-20 take means over classes and pairs of them.
+- Eq. 13-15 teach both students, as eq. 3 has L_u^A and L_u^B. Features are taken before the dropout, which leaves out
+  other channels in every sample, and 1 % of the uncertain voxels of a class is drawn (from the code).
+- nnU-Net's Dice and cross-entropy with deep supervision, augmentations, optimiser and learning rate; unlabelled patches
+  have the same intensity augmentations. Padding of unlabelled patches does not count, nor does the ignore label in L_s.
+- Regions: each is a problem of two classes; the entropies of all of them have one percentile, but that of eq. 16.
+
+The public code optimises something else (`preset=code`): CE + Dice + α·eq. 6 + an undocumented cosine distance of the
+students, and eq. 13 for student 1 alone with a hard target. Its EFS and contrast carry no gradient; it has no CPS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nnssl.config import Value, hyper
+from nnssl.ingredients.consistency import (
+    confident_disagreement_mse,
+    cosine_distance,
+    entropy_filtered_loss,
+    kl_weighted_cross_entropy,
+)
+from nnssl.ingredients.contrastive import prototype_contrast
+from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels
+from nnssl.ingredients.schedules import gaussian_rampup
+from nnssl.ingredients.supervised import foreground_dice, masked_cross_entropy
+from nnssl.ingredients.uncertainty import entropy_ignore_mask
+from nnssl_trainers.frame.trainer import Batch, as_list, full_size_target
+from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
+from nnssl_trainers.parts.decoder_features import DecoderFeatures
+from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits, softmax
+
+THIRD_TERM: dict[str, Any] = {"attract": 1.0, "off": 0.0, "repel": "repel"}
+CODE: dict[str, Value] = {"supervised": "paper", "cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight": 0.0}
+CODE |= {"ue_students": "student1", "ue_target": "hard", "cosine_weight": 1.0}
+
+
+@dataclass(frozen=True)
+class CCEConfig(TwoStudentsConfig):
+    """Settings of the dual network with uncertainty-guided pseudo-labels."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"code": CODE}
+    preset: str = hyper("paper", "the paper's method, or what its public code optimises", choices=("paper", "code"))
+    student1: str = hyper("resnet34_vnet", "network of student 1 (A): plan, residual, a network's name or class path")
+    student2: str = hyper("vnet", "network of student 2 (B): as student1")
+    deployed: str = hyper("mean", "the network that is deployed", choices=("mean", "student1", "student2"))
+    supervised: str = hyper(
+        "nnunet", "loss on labels: nnU-Net's, or CE and Dice with squares, foreground only", choices=("nnunet", "paper")
+    )
+    disagreement_weight: float = hyper(0.5, "weight of eq. 6 beside the labels", "α (eq. 2)", low=0.0)
+    confidence: float = hyper(0.6, "least probability of confident foreground", "γ (eq. 5)", low=0.0, high=1.0)
+    disagreement: str = hyper("xor", "exactly one or any student is confident", "∘ (eq. 5)", choices=("xor", "or"))
+    disagreement_target: str = hyper("labels", "what eq. 6 compares with", choices=("labels", "peer"))
+    disagreement_distance: str = hyper("mse", "squared error or divergence in eq. 6", choices=("mse", "kl"))
+    cps_weight: float = hyper(1.0, "weight of cross pseudo supervision", "L_cps (eq. 8)", low=0.0)
+    cps_threshold: float = hyper(0.6, "probability that a pseudo-label exceeds", "τ (eq. 7)", low=0.0, high=1.0)
+    below_threshold: str = hyper(
+        "auto", "voxels below τ; auto: ignore for > 2 classes", choices=("auto", "background", "ignore")
+    )
+    efs_weight: float = hyper(1.0, "weight of entropy-filtered supervision", "L_efs (eq. 11)", low=0.0)
+    entropy_percentile: float = hyper(70.0, "percentile above which entropy is high", "k", low=0.0, high=100.0)
+    efs_target: str = hyper("fused", "labels of both students, or of the other one", choices=("fused", "cross"))
+    ue_weight: float = hyper(1.0, "weight of the uncertainty loss", "L_ue (eq. 13)", low=0.0)
+    ue_temperature: float = hyper(0.5, "temperature of its target", "T (eq. 15)", low=1e-3)
+    ue_target: str = hyper("soft", "tempered probabilities, or the likeliest class", choices=("soft", "hard"))
+    ue_students: str = hyper("both", "the students that learn by it", choices=("both", "student1"))
+    contrast_weight: float = hyper(0.1, "largest weight of the contrast of features", "λ_c (eq. 1)", low=0.0)
+    contrast_students: str = hyper("loser", "the student with the higher Dice loss, or both", choices=("loser", "both"))
+    contrast_share: float = hyper(0.01, "share of a class's uncertain voxels that is drawn", low=0.0, high=1.0)
+    prototypes: str = hyper("agreement", "certain voxels of eq. 16, or of eq. 10", choices=("agreement", "filtered"))
+    prototype_term: str = hyper("attract", "distance of prototypes in eq. 20", choices=tuple(THIRD_TERM))
+    cosine_weight: float = hyper(0.0, "weight of the students' cosine distance (public code)", low=0.0)
+    rampup_share: float = hyper(0.0, "share of the run in which CPS, EFS and UE gain weight", low=0.0, high=1.0)
+
+
+class CCETrainer(TwoStudentsTrainer):
+    """Dual network with uncertainty-guided pseudo-labels; see the module's docstring for the algorithm."""
+
+    config_class = CCEConfig
+    needs_student2 = True
+    strong_probability = 0.0
+
+    def initialize(self) -> None:
+        """Build the students, and keep their features where the contrast needs them."""
+        super().initialize()
+        self.features = [DecoderFeatures(s) for s in self.students] if self.config.contrast_weight else []
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted terms; in pre-training those of the labels alone."""
+        _, image_u, mask_u = batch.unlabelled
+        step, count = batch.iteration - self.pretrain_iterations, len(batch.image_l)
+        images = batch.image_l if step < 0 else torch.cat([batch.image_l, image_u])
+        outputs = [as_list(student(images)) for student in self.students]
+        features = [kept.take(images.shape[2:])[count:] for kept in self.features]
+        a, b = (class_logits(z[0], self.label_manager.has_regions) for z in outputs)
+        views = len(a) // len(images)  # of a patch: one, or as many as there are regions
+        n, mask = count * views, mask_u.repeat_interleave(views, 0)
+        known, unlabelled = zip(*(torch.split(z, [n, len(z) - n]) for z in (a, b)), strict=True)
+        terms, dice = self.supervised_terms([[z[:count] for z in each] for each in outputs], known, batch)
+        if step < 0:
+            return terms
+        counted = torch.cat([mask.new_ones(n, *mask.shape[1:]), mask])
+        ramp = gaussian_rampup(step, self.config.rampup_share * self.settings.num_iterations)
+        probs = softmax((unlabelled[0].detach(), unlabelled[1].detach()))
+        terms |= {name: ramp * term for name, term in self.cross_terms(unlabelled, probs, mask).items()}
+        terms |= {name: ramp * term for name, term in self.uncertainty_terms((a, b), counted).items()}
+        if self.config.cosine_weight:
+            terms["cosine"] = self.config.cosine_weight * cosine_distance(*softmax((a, b)), counted)
+        if features:
+            terms |= self.contrast_terms(features, probs, mask_u, dice, step)
+        return terms
+
+    def supervised_terms(
+        self, outputs: list[list[Tensor]], logits: Pair, batch: Batch
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return L_s of both students, eq. 2-6, and their Dice losses."""
+        c, manager, probs = self.config, self.label_manager, softmax(logits)
+        regions, heads = manager.has_regions, outputs[0][0].shape[1]
+        labels, known = class_labels(full_size_target(batch), heads, regions, manager.ignore_label)
+        target = labels if c.disagreement_target == "labels" else None
+        errors = confident_disagreement_mse(
+            *probs, target, c.confidence, c.disagreement, known, c.disagreement_distance
+        )
+        dice = [foreground_dice(p, labels, known) for p in probs]
+        if c.supervised == "paper":
+            losses = [masked_cross_entropy(z, labels, known) + d for z, d in zip(logits, dice, strict=True)]
+        else:
+            losses = [self.supervised_loss(each, batch) for each in outputs]
+        sums = [loss + c.disagreement_weight * error for loss, error in zip(losses, errors, strict=True)]
+        return {f"supervised_{i}": loss for i, loss in enumerate(sums, start=1)}, dice
+
+    def cross_terms(self, logits: Pair, probs: Pair, mask: Tensor) -> dict[str, Tensor]:
+        """Return L_cps and L_efs of both students, eq. 7-11; `probs` is their detached softmax."""
+        c, terms = self.config, {}
+        pairs = list(enumerate(zip(logits, probs[::-1], strict=True), start=1))
+        if c.cps_weight:
+            automatic = "background" if probs[0].shape[1] == 2 else "ignore"
+            below: Any = automatic if c.below_threshold == "auto" else c.below_threshold
+            for i, (own, peer) in pairs:
+                labels = cross_pseudo_labels(peer, c.cps_threshold, below)
+                counted = mask & (labels >= 0).unsqueeze(1)
+                terms[f"cps_{i}"] = c.cps_weight * masked_cross_entropy(own, labels.clamp_min(0), counted)
+        if c.efs_weight:
+            ignore, fused = entropy_ignore_mask(*probs, c.entropy_percentile, mask), fuse_labels(*probs)
+            for i, (own, peer) in pairs:
+                target = fused if c.efs_target == "fused" else peer.max(1).indices
+                terms[f"efs_{i}"] = c.efs_weight * entropy_filtered_loss(own, target, ignore, mask)
+        return terms
+
+    def uncertainty_terms(self, logits: Pair, mask: Tensor) -> dict[str, Tensor]:
+        """Return L_ue of the students that have one, eq. 13-15, on all patches."""
+        c, terms = self.config, {}
+        taught = (2 if c.ue_students == "both" else 1) if c.ue_weight else 0
+        for i, own, peer in zip(range(taught), logits, logits[::-1], strict=False):
+            loss = kl_weighted_cross_entropy(own, peer, c.ue_temperature, mask, hard=c.ue_target == "hard")
+            terms[f"ue_{i + 1}"] = c.ue_weight * loss
+        return terms
+
+    def contrast_terms(
+        self, features: list[Tensor], probs: Pair, mask: Tensor, dice: list[Tensor], step: int
+    ) -> dict[str, Tensor]:
+        """Return λ(t)·L_c, eq. 16-20, of the student with the higher Dice loss (student 2 on a tie) or of both."""
+        c, k = self.config, self.config.entropy_percentile
+        weight = c.contrast_weight * gaussian_rampup(step, self.settings.num_iterations - self.pretrain_iterations)
+        third, share = THIRD_TERM[c.prototype_term], c.contrast_share or None
+        pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # by region
+        losses = []
+        for z, own, peer in zip(features, pairs, pairs[::-1], strict=True):
+            options = {"third_term": third, "sample_fraction": share, "mask": mask, "reliable": c.prototypes}
+            each = [prototype_contrast(z, p, q, k, **options) for p, q in zip(own, peer, strict=True)]
+            losses.append(weight * torch.stack(each).mean())
+        if c.contrast_students == "both":
+            return {f"contrast_{i}": loss / 2 for i, loss in enumerate(losses, start=1)}
+        return {"contrast": torch.where(dice[0] > dice[1], losses[0], losses[1])}

@@ -1,0 +1,165 @@
+"""DPTMTrainer: Mi et al., Dynamic thresholding and robust contrastive techniques, PLoS One 21(4): e0342567, 2026.
+
+Each step, with labelled patches (x_l, y_l) and unlabelled patches in a weak and a strong view (x_w, x_s), C classes:
+
+1. The teacher, without a graph: P = softmax f'(x_w), confidence q = max_c P_c, pseudo-label ĉ = argmax_c P_c.
+2. The threshold map follows the confidence: M ← α·M + (1 − α)·mean q, first 1/C                            (eq. 5-6)
+   Class scales k_c = s_c / max_c' s_c' with s_c the mean of q over ĉ = c; absent classes keep theirs.       (eq. 7-8)
+   Thresholds M_c = k_c·M (eq. 9); weights γ = q·1[q > M_ĉ]                                                   (eq. 10)
+3. L_rem = −1/N Σ_v γ_v·log softmax(f(x_s)_v / τ)[ĉ_v] over the N voxels that are not padding               (eq. 11-12)
+4. L_cc = NT-Xent with temperature τ_c between the encoder features (deepest stage, mean over space) of all patches
+   that the student saw, x_l and x_s, and those of an augmented copy of x_l and x_w.                        (eq. 13-14)
+5. L = L_sup + λ_u·L_rem + λ_c·L_cc (eq. 4), L_sup = nnU-Net's loss of f(x_l), y_l                              (eq. 2)
+6. After the optimiser step θ' ← β_t·θ' + (1 − β_t)·θ, β_t = min(1 − 1/(t + 1), β)                               (eq. 1)
+
+The teacher is deployed: the paper says only that inference is the plain network.
+
+The equations follow the paper's description of them in words. Departures, and readings where it is silent:
+- M has the pixels of centre-cropped slices in the paper. Patches at random places would mix places, so that M lies on a
+  grid over the whole scan, with no more cells along an axis than the median scan has voxels; a patch reads and writes
+  where it was cut, before rotation and scaling. `map_frame=patch` is the literal reading.
+- α, β, τ, τ_c and λ_u are not given: 0.99, 0.99, 0.5, 0.1, and 0.5 with a ramp-up over the first 20 % of the run.
+- The paper's cross-entropy, SGD with momentum 0.9, weight decay 5e-4, cosine schedule, batch of 16 and geometric
+  augmentations are nnU-Net's loss (`ce_only` leaves out Dice), optimiser, schedule, batch and augmentations here.
+- The contrastive copy has a crop, contrast, brightness, noise and a cut-out box; strengths are not given.
+- Padding counts nowhere: neither in M, s and N nor as a label.
+- Regions: each is the two classes p and 1 − p, all with one map and one pair of class scales.
+- Several processes: confidences are summed over all of them; L_cc contrasts the patches of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nnssl.config import hyper
+from nnssl.ingredients.consistency import robust_cross_entropy
+from nnssl.ingredients.contrastive import nt_xent
+from nnssl.ingredients.perturb import augmented_copy
+from nnssl.ingredients.schedules import sigmoid_rampup
+from nnssl.ingredients.thresholds import DynamicThresholdMap
+from nnssl_trainers.frame.run_loop import unwrapped
+from nnssl_trainers.frame.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
+from nnssl_trainers.frame.trainer import Batch, as_list
+from nnssl_trainers.parts.encoder_features import EncoderFeatures
+from nnssl_trainers.parts.region_logits import class_logits
+
+CELLS = {2: 64, 3: 32}  # along each axis of the threshold map, by number of axes
+
+
+@dataclass(frozen=True)
+class DPTMConfig(TeacherStudentConfig):
+    """Settings of DPTM."""
+
+    ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "β (eq. 1)", low=0.0, high=1.0)
+    deployed: str = hyper("teacher", "the network that is deployed", choices=("teacher", "student"))
+    pseudo_label_weight: float = hyper(0.5, "largest weight of the pseudo-labels", "λ_u (eq. 4)", low=0.0)
+    rampup_share: float = hyper(0.2, "share of the run over which that weight rises", low=0.0, high=1.0)
+    contrast_weight: float = hyper(0.1, "weight of the contrastive term; 0: without it", "λ_c (eq. 4)", low=0.0)
+    threshold_map: bool = hyper(True, "thresholds follow the confidence; off: fixed_threshold for all")
+    fixed_threshold: float = hyper(0.95, "the threshold without a map", low=0.0, high=1.0)
+    threshold_momentum: float = hyper(0.99, "weight of the old threshold map", "α (eq. 6)", low=0.0, high=1.0)
+    map_frame: str = hyper("image", "whose places the map has: the scan's or the patch's", choices=("image", "patch"))
+    map_cells: int = hyper(0, "cells of the image's map along each axis; 0: 64 in 2-D, 32 in 3-D", low=0)
+    robust_entropy: bool = hyper(True, "weights and temperature; off: plain cross-entropy above the threshold")
+    hard: bool = hyper(False, "weigh voxels above the threshold by 1 instead of their confidence", "γ (eq. 10)")
+    temperature: float = hyper(0.5, "temperature of the student against pseudo-labels", "τ (eq. 12)", low=0.01)
+    contrast_temperature: float = hyper(0.1, "temperature of the contrastive term", "τ_c (eq. 13)", low=0.01)
+    projection_dim: int = hyper(0, "outputs of a projection of the features by two layers; 0: none", low=0)
+    ce_only: bool = hyper(False, "cross-entropy without Dice on labels", "eq. 2")
+
+
+class DPTMTrainer(TeacherStudentTrainer):
+    """DPTM; see the module's docstring for the algorithm and its departures from the paper."""
+
+    config_class = DPTMConfig
+    needs_boxes: ClassVar[bool] = True
+
+    def initialize(self) -> None:
+        """Build student and teacher, the threshold map, and what the contrastive term needs."""
+        super().initialize()
+        c, regions = self.config, self.label_manager.has_regions
+        if c.ce_only:
+            getattr(self.loss, "loss", self.loss).weight_dice = 0
+        self.threshold_map = DynamicThresholdMap(
+            2 if regions else self.label_manager.num_segmentation_heads,
+            self.map_shape(),
+            c.threshold_momentum,
+            None if c.threshold_map else c.fixed_threshold,
+            summed_over_processes if self.is_ddp else None,
+        ).to(self.device)
+        self.projection: nn.Module = nn.Identity()
+        if c.contrast_weight:
+            network: Any = unwrapped(self.network)
+            self.features = EncoderFeatures(network)
+            self.encoder: Any = torch.compile(network.encoder) if self._do_i_compile() else network.encoder
+            if c.projection_dim:
+                self.add_projection(self.features.width)
+
+    def map_shape(self) -> list[int]:
+        """Return the cells of the threshold map along each axis."""
+        plan = self.configuration_manager
+        if self.config.map_frame == "patch":
+            return list(plan.patch_size)
+        cells = self.config.map_cells or CELLS[len(plan.patch_size)]
+        return [min(cells, max(1, round(size))) for size in plan.median_image_size_in_voxels]
+
+    def add_projection(self, width: int) -> None:
+        """Put two layers behind the features, trained by the student's optimiser."""
+        layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection_dim)
+        self.projection = nn.Sequential(*layers).to(self.device)
+        self.optimizer.add_param_group({"params": list(self.projection.parameters())})
+        if self.is_ddp:
+            self.projection = self.distributed(self.projection)
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted terms of eq. 4; those with weight 0 are left out."""
+        c = self.config
+        weak, strong, mask = batch.unlabelled
+        labelled, unlabelled = self.predict_together(batch.image_l, strong)
+        terms = {"supervised": self.supervised_loss(labelled, batch)}
+        if c.contrast_weight:
+            seen = self.features.take()
+            self.encoder(augmented_copy(torch.cat([batch.image_l, weak])))
+            first, second = self.projection(torch.cat([seen, self.features.take()])).chunk(2)
+            terms["contrast"] = c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
+        if c.pseudo_label_weight:
+            weight = c.pseudo_label_weight * sigmoid_rampup(
+                batch.iteration, c.rampup_share * self.settings.num_iterations
+            )
+            terms["pseudo_label"] = weight * self.pseudo_label_loss(unlabelled[0], weak, mask, batch.box_u)
+        return terms
+
+    def pseudo_label_loss(self, logits: Tensor, weak: Tensor, mask: Tensor, boxes: Tensor | None) -> Tensor:
+        """Return L_rem of the student's logits (B, C, *S) against the teacher on the weak view, eq. 5-12."""
+        c, regions = self.config, self.label_manager.has_regions
+        with torch.no_grad():
+            probs = class_logits(as_list(self.teacher(weak))[0], regions).softmax(1)
+        times = len(probs) // len(mask)
+        mask = mask.repeat_interleave(times, 0)
+        boxes = boxes.repeat_interleave(times, 0) if boxes is not None and c.map_frame == "image" else None
+        if c.threshold_map:
+            self.threshold_map.update(probs, boxes, mask)
+        weights = self.threshold_map.weights(probs, boxes, c.hard or not c.robust_entropy)
+        temperature = c.temperature if c.robust_entropy else 1.0
+        return robust_cross_entropy(class_logits(logits, regions), probs.max(1).indices, weights, temperature, mask)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state with the threshold map and the projection in it."""
+        parts = {"threshold_map": self.threshold_map, "projection": unwrapped(self.projection)}
+        return {**super().state(), **{name: part.state_dict() for name, part in parts.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state with a threshold map and a projection in it."""
+        super().load_state(state)
+        self.threshold_map.load_state_dict(state["threshold_map"])
+        unwrapped(self.projection).load_state_dict(state["projection"])
+
+
+def summed_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of the values of all processes, each of which gets it."""
+    distributed.all_reduce(values)
+    return values

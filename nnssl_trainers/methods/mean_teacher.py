@@ -1,0 +1,59 @@
+"""MeanTeacherTrainer: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017.
+
+Each step, with labelled patches (x_l, y_l) and unlabelled patches in a weak and a strong view (x_w, x_s):
+
+1. The student θ predicts x_l and x_s, in one forward pass.
+2. The teacher θ' predicts x_w, without a graph.
+3. Loss = nnU-Net's Dice + cross-entropy on x_l  +  λ(t) · J, where
+   J = E[‖f(x_s, θ) − f(x_w, θ')‖²]  (section 2 of the paper, mean over voxels that are not padding, and classes),
+   λ(t) = λ_max · exp(−5(1 − t/T)²)  rises over the first T iterations (appendix B of the paper).
+4. After the optimiser step θ' ← α_t θ' + (1 − α_t) θ with α_t = min(1 − 1/(t + 1), α).
+
+The teacher is deployed, as the paper evaluates it.
+
+Departures from the paper:
+- J is taken on the unlabelled patches only; the paper takes it on all examples. The labelled patches have labels.
+- The paper's two noises η, η' are here nnU-Net's intensity augmentations: few in the weak view (none beyond geometry),
+  many in the strong one. Both views share the geometry, so that voxels correspond.
+- Supervised loss, optimiser and learning rate are nnU-Net's, so that the gain over nnU-Net can be read off.
+- T is a share of the run, so that short and long runs follow the same curve; α is 0.99 as usual for runs in this field
+  (the paper: 0.99 in the ramp-up, then 0.999).
+- λ_max is 1 (the paper: 100 times the share of labelled examples, for image classification); docs/results.md has a run
+  with 10, in which the student learned from its labels more slowly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nnssl.config import hyper
+from nnssl.ingredients.consistency import probability_mse
+from nnssl.ingredients.schedules import gaussian_rampup
+from nnssl_trainers.frame.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
+from nnssl_trainers.frame.trainer import Batch
+
+
+@dataclass(frozen=True)
+class MeanTeacherConfig(TeacherStudentConfig):
+    """Settings of Mean Teacher."""
+
+    consistency_weight: float = hyper(1.0, "largest weight of the consistency term", "λ_max", low=0.0)
+    rampup_share: float = hyper(0.4, "share of the run over which the weight rises", "T", low=0.0, high=1.0)
+
+
+class MeanTeacherTrainer(TeacherStudentTrainer):
+    """Mean Teacher; see the module's docstring for the algorithm and its departures from the paper."""
+
+    config_class = MeanTeacherConfig
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the supervised and the consistency term of one step."""
+        weak, strong, mask = batch.unlabelled
+        labelled, unlabelled = self.predict_together(batch.image_l, strong)
+        target = self.teach(weak)
+        length = self.config.rampup_share * self.settings.num_iterations
+        weight = self.config.consistency_weight * gaussian_rampup(batch.iteration, length)
+        consistency = probability_mse(self.probabilities(unlabelled[0]), target, mask)
+        return {"supervised": self.supervised_loss(labelled, batch), "consistency": weight * consistency}

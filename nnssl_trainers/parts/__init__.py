@@ -1,0 +1,1 @@
+"""What methods hold: losses on segmentations, features of networks, logits of regions."""

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from nnssl.errors import DataError
+from nnssl.inference.inputs import case_of_files, cases_in_folder, check_cases
+from tests.inference.model_for_tests import make_scan, write_scans
+
+
+def write(path: Path, image: SimpleITK.Image) -> Path:
+    SimpleITK.WriteImage(image, str(path))
+    return path
+
+
+def check(folder, channels=1):
+    check_cases(cases_in_folder(folder, Path("out"), ".nii.gz"), SimpleITKIO, channels)
+
+
+def test_cases_are_sorted_and_channels_in_order(tmp_path):
+    for name in ("b_0001", "b_0000", "a_b_0000", ".hidden_0000"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    (tmp_path / "notes.txt").touch()
+    cases = cases_in_folder(tmp_path, Path("out"), ".nii.gz")
+    assert [case.name for case in cases] == ["a_b", "b"]
+    assert [file.name for file in cases[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    assert cases[0].mask == Path("out/a_b.nii.gz")
+    assert cases[0].stem == Path("out/a_b")
+
+
+@pytest.mark.parametrize(
+    ("files", "message", "why"),
+    [
+        ([], "no scans", "CASE_0000.nii.gz"),
+        (["notes.txt"], "no scans", "CASE_0000.nii.gz"),
+        (["a_0000.nii.gz", "b.nii.gz"], "not named", "b.nii.gz"),
+        (["a_0000.nii.gz", "b_0000.mha"], "not named", "b_0000.mha"),
+        (["a_0000.nii"], "not named", "a_0000.nii"),
+    ],
+)
+def test_names_that_do_not_fit(tmp_path, files, message, why):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=message) as caught:
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz")
+    assert why in caught.value.why
+
+
+def test_missing_folder_and_missing_file(tmp_path):
+    with pytest.raises(DataError, match="folder of scans does not exist"):
+        cases_in_folder(tmp_path / "none", Path("out"), ".nii.gz")
+    with pytest.raises(DataError, match="scan does not exist"):
+        case_of_files([tmp_path / "a_0000.nii.gz"], Path("out"), ".nii.gz")
+    (tmp_path / "a_0000.mha").touch()
+    with pytest.raises(DataError, match="another file ending"):
+        case_of_files([tmp_path / "a_0000.mha"], Path("out"), ".nii.gz")
+
+
+def test_good_scans_pass(tmp_path):
+    write_scans(tmp_path, channels=2)
+    check(tmp_path, channels=2)
+
+
+def test_every_problem_is_named(tmp_path, caplog):
+    write_scans(tmp_path, count=7)
+    write(tmp_path / "case_1_0001.nii.gz", make_scan(0))
+    broken = tmp_path / "case_2_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:2000])  # ITK fills what is missing with zeros
+    with gzip.open(tmp_path / "case_3_0000.nii.gz", "wt") as file:
+        file.write("no image" * 100)
+    for case, value in ((4, np.nan), (5, np.inf)):  # ITK reads them as 0
+        array = np.ones((5, 6, 7), np.float32)
+        array[2, 3, 4] = value
+        write(tmp_path / f"case_{case}_0000.nii.gz", SimpleITK.GetImageFromArray(array))
+    write(tmp_path / "case_6_0000.nii.gz", SimpleITK.GetImageFromArray(np.zeros((5, 6, 7), np.float32)))
+    with pytest.raises(DataError, match=r"^5 problem\(s\)") as caught:
+        check(tmp_path)
+    channels, *unreadable, nan, inf = caught.value.why.splitlines()
+    assert "2 channel(s) in case_1_0000.nii.gz, case_1_0001.nii.gz" in channels
+    for number, text in zip((2, 3), unreadable, strict=True):
+        assert f"case_{number}_0000.nii.gz cannot be read" in text
+    for number, text in ((4, nan), (5, inf)):
+        assert f"case_{number}_0000.nii.gz has 1 of 210 voxels that are NaN or infinite" in text
+    assert "case_6_0000.nii.gz has the value 0 in every voxel" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"shape": (14, 20, 17)}, {"spacing": (0.9, 1.1, 1.7)}])
+def test_channels_on_two_grids(tmp_path, change):
+    write(tmp_path / "a_0000.nii.gz", make_scan(0))
+    write(tmp_path / "a_0001.nii.gz", make_scan(1, **change))
+    with pytest.raises(DataError) as caught:
+        check(tmp_path, channels=2)
+    assert "a_0001.nii.gz has the s" in caught.value.why

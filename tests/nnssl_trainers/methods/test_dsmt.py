@@ -1,0 +1,461 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+from torch.nn import functional
+
+from nnssl.errors import UsageError
+from nnssl.ingredients.consistency import soft_dice_distance
+from nnssl.ingredients.mixing import copy_paste_mask
+from nnssl.ingredients.pseudo_labels import largest_component
+from nnssl.ingredients.refinement import enhance
+from nnssl.ingredients.supervised import masked_dice_ce
+from nnssl.system.files import read_json
+from nnssl_trainers.frame.teacher_student import arriving, set_teacher_mode
+from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss
+
+SMALL = {"mamba_width": 8, "mamba_states": 2, "pretrain_least": 0}
+
+
+@pytest.fixture
+def ready(make_trainer):
+    """Return a function that makes an initialised DSMTTrainer with one batch; self-training from iteration 2 of 8."""
+
+    def make(dim: int = 2, iteration: int = 3, num_iterations: int = 8, **config):
+        trainer = make_trainer("DSMTTrainer", dim, num_iterations=num_iterations, config={**SMALL, **config})
+        trainer.initialize()
+        trainer.training_mode()
+        batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+        return trainer, dataclasses.replace(batch, iteration=iteration)
+
+    return make
+
+
+def gradients(network: nn.Module) -> float:
+    return sum(p.grad.abs().sum().item() for p in network.parameters() if p.grad is not None)
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return torch.cat([value.detach().flatten() for value in network.parameters()])
+
+
+def images_seen_by(network: nn.Module) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    return seen
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_each_term_moves_its_own_student_only(dim: int, iteration: int, ready) -> None:
+    trainer, batch = ready(dim, iteration)
+    terms = trainer.training_losses(batch)
+    kinds = ["supervised"] if iteration == 0 else ["supervised", "contrast"]
+    assert set(terms) == {f"{kind}_{number}" for kind in kinds for number in (1, 2)}
+    for name, term in terms.items():
+        for network in (trainer.network, trainer.network2):
+            network.zero_grad()
+        term.backward(retain_graph=True)
+        own, other = (trainer.network, trainer.network2)[:: 1 if name.endswith("1") else -1]
+        assert gradients(own) > 0
+        assert gradients(other) == 0
+        assert gradients(trainer.teacher) == 0
+
+
+def reference_mixed(outputs, outside, inside, mask, w_out, w_in, weights, form):  # noqa: PLR0917
+    total = 0.0
+    for weight, z in zip(weights, outputs, strict=False):
+        y, q = (
+            functional.interpolate(t.float(), z.shape[2:], mode="nearest-exact")[:, 0].long() for t in (outside, inside)
+        )
+        m = functional.interpolate(mask, z.shape[2:], mode="nearest-exact")
+        total += weight * (w_out * masked_dice_ce(z, y, m, form) + w_in * masked_dice_ce(z, q, 1 - m, form))
+    return total / sum(weights[: len(outputs)])
+
+
+@pytest.mark.parametrize(("dim", "form"), [(2, "squared_batch"), (3, "linear_sample")])
+@pytest.mark.parametrize("literal", [False, True])
+def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready) -> None:
+    switches = {"weights": "literal", "propagation": "literal"} if literal else {}
+    trainer, batch = ready(dim, iteration=5, contrast_rampup=0, **switches)
+    trainer.network2.eval()  # no DropPath, so that the passes can be repeated
+    torch.manual_seed(3)
+    terms = trainer.training_losses(batch)
+    torch.manual_seed(3)
+    mask = copy_paste_mask(batch.image_l.shape[2:])
+    (x_b, x_a), (y_b, y_a), (u_a, u_b) = (t.split(1) for t in (batch.image_l, batch.target_l[0], batch.image_u_s))
+    with torch.no_grad():
+        guess = largest_component((trainer.teacher(batch.image_u_w)[0].argmax(1, keepdim=True) * batch.mask_u)[:, 0], 3)
+    q_a, q_b = guess[:1, None], guess[1:, None]
+    x_l, x_u = mask * x_b + (1 - mask) * u_b, mask * u_a + (1 - mask) * x_a
+    alpha = 0.5 + 0.5 * (5 - 2) / (8 - 2)
+    scales = trainer.loss.weight_factors
+    z = [[trainer.network(x_l), trainer.network(x_u)], [trainer.network2(x)[:1] for x in (x_l, x_u)]]
+    p = [[both[0].softmax(1) for both in student] for student in z]
+    gamma = (1.0, 0.5) if literal else (0.5, 1.0)
+    for i, weight in enumerate((alpha, 1 - alpha)):
+        on_l = reference_mixed(z[i][0], y_b, q_b, mask, 1.0, 0.5, scales, form)
+        on_u = reference_mixed(z[i][1], q_a, y_a, mask, *gamma, scales, form)
+        assert terms[f"supervised_{i + 1}"].item() == pytest.approx(weight * (on_l + on_u).item(), abs=1e-5)
+        mode, dice = ("literal", "linear") if literal else ("propagate", "squared")
+        distances = [
+            soft_dice_distance(p[i][k], enhance(p[1 - i][k].detach(), image, mode=mode), dice)
+            for k, image in enumerate((x_l, x_u))
+        ]
+        expected = weight * 0.5 * sum(distances).item() / 2
+        assert terms[f"contrast_{i + 1}"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_of_a_mix_keeps_its_gradient_alone() -> None:
+    loss = MixedSegmentationLoss("squared_batch", (1.0, 0.5))
+    outputs = [torch.randn(2, 3, size, size).requires_grad_() for size in (32, 16)]
+    labels = [torch.randint(3, (2, 1, 32, 32)) for _ in range(2)]
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(weakref.ref(tensor))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(outputs, *labels, copy_paste_mask((32, 32)), 1.0, 0.5)
+        voxels = sum(tensor.numel() for tensor in (each() for each in kept) if tensor is not None)
+    assert sum(z.numel() for z in outputs) <= voxels < 1.01 * sum(z.numel() for z in outputs)
+    value.backward()
+    assert all(z.grad is not None for z in outputs)
+
+
+@pytest.mark.parametrize("mix", ["both", "one"])
+def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, ready) -> None:
+    trainer, batch = ready(3, iteration=0, pretrain_mix=mix)
+    seen = images_seen_by(trainer.network)
+    torch.manual_seed(1)
+    terms = trainer.training_losses(batch)
+    torch.manual_seed(1)
+    mask = copy_paste_mask(batch.image_l.shape[2:])
+    (a, b), (y_a, y_b) = batch.image_l.split(1), batch.target_l[0].split(1)
+    expected = [mask * a + (1 - mask) * b, mask * b + (1 - mask) * a][: 2 if mix == "both" else 1]
+    assert torch.equal(seen[0], torch.cat(expected))
+    z = [[part[i : i + 1] for part in trainer.network(torch.cat(expected))] for i in range(len(expected))]
+    labels = [(y_a, y_b), (y_b, y_a)]
+    scales = trainer.loss.weight_factors
+    losses = [
+        reference_mixed(outputs, *pair, mask, 1, 1, scales, "linear_sample")
+        for outputs, pair in zip(z, labels, strict=False)
+    ]
+    assert terms["supervised_1"].item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_pretraining_without_mixing_is_nnunets(dim: int, ready) -> None:
+    trainer, batch = ready(dim, iteration=0, pretrain_mix="none")
+    trainer.network2.eval()
+    terms = trainer.training_losses(batch)
+    assert torch.equal(terms["supervised_1"], trainer.loss(trainer.network(batch.image_l), batch.target_l))
+    assert torch.equal(terms["supervised_2"], trainer.loss.loss(trainer.network2(batch.image_l)[0], batch.target_l[0]))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_phases_teacher_and_optimisers(optimizer: str, ready) -> None:
+    trainer, _ = ready(2, mamba_optimizer=optimizer)
+    stream = trainer.get_dataloaders()[0]
+    rates = []
+    for step in range(1, 5):
+        before = weights(trainer.teacher)
+        batch = next(stream)
+        trainer.train_step(batch if "labelled" in batch else next(stream))
+        rates.append([group["lr"] for _, optimizer in trainer.trained for group in optimizer.param_groups])
+        student, teacher = weights(trainer.network), weights(trainer.teacher)
+        expected = student if step <= 2 else 0.99 * before + 0.01 * student
+        torch.testing.assert_close(teacher, expected)
+        assert bool(trainer.optimizer.state) == bool(trainer.optimizer2.state) == (step != 2)
+    poly = [1.0, (7 / 8) ** 0.9, 1.0, (5 / 6) ** 0.9]
+    first = {"sgd": [0.01, 0.01, 0.01], "adamw": [0.01, 5e-4, 5e-4]}[optimizer]
+    beta = {"sgd": [1.0] * 4, "adamw": [1.0, 1.0, 1 / 2, 5 / 12]}[optimizer]
+    for row, factor, weight in zip(rates, poly, beta, strict=True):
+        assert row == pytest.approx([factor * first[0], *(factor * weight * rate for rate in first[1:])])
+    assert type(trainer.optimizer2).__name__.lower() == optimizer
+    assert trainer.optimizer2.param_groups[1]["weight_decay"] == 0.0  # decay rates and direct paths of the blocks
+
+
+@pytest.mark.parametrize(
+    ("total", "config", "expected"),
+    [
+        (40_000, {}, 10_000),
+        (3_000, {}, 1_500),
+        (6_000, {}, 2_000),
+        (1_000, {}, 500),
+        (1_000, {"pretrain_share": 0.75}, 750),
+        (1_000, {"pretrain_least": 0}, 250),
+        (1_000, {"pretrain_least": 0, "pretrain_share": 0.0}, 0),
+    ],
+)
+def test_length_of_pretraining(total: int, config, expected: int, make_trainer) -> None:
+    assert make_trainer("DSMTTrainer", 2, num_iterations=total, config=config).pretrain_iterations == expected
+
+
+def test_student_weights_of_equation_14(ready) -> None:
+    trainer, _ = ready(num_iterations=30_000, pretrain_share=0.0)
+    assert trainer.loss_weights(0) == (0.5, 0.5)
+    assert trainer.loss_weights(7_500) == pytest.approx((0.625, 0.375))
+    assert trainer.loss_weights(30_000) == (1.0, 0.0)
+    alone, _ = ready(student2="none")
+    assert alone.loss_weights(3)[0] == 1.0
+    assert ready()[0].loss_weights(1) == (1.0, 1.0)  # pre-training
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("adamw", 0.25), ("sgd", 1.0)])
+def test_the_learning_rate_of_adamw_takes_the_weight_of_the_loss(optimizer: str, factor: float, ready) -> None:
+    trainer, _ = ready(num_iterations=100, pretrain_share=0.0, mamba_optimizer=optimizer)
+    trainer.lr_scheduler.step(50)
+    for (_, one), own in zip(trainer.trained, (1.0, factor), strict=True):
+        for group in one.param_groups:
+            assert group["lr"] == pytest.approx(group["initial_lr"] * 0.5**0.9 * own)
+
+
+@pytest.mark.parametrize(
+    ("rampup", "iteration", "share"),
+    [
+        (0, 20, 1.0),
+        (10, 20, 0.006738),  # exp(−5)
+        (10, 25, 0.286505),  # exp(−5/4)
+        (10, 30, 1.0),
+        (2_000, 60, 0.286505),  # at most the 80 iterations of self-training
+        (2_000, 100, 1.0),
+    ],
+)
+def test_contrast_rises_from_the_first_step_of_self_training(rampup: int, iteration: int, share: float, ready) -> None:
+    settings = {"pretrain_share": 0.2, "propagation": "off", "student2": "plan"}
+    trainer, batch = ready(2, iteration, num_iterations=100, contrast_rampup=rampup, **settings)
+    torch.manual_seed(5)
+    terms = trainer.training_losses(batch)
+    trainer.config = dataclasses.replace(trainer.config, contrast_rampup=0)
+    torch.manual_seed(5)
+    constant = trainer.training_losses(batch)
+    for name, value in constant.items():
+        expected = value.item() * (share if name.startswith("contrast") else 1.0)
+        assert terms[name].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_fold_of_another_network_than_the_others_is_refused(make_trainer) -> None:
+    done = make_trainer("DSMTTrainer", 2, epoch=1, num_iterations=2, config={**SMALL, "student2": "plan"})
+    done.run_training()
+    folder = Path(done.output_folder)
+    folder.rename(folder.with_name("fold_1"))
+    before = (folder.parent / "plans.json").read_bytes()
+    make_trainer("DSMTTrainer", 2, epoch=1, num_iterations=2, config={"student2": "none"}).run_training()
+    other = make_trainer("DSMTTrainer", 2, config={"student2": "plan", "deployed": "mean"})
+    with pytest.raises(UsageError, match="another one than that of fold_1"):
+        other.run_training()
+    assert read_json(folder.parent / "plans.json")["configurations"] == json.loads(before)["configurations"]
+
+
+ABLATIONS = [
+    {"student1": "unet_bcp", "student2": "mamba_unet"},
+    {"student1": "unet_bcp", "student2": "unet_bcp", "teacher_mode": "train"},
+    {"student1": "mamba_unet", "teacher_mode": "eval"},
+    {"student1": "vnet", "student2": "plan", "deployed": "teacher"},
+    {"student2": "nnssl.networks.vnet.VNet"},
+    {"student2": "none"},
+    {"copy_paste": False},
+    {"noise_std": 0.1},
+    {"largest_component": False},
+    {"scattered_classes": "1,2"},
+    {"teacher_view": "same"},
+    {"contrast_weight": 0.0},
+    {"propagation_iterations": 0},
+    {"propagation": "off"},
+    {"propagation": "pairwise", "propagation_iterations": 1},
+    {"window_scope": "image", "similarity_temperature": 1.0, "scale_intensities": False},
+    {"dice": "linear_sample"},
+]
+
+
+@pytest.mark.parametrize("config", ABLATIONS, ids=lambda config: ",".join(f"{k}={v}" for k, v in config.items()))
+def test_every_ablation_trains(config, ready) -> None:
+    trainer, batch = ready(2, **config)
+    before = [weights(network) for network in trainer.students]
+    terms = trainer.training_losses(batch)
+    assert all(torch.isfinite(term) for term in terms.values())
+    pairs = 1 if config.get("student2") == "none" else 2
+    off = pairs == 1 or config.get("contrast_weight") == 0.0
+    assert len(terms) == pairs * (1 if off else 2)
+    trainer._optimise(torch.stack(list(terms.values())).sum())
+    assert all(not torch.equal(weights(n), old) for n, old in zip(trainer.students, before, strict=True))
+
+
+def test_without_enhancement_the_target_is_the_other_students_prediction(ready) -> None:
+    trainer, batch = ready(2, iteration=2, propagation="off", contrast_rampup=0)
+    trainer.network2.eval()
+    seen, images = images_seen_by(trainer.network), None
+    terms = trainer.training_losses(batch)
+    images = seen[0]
+    with torch.no_grad():
+        p1, p2 = trainer.network(images)[0].softmax(1), trainer.network2(images)[0].softmax(1)
+    expected = (soft_dice_distance(p1[:1], p2[:1]) + soft_dice_distance(p1[1:], p2[1:])) / 2
+    assert terms["contrast_1"].item() == pytest.approx(0.5 * 0.5 * expected.item(), abs=1e-5)
+
+
+def test_without_copy_paste_patches_stay_apart(ready) -> None:
+    trainer, batch = ready(2, copy_paste=False)
+    seen = images_seen_by(trainer.network)
+    trainer.training_losses(batch)
+    assert torch.equal(seen[0], torch.cat([batch.image_l[:1], batch.image_u_s[:1]]))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_patch_with_forced_foreground_keeps_the_label_of_its_centre(dim: int, ready) -> None:
+    trainer, batch = ready(dim)  # nnU-Net centres the last patches of a batch on foreground
+    batch.target_l[0][1] = 2
+    batch.target_l[0][0] = 0
+    seen = []
+    trainer.mixed_loss = lambda _, outside, inside, *__: seen.append((outside, inside)) or torch.zeros(())
+    trainer.training_losses(batch)
+    (labelled_outside, _), (_, labelled_inside) = seen[:2]
+    assert labelled_outside.max() == 0
+    assert labelled_inside.min() == 2
+
+
+def test_noise_reaches_the_students_but_not_the_teacher(ready) -> None:
+    trainer, batch = ready(2, noise_std=0.1, copy_paste=False)
+    student, teacher = images_seen_by(trainer.network), images_seen_by(trainer.teacher)
+    trainer.training_losses(batch)
+    assert torch.equal(teacher[0], batch.image_u_w)
+    noise = student[0][1] - batch.image_u_s[0]
+    assert 0.07 < noise.std().item() < 0.13
+    assert torch.equal(student[0][0], batch.image_l[0])
+
+
+def test_the_teacher_can_see_the_students_view(ready) -> None:
+    trainer, batch = ready(2, teacher_view="same", strong_probability=1.0)
+    seen = images_seen_by(trainer.teacher)
+    trainer.training_losses(batch)
+    assert torch.equal(seen[0], batch.image_u_s)
+    assert not torch.equal(seen[0], batch.image_u_w)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_class_that_the_teacher_never_labels_is_named_once_an_epoch(ready, regions: bool) -> None:
+    trainer, batch = ready(2)
+    trainer.label_manager._has_regions = regions
+    labels = {"whole": [1, 2], "core": [2]} if regions else {"second": 2, "first": 1}
+    trainer.dataset_json = {**trainer.dataset_json, "labels": {"background": 0, **labels, "ignore": 3}}
+    assert trainer.epoch_warnings() == []
+    probs = torch.zeros(len(batch.image_u_w), 2 if regions else 3, *batch.image_u_w.shape[2:])
+    probs[:, 0 if regions else 1, :6, :6] = 1.0
+    trainer.teach = lambda _: probs
+    mask = torch.ones_like(probs[:, :1], dtype=torch.bool)
+    for _ in range(2):
+        trainer.pseudo_labels(batch.image_u_w, mask, ())()
+    (warning,) = trainer.epoch_warnings()
+    assert f"as {'core' if regions else 'second'}:" in warning
+    assert trainer.epoch_warnings() == []
+    probs[:, -1, 6:] = 1.0
+    trainer.pseudo_labels(batch.image_u_w, mask, None)()
+    assert trainer.epoch_warnings() == []
+
+
+def test_padding_is_background_and_small_components_go(ready) -> None:
+    trainer, batch = ready(2)
+    shape = batch.image_u_s.shape
+    probs = torch.zeros(shape[0], 3, *shape[2:])
+    probs[:, 0] = 0.5
+    probs[:, 1, :6, :6] = probs[:, 1, 12:14, 12:14] = probs[:, 2, 8:10, 0:2] = 1.0
+    trainer.teach = lambda _: probs
+    mask = torch.ones(shape[0], 1, *shape[2:], dtype=torch.bool)
+    mask[:, :, :, :2] = False
+    found = trainer.pseudo_labels(batch.image_u_s, mask, ())()
+    assert found.dtype == torch.int64
+    assert found.sum() == shape[0] * 6 * 4
+    everything = trainer.pseudo_labels(batch.image_u_s, mask, None)()
+    assert everything.sum() == shape[0] * (6 * 4 + 4)
+    kept = trainer.pseudo_labels(batch.image_u_s, mask, (1,))()
+    assert torch.equal(kept, everything)
+
+
+@pytest.mark.parametrize("deployed", ["student1", "teacher", "student2", "mean"])
+def test_plans_of_the_run_build_the_deployed_network(deployed: str, make_trainer) -> None:
+    trainer = make_trainer("DSMTTrainer", 2, epoch=2, num_iterations=2, config={**SMALL, "deployed": deployed})
+    trainer.run_training()
+    folder = Path(trainer.output_folder)
+    entry = read_json(folder.parent / "plans.json")["configurations"]["2d"]["architecture"]
+    network = get_network_from_plans(*entry.values(), 1, 3, allow_init=False, deep_supervision=False)
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
+    network.load_state_dict(checkpoint["network_weights"])
+    image = torch.randn(1, 1, 16, 16)
+    trainer.set_deep_supervision_enabled(False)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(image), trainer.deployed.eval()(image))
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+
+
+def test_plans_that_were_given_are_not_changed(make_trainer) -> None:
+    trainer = make_trainer("DSMTTrainer", 2, config={"deployed": "student2"})
+    again = make_trainer("DSMTTrainer", 2)
+    plan = again.plans_manager.plans["configurations"]["2d"]["architecture"]
+    assert plan["network_class_name"].endswith("PlainConvUNet")
+    assert "MambaUNet" in trainer.plans_manager.plans["configurations"]["2d"]["architecture"]["network_class_name"]
+
+
+@pytest.mark.parametrize(("dim", "width"), [(2, 12), (3, 6)])  # the tiny plan has 4 features in its first stage
+def test_the_width_of_mamba_follows_the_plan(dim: int, width: int, make_trainer) -> None:
+    assert make_trainer("DSMTTrainer", dim).architectures[1]["arch_kwargs"]["width"] == width
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"student2": "none", "deployed": "student2"}, "no student 2"),
+        ({"student2": "none", "deployed": "mean"}, "no student 2"),
+        ({"student1": "unet"}, "mamba_unet"),
+        ({"student1": "none"}, "plan"),
+        ({"student2": "no.such.Network"}, "no.such.Network"),
+        ({"student2": "os.path"}, "os.path"),
+    ],
+)
+def test_impossible_students_are_errors(config, said: str, make_trainer) -> None:
+    with pytest.raises(UsageError) as raised:
+        make_trainer("DSMTTrainer", 2, config=config)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "3", "1,", "1;2"])
+def test_unknown_classes_are_errors_before_training(text: str, make_trainer) -> None:
+    with pytest.raises(UsageError) as raised:
+        make_trainer("DSMTTrainer", 2, config={"scattered_classes": text}).initialize()
+    assert raised.value.why == "labels of this data set: 1, 2"
+
+
+def test_teacher_modes() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Dropout2d(0.5))
+    for mode, batch_norm, dropout in (("bn_train_nodrop", True, False), ("train", True, True), ("eval", False, False)):
+        set_teacher_mode(network, mode)
+        assert [module.training for module in network] == [mode != "eval", batch_norm, dropout, dropout]
+
+
+def test_networks_with_batch_normalisation_take_the_mixes_apart(ready) -> None:
+    for student1, passes in (("plan", 1), ("unet_bcp", 2)):
+        trainer, batch = ready(2, student1=student1)
+        seen = images_seen_by(trainer.network)
+        trainer.training_losses(batch)
+        assert len(seen) == passes
+        assert torch.cat(seen).shape == batch.image_l.shape
+
+
+def test_one_labelled_patch_is_both_halves(ready) -> None:
+    trainer, batch = ready(2, iteration=0)
+    single = dataclasses.replace(batch, image_l=batch.image_l[:1], target_l=[t[:1] for t in batch.target_l])
+    seen = images_seen_by(trainer.network)
+    trainer.training_losses(single)
+    assert torch.equal(seen[0], batch.image_l[:1].expand(2, -1, -1, -1))
+
+
+def test_a_tensor_on_the_cpu_has_arrived() -> None:
+    tensor = torch.arange(4)
+    assert arriving(tensor)() is tensor
