@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: venv demo check test docs clean
+.PHONY: venv demo check types test test-all docs clean
 
 venv: .venv/installed
 
@@ -29,24 +29,34 @@ demo: venv
 	@echo "export nnUNet_compile=$(nnUNet_compile) nnUNet_n_proc_DA=$(nnUNet_n_proc_DA)"
 	nnssl_phantom -d 901
 	nnssl_plan_and_preprocess -d 901 -c 3d_fullres -budget cpu
-	nnssl_train 901 3d_fullres 0 -tr SupervisedTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu
-	nnssl_train 901 3d_fullres 0 -tr MeanTeacherTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu
-	nnssl_predict -i $(DEMO_RAW)/imagesTs -o demo/predictions/SupervisedTrainer \
-	  -m $(DEMO_RESULTS)/SupervisedTrainer__nnUNetPlans__3d_fullres -device cpu
-	nnssl_predict -i $(DEMO_RAW)/imagesTs -o demo/predictions/MeanTeacherTrainer \
-	  -m $(DEMO_RESULTS)/MeanTeacherTrainer__nnUNetPlans__3d_fullres -device cpu
+	nnssl_train 901 3d_fullres 0 -tr SupervisedTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu -tag demo
+	nnssl_train 901 3d_fullres 0 -tr MeanTeacherTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu -tag demo
+	nnssl_runs -d 901
+	nnssl_predict -i $(DEMO_RAW)/imagesTs -o demo/predictions/SupervisedTrainer -tr SupervisedTrainer -device cpu
+	nnssl_predict -i $(DEMO_RAW)/imagesTs -o demo/predictions/MeanTeacherTrainer -tr MeanTeacherTrainer -device cpu
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/SupervisedTrainer
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/MeanTeacherTrainer
 
-check: venv
+check: venv types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/pylint nnssl nnssl_trainers nnssl_commands.py
+	cd $(LAYOUT) && lint-imports --no-logo
+	cd $(LAYOUT) && pylint nnssl nnssl_trainers nnssl_commands.py
 	$(BIN)/codespell
 
+# dataset_conversion is installed inside nnssl. Tools that read files see the installed packages in this folder of links.
+LAYOUT := .venv/layout
+
+types: venv
+	rm -rf $(LAYOUT)/nnssl && mkdir -p $(LAYOUT)/nnssl
+	ln -s $(CURDIR)/nnssl/* $(CURDIR)/dataset_conversion $(LAYOUT)/nnssl
+	ln -sfn $(CURDIR)/nnssl_trainers $(CURDIR)/nnssl_commands.py $(CURDIR)/pyproject.toml $(LAYOUT)
+	cd $(LAYOUT) && mypy
+
 test: check docs
+	$(BIN)/pytest -m "not nightly" --cov --cov-report=term
+
+test-all: check docs
 	$(BIN)/pytest --cov --cov-report=term
 
 docs: venv

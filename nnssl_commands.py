@@ -28,6 +28,7 @@ def _run(command: str) -> int:
 convert = partial(_run, "convert")
 plan_and_preprocess = partial(_run, "plan_and_preprocess")
 train = partial(_run, "train")
+runs = partial(_run, "runs")
 predict = partial(_run, "predict")
 evaluate = partial(_run, "evaluate")
 methods = partial(_run, "methods")

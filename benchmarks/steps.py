@@ -35,7 +35,7 @@ from nnssl.data.raw import dataset_name
 from nnssl.registry import find_method
 from nnssl.system.files import environment_folder, read_json
 from nnssl.training.settings import RunSettings
-from nnssl_trainers.frame.trainer import as_list
+from nnssl_trainers.frame.batch import as_list
 
 Step = Callable[[], object]
 PARTS = {

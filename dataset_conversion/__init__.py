@@ -1,1 +1,1 @@
-"""Public data sets, as a user gets them from their owners, into nnU-Net's raw layout with `imagesUn`."""
+"""Converts public data sets, as their owners distribute them, into nnU-Net's raw layout with `imagesUn`."""

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import absent, files_in, folders_in, root_of
-from nnssl.dataset_conversion.engine.records import Found, Part, Record
+from nnssl.dataset_conversion.engine.layout import find_root, list_files, list_folders, note_absent_parts
+from nnssl.dataset_conversion.engine.records import Found, Part, SourceRecord
 from nnssl.dataset_conversion.engine.sources import Frame, ImageFile, UnreadableError, number_of_frames
 
 PARTS: dict[str, Part] = {"training": "labelled", "testing": "test"}
@@ -16,13 +16,13 @@ LABELS = {"background": 0, "RV": 1, "MYO": 2, "LV": 3}
 
 
 def find_cases(folder: Path, options: dict[str, Any]) -> Found:
-    """Return ED and ES of every patient; with `cine` the other frames as unlabelled scans of the training patients."""
+    """Return the frames ED and ES of every patient; `cine` adds the other frames of training patients, unlabelled."""
     start = folder / "database" if (folder / "database").is_dir() else folder
-    root, problems = root_of(start, "training/patientXXX", lambda place: any(place.glob("training/patient*")))
-    records: list[Record] = []
+    root, problems = find_root(start, "training/patientXXX", lambda place: any(place.glob("training/patient*")))
+    records: list[SourceRecord] = []
     ignored: list[Path] = []
     for part, kind in PARTS.items():
-        for patient in folders_in(root / part) if root else ():
+        for patient in list_folders(root / part) if root else ():
             if not PATIENT.fullmatch(patient.name):
                 problems.append(f"{part}/{patient.name} is not of the form patientXXX")
                 continue
@@ -35,19 +35,19 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
                 records += more
                 problems += missing
             ignored.append(cine)
-            ignored += files_in(patient, [".cfg"])
+            ignored += list_files(patient, [".cfg"])
     return Found(
         tuple(records),
         ("cineMRI",),
         LABELS,
         problems=tuple(problems),
-        notes=absent(root, PARTS),
+        notes=note_absent_parts(root, PARTS),
         ignored=tuple(ignored),
     )
 
 
 def _frames(patient: Path) -> tuple[list[int], list[str]]:
-    """Return the frame numbers of ED and ES that Info.cfg names, counted from 1."""
+    """Return the frame numbers of ED and ES from Info.cfg, counted from 1, and problems."""
     info = patient / "Info.cfg"
     name = f"{patient.parent.name}/{patient.name}/Info.cfg"
     if not info.is_file():
@@ -59,13 +59,13 @@ def _frames(patient: Path) -> tuple[list[int], list[str]]:
     return [int(match[1]) for match in found if match], []
 
 
-def _record(patient: Path, frame: int, kind: Part) -> Record:
+def _record(patient: Path, frame: int, kind: Part) -> SourceRecord:
     case = f"{patient.name}_frame{frame:02d}"
     image, label = patient / f"{case}.nii.gz", patient / f"{case}_gt.nii.gz"
-    return Record(case, (ImageFile(image),), kind, ImageFile(label), patient.name)
+    return SourceRecord(case, (ImageFile(image),), kind, ImageFile(label), patient.name)
 
 
-def _cine(patient: Path, cine: Path, labelled: list[int]) -> tuple[list[Record], list[str]]:
+def _cine(patient: Path, cine: Path, labelled: list[int]) -> tuple[list[SourceRecord], list[str]]:
     name = f"{patient.parent.name}/{patient.name}/{cine.name}"
     if not cine.is_file():
         return [], [f"{name} is missing"]
@@ -75,6 +75,6 @@ def _cine(patient: Path, cine: Path, labelled: list[int]) -> tuple[list[Record],
         return [], [f"{name} {error}"]
     others = [frame for frame in range(1, count + 1) if frame not in labelled]
     return [
-        Record(f"{patient.name}_frame{frame:02d}", (Frame(cine, frame - 1),), "unlabelled", patient=patient.name)
+        SourceRecord(f"{patient.name}_frame{frame:02d}", (Frame(cine, frame - 1),), "unlabelled", patient=patient.name)
         for frame in others
     ], []

@@ -1,4 +1,4 @@
-"""Any images, labels and unlabelled images: globs choose the files, what their `*` matches names the case."""
+"""Any images, labels and unlabelled images: globs choose the files, and the text that `*` matches names the case."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import named_labels, stem
-from nnssl.dataset_conversion.engine.records import Found, Part, Record
+from nnssl.dataset_conversion.engine.layout import number_labels, stem
+from nnssl.dataset_conversion.engine.records import Found, Part, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
 from nnssl.errors import UsageError
 
@@ -16,17 +16,17 @@ PARTS: dict[str, Part] = {"images": "labelled", "unlabelled": "unlabelled", "tes
 
 
 def find_cases(folder: Path, options: dict[str, Any]) -> Found:
-    """Return one case for each name that the first glob of a part matches; the other globs must match it too."""
+    """Return one case for each name that the globs of a part match; every glob must match every name."""
     _check_options(options)
     problems: list[str] = []
-    records: list[Record] = []
+    records: list[SourceRecord] = []
     labels = _matches(folder, options["labels"], problems)
     channels = options["channel"]
     patient_of = _patients(options["patient"], problems)
     for option, part in PARTS.items():
         globs = options[option] or (f"{option}/*",) * len(channels)
         if not options[option] and len(channels) > 1:
-            continue  # no default tells channels apart
+            continue  # the default globs cannot tell channels apart
         found = [_matches(folder, glob, problems) for glob in globs]
         if options[option]:
             problems += [
@@ -40,18 +40,18 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
             elif not lacking:
                 images = tuple(ImageFile(matched[case]) for matched in found)
                 label = ImageFile(labels[case]) if part != "unlabelled" and case in labels else None
-                records.append(Record(case, images, part, label, patient_of(case)))
+                records.append(SourceRecord(case, images, part, label, patient_of(case)))
     imaged = {record.case for record in records}
     problems += [f"{case}: a label without an image" for case in sorted(set(labels) - imaged) if not problems]
     values = {value: number for number, value in enumerate(options["label_values"] or ())}
-    names, wrong = named_labels(options["label_names"] or [f"label_{number}" for number in range(1, len(values))])
+    names, wrong = number_labels(options["label_names"] or [f"label_{number}" for number in range(1, len(values))])
     return Found(
         tuple(records), tuple(channels), names, label_values=values, problems=(*problems, *wrong), strict=False
     )
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Check what can be checked before a file is read.
+    """Check the options before any file is read.
 
     Raises:
         UsageError: a number of values does not fit, a value is repeated, or a glob is absolute or empty.
@@ -63,22 +63,22 @@ def _check_options(options: dict[str, Any]) -> None:
             raise UsageError(
                 f"-{option} has {len(globs)} glob(s) for {len(channels)} channel(s)",
                 where=f"-{option} {' '.join(globs)}",
-                why=f"one a channel, in the order of -channel {' '.join(channels)}",
+                why=f"give one for each channel, in the order of -channel {' '.join(channels)}",
             )
     for glob in (options["labels"], *(glob for option in PARTS for glob in options[option] or ())):
         if not glob or glob.startswith("/"):
-            raise UsageError(f"'{glob}' is no glob below -i", why="it is empty or absolute")
+            raise UsageError(f"'{glob}' is no glob below -i", why="the glob is empty or absolute")
     if values and len(set(values)) != len(values):
         raise UsageError("-label_values repeats a value", where=f"-label_values {' '.join(map(str, values))}")
     if values and names and len(names) != len(values) - 1:
         raise UsageError(
             f"-label_names has {len(names)} name(s) for {len(values)} -label_values",
-            why="the first value is the background's, every other has a name",
+            why="the first value belongs to the background, every other value has a name",
         )
 
 
 def _patients(expression: str | None, problems: list[str]) -> Callable[[str], str]:
-    """Return a function from case to patient; a case in which the expression finds nothing is a problem."""
+    """Return a function from case to patient; a case name without a match becomes a problem."""
     try:
         pattern = re.compile(expression or ".+")
     except re.error as error:

@@ -1,7 +1,7 @@
 """M&Ms: `Training/Labeled|Training/Unlabeled|Validation|Testing/CODE/CODE_sa.nii.gz`, `CODE_sa_gt.nii.gz` and a csv.
 
-The csv names the vendor, A to D, and the places of ED and ES on the fourth axis, counted from 0; the labels are 4-D too
-and empty elsewhere.
+The csv names the vendor, A to D, and the positions of ED and ES on the fourth axis, counted from 0. The labels are 4-D
+files too; their other frames are empty.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import folders_in, root_of
-from nnssl.dataset_conversion.engine.records import Found, Part, Record
+from nnssl.dataset_conversion.engine.layout import find_root, list_folders
+from nnssl.dataset_conversion.engine.records import Found, Part, SourceRecord
 from nnssl.dataset_conversion.engine.sources import Frame, UnreadableError, number_of_frames
 
 PARTS: dict[str, Part] = {
@@ -37,23 +37,23 @@ class Row:
 
 
 def find_cases(folder: Path, options: dict[str, Any]) -> Found:
-    """Return ED and ES of every patient, with the vendor as domain.
+    """Return the frames ED and ES of every patient, with the vendor as domain.
 
-    With `cine` the other frames of the training part are additional unlabelled scans.
+    `cine` adds the other frames of the training part as unlabelled scans.
     """
     start = folder / "OpenDataset" if (folder / "OpenDataset").is_dir() else folder
     expected = "Training/Labeled, Training/Unlabeled, Validation and Testing"
-    root, problems = root_of(start, expected, lambda place: (place / "Training" / "Labeled").is_dir())
+    root, problems = find_root(start, expected, lambda place: (place / "Training" / "Labeled").is_dir())
     if root is None:
         return Found((), ("cineMRI",), LABELS, problems=tuple(problems))
     table, problems = _table(root, folder)
-    records: list[Record] = []
+    records: list[SourceRecord] = []
     ignored: list[Path] = []
     for place, part in PARTS.items() if table else ():
         if not (root / place).is_dir():
             problems.append(f"the folder {place} is missing")
             continue
-        for patient in folders_in(root / place):
+        for patient in list_folders(root / place):
             if patient.name not in table:
                 problems.append(f"{place}/{patient.name} has no row in the table")
                 continue
@@ -69,10 +69,10 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
 
 
 def _table(root: Path, folder: Path) -> tuple[dict[str, Row], list[str]]:
-    """Return the rows of the table by patient, and what is wrong with it."""
+    """Return the rows of the table by patient, and problems."""
     paths = sorted({path for place in (root, root.parent, folder) for path in place.glob(TABLE)})
     if len(paths) != 1:
-        return {}, [f"{len(paths)} tables '{TABLE}' were found, one is needed: it names the vendors and the frames"]
+        return {}, [f"{len(paths)} tables '{TABLE}' were found, one is needed: the table names vendors and frames"]
     with paths[0].open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file, restval=""))
     lacking = [name for name in COLUMNS if not rows or name not in rows[0]]
@@ -90,17 +90,18 @@ def _table(root: Path, folder: Path) -> tuple[dict[str, Row], list[str]]:
     return found, problems
 
 
-def _record(patient: Path, frame: int, part: Part, vendor: str) -> Record:
+def _record(patient: Path, frame: int, part: Part, vendor: str) -> SourceRecord:
     name = patient.name
+    image = Frame(patient / f"{name}_sa.nii.gz", frame)
     label = Frame(patient / f"{name}_sa_gt.nii.gz", frame) if part != "unlabelled" else None
-    return Record(f"{name}_frame{frame:02d}", (Frame(patient / f"{name}_sa.nii.gz", frame),), part, label, name, vendor)
+    return SourceRecord(f"{name}_frame{frame:02d}", (image,), part, label, name, vendor)
 
 
-def _others(patient: Path, row: Row) -> tuple[list[Record], list[str]]:
+def _others(patient: Path, row: Row) -> tuple[list[SourceRecord], list[str]]:
     cine = patient / f"{patient.name}_sa.nii.gz"
     try:
         count = number_of_frames(cine)
     except UnreadableError as error:
-        return [], [f"{patient.name}/{cine.name} {error}"] if cine.is_file() else []  # a missing file is found later
+        return [], [f"{patient.name}/{cine.name} {error}"] if cine.is_file() else []  # the check reports a missing file
     others = [frame for frame in range(count) if frame not in row.frames]
     return [_record(patient, frame, "unlabelled", row.vendor) for frame in others], []

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import files_in, root_of
-from nnssl.dataset_conversion.engine.records import Found, Record
+from nnssl.dataset_conversion.engine.layout import find_root, list_files
+from nnssl.dataset_conversion.engine.records import Found, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
 
 IMAGE = re.compile(r"img(\d{4})\.nii\.gz")
@@ -18,22 +18,22 @@ ORGANS = (
 STARTS = ("", "RawData", "Abdomen/RawData")
 
 
-def find_cases(folder: Path, options: dict[str, Any]) -> Found:  # noqa: ARG001 - it has no options
-    """Return the training scans with labels; the test scans, whose labels are not public, without."""
+def find_cases(folder: Path, options: dict[str, Any]) -> Found:  # noqa: ARG001 - this converter has no options
+    """Return the training scans as labelled cases and the test scans, whose labels are not public, as unlabelled."""
     start = next((folder / start for start in STARTS if (folder / start / "Training" / "img").is_dir()), folder)
     expected = "Training/img, Training/label and Testing/img"
-    root, problems = root_of(start, expected, lambda place: (place / "Training" / "img").is_dir())
-    records: list[Record] = []
+    root, problems = find_root(start, expected, lambda place: (place / "Training" / "img").is_dir())
+    records: list[SourceRecord] = []
     for part in ("Training", "Testing"):
-        for path in files_in(root / part / "img", [".nii.gz"]) if root else ():
+        for path in list_files(root / part / "img", [".nii.gz"]) if root else ():
             match = IMAGE.fullmatch(path.name)
             if not match:
-                continue  # the check reports it
+                continue  # the check reports this file
             case, image = path.name.removesuffix(".nii.gz"), (ImageFile(path),)
             if part == "Training":
                 label = path.parents[1] / "label" / f"label{match[1]}.nii.gz"
-                records.append(Record(case, image, "labelled", ImageFile(label)))
+                records.append(SourceRecord(case, image, "labelled", ImageFile(label)))
             else:
-                records.append(Record(case, image, "unlabelled"))
+                records.append(SourceRecord(case, image, "unlabelled"))
     labels = {"background": 0} | {name: value for value, name in enumerate(ORGANS, 1)}
     return Found(tuple(records), ("CT",), labels, problems=tuple(problems))

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import nnssl.cli
 import nnssl.ingredients
-from nnssl.config import allowed, written
+from nnssl.config import MethodConfig, allowed, written
 from nnssl.data.protocols import FOLDER, read_protocol
 from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.registry import METHODS, Method
@@ -22,6 +22,7 @@ COMMANDS = (
     "convert",
     "plan_and_preprocess",
     "train",
+    "runs",
     "predict",
     "evaluate",
     "methods",
@@ -42,7 +43,7 @@ def write_pages(docs: Path) -> None:
         page = docs / "methods" / f"{method.name}.md"
         if not page.is_file():
             raise FileNotFoundError(f"{method.class_name} has no documentation page {page}")
-        pages[f"settings_{method.name}"] = settings_table(method)
+        pages[f"settings_{method.name}"] = settings_table(method) + "\n" + presets_table(method)
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
@@ -112,15 +113,30 @@ def methods_table() -> str:
 
 def settings_table(method: Method) -> str:
     """Return the settings that `--set` takes for one method."""
-    rows = []
-    for item in dataclasses.fields(method.load().config_class):
-        meta = item.metadata
-        rows.append(
-            [f"`{item.name}`", meta["symbol"] or "–", f"`{written(item.default)}`", allowed(item), meta["help"]]
-        )
-    if not rows:
-        return "This method has no settings of its own.\n"
+    config_class = method.load().config_class
+    items = dataclasses.fields(config_class)
+    shared = [item for item in items if item.name in {field.name for field in dataclasses.fields(MethodConfig)}]
+    rows = [
+        [
+            f"`{item.name}`",
+            item.metadata["symbol"] or "–",
+            f"`{written(item.default)}`",
+            allowed(config_class, item),
+            item.metadata["help"],
+        ]
+        for item in [*(item for item in items if item not in shared), *shared]
+    ]
     return _table(["setting", "symbol", "default", "range", "meaning"], rows)
+
+
+def presets_table(method: Method) -> str:
+    """Return what each preset of a method changes."""
+    presets = method.load().config_class.presets
+    rows = [
+        [f"`preset={name}`", ", ".join(f"`{key}={written(value)}`" for key, value in values.items()) or "see above"]
+        for name, values in presets.items()
+    ]
+    return _table(["preset", "settings"], rows)
 
 
 def ingredients() -> str:

@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
-The Python API mirrors the commands: `convert`, `plan`, `train`, `predict`, `evaluate`. Importing this package is fast:
-torch and nnU-Net are imported when a function is called.
+The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `evaluate`. Importing this package
+is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -9,27 +9,35 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-DISTRIBUTION = "nnssl-semi"
+from nnssl.version import DISTRIBUTION as DISTRIBUTION
+from nnssl.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nnssl.dataset_conversion.engine.writer import convert as convert
+    from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
     from nnssl.planning.api import plan as plan
     from nnssl.training.api import train as train
+    from nnssl.training.runs import evaluate_run as evaluate_run
+    from nnssl.training.runs import runs as runs
 
 _API = {
-    "convert": "nnssl.dataset_conversion.engine.writer",
+    "convert": "nnssl.dataset_conversion.api",
     "plan": "nnssl.planning.api",
     "train": "nnssl.training.api",
+    "runs": "nnssl.training.runs",
     "predict": "nnssl.inference.api",
     "evaluate": "nnssl.evaluation.api",
+    "evaluate_run": "nnssl.training.runs",
 }
-__all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "plan", "predict", "train"]
+__all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "evaluate_run", "plan", "predict", "runs", "train"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything
     if name in _API:
         return getattr(import_module(_API[name]), name)
     raise AttributeError(f"module 'nnssl' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})

@@ -1,16 +1,19 @@
-"""Errors with an exit code, and a message that says what, where, why and what to run next."""
+"""Errors with an exit code and a message that says what is wrong, where, why, and what to run next."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class NnsslError(Exception):
-    """Base of the errors that a user can act on.
+    """Base of all errors that a user can act on.
 
     Args:
-        what: one line, what is wrong.
+        what: what is wrong, in one line.
         where: file, case or option.
-        why: one line, or several, why that is a problem (both values and the tolerance where numbers differ).
-        run: the command, or the change, that repairs it.
+        why: why this is a problem, in one or more lines; where numbers differ, both values and the tolerance.
+        run: the command or the change that repairs the problem.
     """
 
     exit_code = 1
@@ -36,24 +39,44 @@ class UsageError(NnsslError):
 
 
 class DataError(NnsslError):
-    """The data set is not what it must be: exit code 3."""
+    """The data set breaks a rule: exit code 3."""
 
     exit_code = 3
 
 
 class EnvironmentProblem(NnsslError):
-    """Paths, device, disk, checkpoint files or a lost worker process: exit code 4."""
+    """A problem with paths, device, disk, checkpoint files or a lost worker process: exit code 4."""
 
     exit_code = 4
 
 
 class OutOfMemory(NnsslError):
-    """Not enough memory on the device or the host: exit code 5."""
+    """The device or the host has too little memory: exit code 5."""
 
     exit_code = 5
 
 
 class StoppedBySignal(NnsslError):
-    """The run saved its state and stopped, continue it with --c: exit code 75."""
+    """A signal stopped the command; a training run saved its state and continues with --c: exit code 75."""
 
     exit_code = 75
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, option: str, otherwise: str = "") -> UsageError:
+    """Return the error for a name that nnssl does not know: the message lists the names and proposes the closest one.
+
+    Args:
+        kind: what the name stands for, `trainer` for example.
+        name: the unknown name.
+        known: the names that exist.
+        option: how a user gives the name, `-tr` for example.
+        otherwise: what to run where no name is close.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return UsageError(
+        f"unknown {kind} '{name}'",
+        where=f"{option} {name}",
+        why=f"known {kind}s: {', '.join(names)}",
+        run=f"{option} {close[0]}" if close else otherwise,
+    )

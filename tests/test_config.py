@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from nnssl.config import MethodConfig, Value, allowed, config_with, hyper, written
+from nnssl.config import MethodConfig, Value, allowed, changed, config_with, hyper, written
 from nnssl.errors import UsageError
 
 
@@ -21,15 +21,16 @@ class Settings(MethodConfig):
 
 
 def test_defaults_and_metadata() -> None:
-    assert Settings().to_dict() == {"decay": 0.99, "steps": 40, "mirrored": True, "shape": "sigmoid"}
+    own = {"decay": 0.99, "steps": 40, "mirrored": True, "shape": "sigmoid"}
+    assert Settings().to_dict() == {**MethodConfig().to_dict(), **own}
     decay = next(item for item in dataclasses.fields(Settings) if item.name == "decay")
     assert (decay.metadata["symbol"], decay.metadata["help"]) == ("α", "weight of the old value")
 
 
 def test_round_trips() -> None:
-    changed = config_with(Settings, ["decay=0.5", "mirrored=no", "shape=gaussian"])
-    assert config_with(Settings, json.loads(json.dumps(changed.to_dict()))) == changed
-    assert pickle.loads(pickle.dumps(changed)) == changed
+    config = config_with(Settings, ["decay=0.5", "mirrored=no", "shape=gaussian"])
+    assert config_with(Settings, json.loads(json.dumps(config.to_dict()))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,8 @@ def test_unknown_name_lists_the_valid_ones() -> None:
 
 def test_settings_are_written_as_they_are_given() -> None:
     assert [written(value) for value in (True, False, 0.5, 1, "sigmoid")] == ["on", "off", "0.5", "1", "sigmoid"]
-    assert [allowed(item) for item in dataclasses.fields(Settings)] == [
+    assert [written(value) for value in (None, 1e-4)] == ["auto", "0.0001"]
+    assert [allowed(Settings, item) for item in dataclasses.fields(Settings)[-4:]] == [
         "0 to 1",
         "at least 1",
         "on, off",
@@ -139,13 +141,42 @@ def test_not_name_equals_value(text: str) -> None:
 @dataclass(frozen=True)
 class WithPresets(Settings):
     presets: ClassVar[dict[str, dict[str, Value]]] = {"code": {"decay": 0.9, "shape": "gaussian"}}
-    preset: str = hyper("paper", "whose choices", choices=("paper", "code"))
+    temperature: float | None = hyper(None, "temperature of sharpening", low=0.1)
+
+
+@dataclass(frozen=True)
+class Redefined(WithPresets):
+    decay: float = changed(Settings, "decay", 0.5, symbol="β")
+    shape: str = changed(Settings, "shape", "cubic", choices=("cubic", "sigmoid"))
+
+
+def test_an_inherited_setting_takes_another_default_and_keeps_its_meaning() -> None:
+    assert (Redefined().decay, Redefined().shape, Redefined().steps) == (0.5, "cubic", 40)
+    items = {item.name: item for item in dataclasses.fields(Redefined)}
+    assert items["decay"].metadata["help"] == "weight of the old value"
+    assert (items["decay"].metadata["symbol"], allowed(Redefined, items["decay"])) == ("β", "0 to 1")
+    assert allowed(Redefined, items["shape"]) == "cubic, sigmoid"
+    with pytest.raises(UsageError, match="shape=gaussian is not allowed"):
+        config_with(Redefined, ["shape=gaussian"])
+
+
+def test_auto_is_the_absence_of_a_number() -> None:
+    assert config_with(WithPresets, ["temperature=auto"]).temperature is None
+    assert config_with(WithPresets, ["temperature=0.3"]).temperature == 0.3
+    assert config_with(WithPresets, json.loads('{"temperature": null}')) == WithPresets()
+    item = next(item for item in dataclasses.fields(WithPresets) if item.name == "temperature")
+    assert allowed(WithPresets, item) == "auto, at least 0.1"
+    for text in ("temperature=0", "decay=auto"):
+        with pytest.raises(UsageError, match="is not"):
+            config_with(WithPresets, [text])
+    with pytest.raises(UsageError, match="decay has no automatic value"):
+        config_with(WithPresets, {"decay": None})
 
 
 def test_a_preset_changes_what_is_not_given() -> None:
     config = config_with(WithPresets, ["shape=sigmoid", "preset=code"])
     assert (config.preset, config.decay, config.shape, config.steps) == ("code", 0.9, "sigmoid", 40)
-    assert config_with(WithPresets, {"preset": "paper"}) == WithPresets()
+    assert config_with(WithPresets, {"preset": "default"}) == WithPresets()
     with pytest.raises(UsageError, match="preset=other is not allowed"):
         config_with(WithPresets, ["preset=other"])
 

@@ -1,1 +1,1 @@
-"""What the converters share: records, sources, checks, case files and the writer."""
+"""The machinery of all converters: records, sources, checks, case files and the writer."""

@@ -1,19 +1,20 @@
-"""A published protocol applied to what a converter found: its test patients to the test part, its lists as fold 0."""
+"""Applies a published protocol to a download: its test patients become test cases, its lists become fold 0."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-from nnssl.data.protocols import Case, Lists, find_protocol, protocol_fold
-from nnssl.dataset_conversion.engine.records import Found, Part, Record
+from nnssl.data.protocols import Lists, ProtocolCase, find_protocol, protocol_fold
+from nnssl.dataset_conversion.engine.records import Found, Part, SourceRecord
 
 
-def arranged(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
+def apply_protocol(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
     """Return the cases as the protocol divides them, and the content of splits_final.json.
 
-    Lists may divide all cases with labels anew, those of the data set's own test part too; cases that they do not name
-    are left out. With a rule the data set's own test cases are left out. So a score on `imagesTs` is the protocol's.
+    A protocol with lists divides all cases with labels anew, also those of the test part of the data set, and leaves
+    out cases that its lists do not name. A protocol with a rule leaves out the test cases of the data set. `imagesTs`
+    then holds only test cases of the protocol, so that a score on `imagesTs` is a score of the protocol.
 
     Raises:
         UsageError: no such protocol.
@@ -44,11 +45,11 @@ def arranged(found: Found, name: str) -> tuple[Found, list[dict[str, Any]]]:
     )
 
 
-def _part(record: Record, lists: Lists, *, by_rule: bool) -> Part | None:
-    """Return where a protocol puts a case, None for nowhere."""
+def _part(record: SourceRecord, lists: Lists, *, by_rule: bool) -> Part | None:
+    """Return the part that a protocol assigns a case to, None if the protocol leaves the case out."""
     patient = record.person
     if patient in lists.test:
-        return "test" if record.label else None  # else an unlabelled scan of a test patient
+        return "test" if record.label else None  # no label: an unlabelled scan of a test patient
     if by_rule:
         return None if record.part == "test" and lists.test else record.part
     if patient not in lists.train and patient not in lists.validation:
@@ -56,5 +57,5 @@ def _part(record: Record, lists: Lists, *, by_rule: bool) -> Part | None:
     return "labelled" if record.label else record.part
 
 
-def _case(record: Record) -> Case:
-    return Case(record.case, record.person, record.domain)
+def _case(record: SourceRecord) -> ProtocolCase:
+    return ProtocolCase(record.case, record.person, record.domain)

@@ -1,4 +1,4 @@
-"""The files of one case, each written under another name and moved to its place."""
+"""Writes the files of one case, each under a temporary name before it is moved to its place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import gzip
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,68 +15,71 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnssl.dataset_conversion.engine.checks import CaseRecord, Job
-from nnssl.dataset_conversion.engine.records import Record
-from nnssl.dataset_conversion.engine.sources import ImageFile, image_of, placement
+from nnssl.data.geometry import Geometry, geometry_of_image
+from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job
+from nnssl.dataset_conversion.engine.records import Part, Source, SourceRecord
+from nnssl.dataset_conversion.engine.sources import ImageFile, image_of
 from nnssl.errors import EnvironmentProblem
-from nnssl.system.files import content_hash, write_json
+from nnssl.names import IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR, LABELS_TS
+from nnssl.system.files import RUN_AGAIN, content_hash, replacing, write_json
 
 ENDING = ".nii.gz"
 HEADER_BYTES = 352  # of a NIfTI-1 file, before the voxels
-WORK = ".conversion"  # files on their way, and what each completed case was made from
-FOLDERS = {
-    "labelled": ("imagesTr", "labelsTr"),
-    "unlabelled": ("imagesUn", ""),
-    "test": ("imagesTs", "labelsTs"),
+WORK = ".conversion"  # folder of unfinished files and of the records of completed cases
+MANIFEST = "conversion.json"
+FOLDERS: dict[Part, tuple[str, str]] = {
+    "labelled": (IMAGES_TR, LABELS_TR),
+    "unlabelled": (IMAGES_UN, ""),
+    "test": (IMAGES_TS, LABELS_TS),
 }
 
 
-def write_case(task: tuple[Record, CaseRecord], job: Job) -> None:
-    """Write the files of one case, and what they were made from into the work folder when all are there.
+def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
+    """Write the files of one case and, when all are complete, a record of them into the work folder.
 
     Raises:
-        EnvironmentProblem: the disk is full, or a file changed since it was checked.
+        EnvironmentProblem: the disk is full, or a file changed since the check.
     """
     record, entry = task
     images, labels = FOLDERS[record.part]
     outputs = {}
+    geometry: Geometry | None = None
     try:
         for number, channel in enumerate(record.channels):
             name = f"{images}/{record.case}_{number:04d}{ENDING}"
-            if isinstance(channel, ImageFile) and channel.path.name.endswith(ENDING) and _has_three_axes(channel.path):
-                outputs[name] = _placed(job, name, partial(_copy, channel.path))
-            else:
-                outputs[name] = _placed(job, name, partial(_save, channel.read()))
+            if _can_be_copied(channel):
+                outputs[name] = _write_file(job, name, partial(shutil.copyfile, channel.files()[0]))
+                continue
+            image = channel.read()
+            geometry = geometry or geometry_of_image(image)
+            outputs[name] = _write_file(job, name, partial(_save, image))
         if record.label:
             name = f"{labels}/{record.case}{ENDING}"
-            place = placement(record.channels[0].read()) if job.fix_geometry else None
-            outputs[name] = _placed(job, name, partial(_save, _mapped(record.label.read(), place, job.values)))
+            if job.fix_geometry and geometry is None:
+                geometry = geometry_of_image(record.channels[0].read())
+            label = _converted_label(record.label.read(), geometry if job.fix_geometry else None, job.values)
+            outputs[name] = _write_file(job, name, partial(_save, label))
     except (OSError, RuntimeError) as error:
         raise EnvironmentProblem(
             "a case could not be written",
             where=f"{job.folder} {record.case}",
-            why=str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
-            run="free space or choose another folder, then run the same command again",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[-1],
+            run=RUN_AGAIN,
         ) from error
-    write_json(
-        job.folder / WORK / f"{record.case}.json", dataclasses.asdict(dataclasses.replace(entry, outputs=outputs))
-    )
+    note = dataclasses.asdict(dataclasses.replace(entry, outputs=outputs))
+    write_json(job.folder / WORK / f"{record.case}.json", note)
 
 
-def _placed(job: Job, name: str, save: partial[None]) -> str:
-    """Save a file under the work folder, sync it, move it to its place; return its SHA-256."""
-    target = job.folder / name
-    temporary = job.folder / WORK / target.name
-    target.parent.mkdir(exist_ok=True)
-    try:
+def _write_file(job: Job, name: str, save: Callable[[Path], object]) -> str:
+    """Let `save` write a file of the data set in one piece, and return its SHA-256."""
+    with replacing(job.folder / name, keep_ending=True, work_folder=job.folder / WORK) as temporary:
         save(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        digest = content_hash(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
+        return content_hash(temporary)
+
+
+def _can_be_copied(channel: Source) -> bool:
+    """Return whether a channel is a file that the data set can take as it is: one compressed 3-D NIfTI volume."""
+    return isinstance(channel, ImageFile) and channel.path.name.endswith(ENDING) and _has_three_axes(channel.path)
 
 
 def _has_three_axes(path: Path) -> bool:
@@ -85,19 +88,15 @@ def _has_three_axes(path: Path) -> bool:
     return len(nibabel.load(path).shape) == 3
 
 
-def _copy(path: Path, target: Path) -> None:
-    shutil.copyfile(path, target)
-
-
 def _save(image: Any, target: Path) -> None:  # noqa: ANN401 - a SimpleITK image
     sitk.WriteImage(image, str(target))
     voxel_bytes = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
-    if _unpacked_bytes(target) < HEADER_BYTES + voxel_bytes:  # ITK does not raise where a write falls short
+    if _unpacked_bytes(target) < HEADER_BYTES + voxel_bytes:  # ITK raises no error when a write falls short
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _unpacked_bytes(path: Path) -> int:
-    """Return the length of the decompressed file, 0 where the compressed data end too early."""
+    """Return the length of the decompressed file, 0 if the compressed data end too early."""
     try:
         with gzip.open(path) as file:
             return sum(len(block) for block in iter(partial(file.read, 1 << 20), b""))
@@ -105,8 +104,8 @@ def _unpacked_bytes(path: Path) -> int:
         return 0
 
 
-def _mapped(label: Any, place: Any, values: Mapping[int, int]) -> Any:  # noqa: ANN401 - SimpleITK images
-    """Return the label as bytes with the values of the data set, at `place` or (None) where it is."""
+def _converted_label(label: Any, geometry: Geometry | None, values: Mapping[int, int]) -> Any:  # noqa: ANN401
+    """Return the label as bytes with the values of the data set, in `geometry`; None leaves it in its own place."""
     voxels = sitk.GetArrayViewFromImage(label)
     mapping = values or {value: value for value in range(256)}
     low = min(mapping)
@@ -116,5 +115,5 @@ def _mapped(label: Any, place: Any, values: Mapping[int, int]) -> Any:  # noqa: 
     mapped = np.empty(voxels.shape, dtype=np.uint8)
     for source, target in zip(voxels, mapped, strict=True):
         target[...] = table[source.astype(np.int64) - low]
-    _, spacing, origin, direction = place or placement(label)
-    return image_of(mapped, spacing, origin, direction)
+    place = geometry or geometry_of_image(label)
+    return image_of(mapped, place.spacing_mm, place.origin_mm, place.direction)

@@ -1,4 +1,4 @@
-"""The check of a download before anything is written: every file read once, every problem in one list."""
+"""The check of a download before anything is written: every file is read once, one list holds every problem."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnssl.data.scans import LABEL_SPACING_TOLERANCE, PLACEMENT_TOLERANCE, count_not_finite
-from nnssl.dataset_conversion.engine.records import Found, Record, Source
-from nnssl.dataset_conversion.engine.sources import NIFTI, UnreadableError, placement
+from nnssl.data.geometry import Difference, Geometry, find_differences, geometry_of_image
+from nnssl.data.scans import count_not_finite
+from nnssl.dataset_conversion.engine.records import Found, Source, SourceRecord
+from nnssl.dataset_conversion.engine.sources import NIFTI, UnreadableError
+from nnssl.errors import DataError
 from nnssl.system.files import content_hash
+from nnssl.system.workers import run_parallel
 
-FORMAT = 1  # part of every recipe: a new number converts everything anew
+MOST_LABELS = 127  # of a data set without label names
+FORMAT = 1  # part of every recipe: with a new number the next run converts every case again
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 IMAGE_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".h5", ".hdf5", ".img", ".hdr")
 
 
 @dataclass(frozen=True)
-class CaseRecord:
-    """What conversion.json keeps of a case.
+class ConvertedCase:
+    """What conversion.json stores about a case.
 
     Attributes:
-        recipe: hash of everything that decides the output: record, label values, options, and the inputs' bytes.
+        recipe: hash of everything that decides the output: record, label values, options, and bytes of the inputs.
         voxels: SHA-256 of the decoded voxels of all channels.
         values: label values that occur in the download, none without a label.
         inputs: file of the download -> SHA-256.
@@ -46,13 +50,13 @@ class CaseRecord:
 
 @dataclass(frozen=True)
 class Job:
-    """What the worker processes are told once.
+    """The settings of a conversion, which every worker process gets once.
 
     Attributes:
         source: the download folder.
         folder: the data set folder.
-        values: value in the download -> value that is written; empty keeps every value from 0 to 255.
-        fix_geometry: give labels the placement of their image where both have the same size.
+        values: value in the download -> value in the data set; empty keeps every value from 0 to 255.
+        fix_geometry: give labels the geometry of their image if both have the same size.
         done: the cases that earlier runs completed.
     """
 
@@ -60,30 +64,127 @@ class Job:
     folder: Path
     values: dict[int, int]
     fix_geometry: bool
-    done: dict[str, CaseRecord]
+    done: dict[str, ConvertedCase]
 
 
 @dataclass
 class Checked:
-    """The outcome for one case; `entry` is None where it cannot be converted."""
+    """The outcome for one case; `entry` is None if the case cannot be converted."""
 
-    entry: CaseRecord | None = None
+    entry: ConvertedCase | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def check_case(record: Record, job: Job) -> Checked:
-    """Read the files of one case and say what is wrong with them; a case that is complete already is not decoded."""
+def check_download(
+    found: Found, job: Job, merge: bool, num_processes: int, foreign: Iterable[str]
+) -> tuple[Found, dict[str, ConvertedCase], list[str]]:
+    """Check everything that a converter found.
+
+    Args:
+        found: the cases.
+        job: source, target and options.
+        merge: cases with the same voxels become scans of one patient instead of a problem.
+        num_processes: worker processes.
+        foreign: problems with files that stand in the data set folder already.
+
+    Returns:
+        The cases, with the labels that occur where `found` names none; case -> what the check learned; notes.
+
+    Raises:
+        DataError: there are problems; the message lists all of them.
+    """
+    problems = [*found.problems, *find_name_problems(found), *foreign]
+    left_over = find_strangers(found, job.source)
+    if found.strict and found.records:  # without cases the folder is wrong, and the list would hold every file
+        problems += [f"{relative_name(path, job.source)} does not belong to the layout" for path in left_over]
+    outcomes: dict[str, Checked] = run_parallel(
+        partial(check_case, job=job),
+        {f"{number} {record.case}": record for number, record in enumerate(found.records)},
+        num_processes,
+        "checking the files",
+    )
+    results = list(outcomes.values())
+    problems += [text for outcome in results for text in outcome.problems]
+    notes = [text for outcome in results for text in outcome.notes]
+    if left_over and not found.strict:
+        notes.append(f"{len(left_over)} other image file(s) below {job.source} are not converted")
+    pairs = zip(found.records, results, strict=True)
+    entries = {record.case: outcome.entry for record, outcome in pairs if outcome.entry}
+    known = [record for record in found.records if record.case in entries]
+    for group in find_repeated(entries, known):
+        text = f"the same voxels are in {', '.join(record.case for record in group)}"
+        one_part = len({record.part for record in group}) == 1
+        if merge and one_part:
+            found = _with_one_patient(found, group)
+            notes.append(f"{text}: they count as one patient")
+        else:
+            other = ", or add --same_scans_are_one_patient" if one_part else ""
+            problems.append(f"{text}: remove all but one{other}")
+    left = sorted(set(job.done) - {record.case for record in found.records})
+    if left:
+        problems.append(
+            f"{job.folder} holds {len(left)} case(s) that this conversion does not make ({', '.join(left[:5])}): "
+            f"remove the folder, or choose another -d"
+        )
+    if problems:
+        raise DataError(
+            f"the download has {len(problems)} problem(s); nothing was written",
+            where=job.source,
+            why="\n".join(problems),
+            run="repair these problems, then run the same command again",
+        )
+    return _with_labels(found, entries), entries, notes
+
+
+def _with_labels(found: Found, entries: Mapping[str, ConvertedCase]) -> Found:
+    """Return the cases; if neither layout nor user names the labels, with the labels that occur.
+
+    Raises:
+        DataError: a value is so large that the values cannot be class numbers.
+    """
+    if found.labels:
+        return found
+    present = {value for entry in entries.values() for value in entry.values}
+    if max(present, default=0) > MOST_LABELS:
+        raise DataError(
+            "the label values are not class numbers",
+            where=next(
+                f"{record.case}, {record.label.files()[0]}"
+                for record in found.records
+                if record.label and max(entries[record.case].values, default=0) > MOST_LABELS
+            ),
+            why=f"values {', '.join(map(str, sorted(present)[:10]))}; expected are 0, 1, 2, … up to {MOST_LABELS}",
+            run="write class numbers; for image files use nnssl_convert folder -label_values 0 255",
+        )
+    labels = {"background": 0} | {f"label_{value}": value for value in range(1, max(present, default=0) + 1)}
+    return dataclasses.replace(found, labels=labels)
+
+
+def _with_one_patient(found: Found, group: list[SourceRecord]) -> Found:
+    patients = {record.person for record in group}
+    first = min(patients)
+    records = [
+        dataclasses.replace(record, patient=first, named=record.person)
+        if record.person in patients - {first}
+        else record
+        for record in found.records
+    ]
+    return dataclasses.replace(found, records=tuple(records))
+
+
+def check_case(record: SourceRecord, job: Job) -> Checked:
+    """Read the files of one case and return their problems; a case that an earlier run completed is not decoded."""
     outcome = Checked()
     files = record.files()
     missing = [path for path in files if not path.exists()]
     if missing:
-        outcome.problems = [f"{record.case}: {shown(path, job.source)} is missing" for path in missing]
+        outcome.problems = [f"{record.case}: {relative_name(path, job.source)} is missing" for path in missing]
         return outcome
     try:
-        inputs = {shown(path, job.source): _hash_of(path, *_stamp(path)) for path in files}
+        inputs = {relative_name(path, job.source): _hash_of(path, *_stamp(path)) for path in files}
     except OSError as error:
-        name = shown(Path(error.filename), job.source) if error.filename else "a file"
+        name = relative_name(Path(error.filename), job.source) if error.filename else "a file"
         outcome.problems = [f"{record.case}: {name} cannot be read ({error.strerror})"]
         return outcome
     recipe = recipe_of(record, job, inputs)
@@ -92,15 +193,15 @@ def check_case(record: Record, job: Job) -> Checked:
         outcome.entry = earlier
         return outcome
     voxels = hashlib.sha256()
-    places = [_check_channel(source, job, outcome, voxels) for source in record.channels]
-    known = [place for place in places if place]
-    for place in known[1:]:
-        outcome.problems += _differences("a channel", place, known[0], fixed=False)
+    checked = [_check_channel(source, job, outcome, voxels) for source in record.channels]
+    known = [geometry for geometry in checked if geometry]
+    for geometry in known[1:]:
+        outcome.problems += _describe("a channel", find_differences(geometry, known[0]))
     values = _check_label(record.label, known[0] if known else None, job, outcome) if record.label else ()
     outcome.problems = [f"{record.case}: {text}" for text in outcome.problems]
     outcome.notes = [f"{record.case}: {text}" for text in outcome.notes]
     if not outcome.problems:
-        outcome.entry = CaseRecord(recipe, voxels.hexdigest(), inputs, values)
+        outcome.entry = ConvertedCase(recipe, voxels.hexdigest(), inputs, values)
     return outcome
 
 
@@ -109,13 +210,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=64)  # the frames of a 4-D file share it
-def _hash_of(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - they belong to the cache's key
+@lru_cache(maxsize=64)  # the frames of a 4-D file share one entry
+def _hash_of(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - keys of the cache
     return content_hash(path)
 
 
-def recipe_of(record: Record, job: Job, inputs: Mapping[str, str]) -> str:
-    """Return a hash that changes with everything that decides what is written for a case."""
+def recipe_of(record: SourceRecord, job: Job, inputs: Mapping[str, str]) -> str:
+    """Return a hash that changes with everything that decides the files of a case."""
     deciding = [
         FORMAT,
         dataclasses.asdict(record),
@@ -124,18 +225,18 @@ def recipe_of(record: Record, job: Job, inputs: Mapping[str, str]) -> str:
         sorted(inputs.items()),
     ]
     kinds = [type(source).__name__ for source in (*record.channels, record.label)]
-    text = json.dumps([deciding, kinds], sort_keys=True, default=lambda path: shown(path, job.source))
+    text = json.dumps([deciding, kinds], sort_keys=True, default=lambda path: relative_name(path, job.source))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def shown(path: Path, root: Path) -> str:
+def relative_name(path: Path, root: Path) -> str:
     """Return a path below the download folder as text, with forward slashes."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def name_problems(found: Found) -> list[str]:
-    """Return what is wrong with the cases as a whole, before a file is opened."""
-    rule = "cannot be a case name: it takes ASCII letters, digits, '_', '-' and '.'; rename the file or folder"
+def find_name_problems(found: Found) -> list[str]:
+    """Return problems of the cases as a whole, before any file is opened."""
+    rule = "cannot be a case name, which has only ASCII letters, digits, '_', '-' and '.': rename the file or folder"
     problems = [f"'{record.case}' {rule}" for record in found.records if not CASE_NAME.fullmatch(record.case)]
     by_name: dict[str, list[str]] = {}
     parts: dict[str, set[bool]] = {}
@@ -154,21 +255,21 @@ def name_problems(found: Found) -> list[str]:
         if len(record.channels) != wanted
     ]
     if not any(record.part == "labelled" for record in found.records) and not found.problems:
-        problems.append("no labelled case was found; at least one is needed to learn from")
+        problems.append("no labelled case was found; training needs at least one")
     both = sorted(patient for patient, kinds in parts.items() if len(kinds) > 1)
     return problems + [f"patient {patient} is in the test part and elsewhere" for patient in both]
 
 
-def strangers(found: Found, source: Path) -> list[Path]:
-    """Return the image files below the download folder that the layout does not know."""
+def find_strangers(found: Found, source: Path) -> list[Path]:
+    """Return the image files below the download folder that do not belong to the layout."""
     used = {path for record in found.records for path in record.files()} | set(found.ignored)
     inside = (path for path in sorted(source.rglob("*")) if path.name.lower().endswith(IMAGE_ENDINGS))
     return [path for path in inside if not _is_hidden(path, source) and not ({path, *path.parents} & used)]
 
 
-def repeated(entries: Mapping[str, CaseRecord], records: Iterable[Record]) -> list[list[Record]]:
-    """Return groups of cases of several patients that hold the same voxels."""
-    groups: dict[str, list[Record]] = {}
+def find_repeated(entries: Mapping[str, ConvertedCase], records: Iterable[SourceRecord]) -> list[list[SourceRecord]]:
+    """Return the groups of cases that hold the same voxels and belong to several patients."""
+    groups: dict[str, list[SourceRecord]] = {}
     for record in records:
         groups.setdefault(entries[record.case].voxels, []).append(record)
     return [group for group in groups.values() if len({record.person for record in group}) > 1]
@@ -178,14 +279,14 @@ def _is_hidden(path: Path, source: Path) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in path.relative_to(source).parts)
 
 
-def _outputs_are_whole(entry: CaseRecord, folder: Path) -> bool:
+def _outputs_are_whole(entry: ConvertedCase, folder: Path) -> bool:
     return bool(entry.outputs) and all(
         (folder / name).is_file() and content_hash(folder / name) == digest for name, digest in entry.outputs.items()
     )
 
 
-def _opened(source: Source, job: Job, outcome: Checked) -> Any:  # noqa: ANN401 - SimpleITK has no types
-    name = shown(source.files()[0], job.source)
+def _open_source(source: Source, job: Job, outcome: Checked) -> Any:  # noqa: ANN401 - SimpleITK has no types
+    name = relative_name(source.files()[0], job.source)
     try:
         return source.read()
     except UnreadableError as error:
@@ -195,8 +296,8 @@ def _opened(source: Source, job: Job, outcome: Checked) -> Any:  # noqa: ANN401 
     return None
 
 
-def _check_channel(source: Source, job: Job, outcome: Checked, digest: Any) -> Any:  # noqa: ANN401 - a hashlib object
-    image = _opened(source, job, outcome)
+def _check_channel(source: Source, job: Job, outcome: Checked, digest: Any) -> Geometry | None:  # noqa: ANN401
+    image = _open_source(source, job, outcome)
     if image is None:
         return None
     voxels = sitk.GetArrayViewFromImage(image)
@@ -208,21 +309,21 @@ def _check_channel(source: Source, job: Job, outcome: Checked, digest: Any) -> A
     if not bad and len(source.files()) == 1 and path.name.lower().endswith(NIFTI) and voxels.dtype.kind == "f":
         bad = count_not_finite(path, voxels)
     if bad:
-        outcome.problems.append(f"{shown(path, job.source)} has {bad} voxels that are NaN or infinite")
-    return placement(image)
+        outcome.problems.append(f"{relative_name(path, job.source)} has {bad} voxels that are NaN or infinite")
+    return geometry_of_image(image)
 
 
-def _check_label(source: Source, place: Any, job: Job, outcome: Checked) -> tuple[int, ...]:  # noqa: ANN401
-    """Compare a label with the placement of its image, check its values, and return them."""
-    label = _opened(source, job, outcome)
+def _check_label(source: Source, geometry: Geometry | None, job: Job, outcome: Checked) -> tuple[int, ...]:
+    """Compare a label with the geometry of its image, check its values, and return these."""
+    label = _open_source(source, job, outcome)
     if label is None:
         return ()
-    name = shown(source.files()[0], job.source)
-    if place:
-        differences = _differences(name, placement(label), place, fixed=job.fix_geometry)
-        outcome.problems += differences
-        if not differences and _differences(name, placement(label), place, fixed=False):
-            outcome.notes.append(f"{name} gets the geometry of its image (--fix_geometry)")
+    name = relative_name(source.files()[0], job.source)
+    differences = find_differences(geometry_of_image(label), geometry) if geometry else []
+    if differences and job.fix_geometry and differences[0].quantity != "shape":
+        outcome.notes.append(f"{name} gets the geometry of its image (--fix_geometry)")
+    else:
+        outcome.problems += _describe(name, differences)
     values = present_values(sitk.GetArrayViewFromImage(label))
     unknown = sorted(values - set(job.values or range(256)))
     if unknown:
@@ -235,7 +336,7 @@ def _check_label(source: Source, place: Any, job: Job, outcome: Checked) -> tupl
 
 
 def present_values(voxels: Any) -> set[float]:  # noqa: ANN401 - an array view (D, H, W)
-    """Return the values that occur, plane by plane: sorting a whole volume would need several of it."""
+    """Return the values that occur, plane by plane: sorting a whole volume takes several times its memory."""
     found: set[float] = set()
     for plane in voxels:
         if plane.dtype.kind in "iu" and int(plane.max()) - int(plane.min()) < 1 << 16:
@@ -248,23 +349,17 @@ def present_values(voxels: Any) -> set[float]:  # noqa: ANN401 - an array view (
     return found
 
 
-def _differences(name: str, place: Any, wanted: Any, *, fixed: bool) -> list[str]:  # noqa: ANN401 - placements
-    """Return how a placement differs from that of the image."""
-    (size, spacing, origin, direction), (size_0, spacing_0, origin_0, direction_0) = place, wanted
-    if size != size_0:
-        return [f"{name} has {_by(size)} voxels, its image has {_by(size_0)}"]
-    if fixed:
-        return []
+def _describe(name: str, differences: Sequence[Difference]) -> list[str]:
+    """Return how the geometry of a file differs from that of the image, one line a quantity; a size stands alone."""
     repair = "correct the header, or add --fix_geometry to take the image's"
-    found = []
-    if not np.allclose(spacing, spacing_0, rtol=LABEL_SPACING_TOLERANCE, atol=0):
-        found.append(f"{name} has the spacing {_by(spacing)} mm, its image has {_by(spacing_0)} mm: {repair}")
-    tolerance_mm = max(PLACEMENT_TOLERANCE, 0.01 * min(spacing_0))
-    if not np.allclose(origin, origin_0, rtol=0, atol=tolerance_mm):
-        found.append(f"{name} has the origin {_by(origin, ', ')}, its image has {_by(origin_0, ', ')}: {repair}")
-    if not np.allclose(direction, direction_0, rtol=0, atol=PLACEMENT_TOLERANCE):
-        found.append(f"{name} has the direction {_by(direction, ', ')}, its image {_by(direction_0, ', ')}: {repair}")
-    return found
+    lines = []
+    for difference in differences:
+        if difference.quantity == "shape":
+            return [f"{name} has {_by(difference.found)} voxels, its image has {_by(difference.expected)}"]
+        separator, unit = (" x ", " mm") if difference.quantity == "spacing" else (", ", "")
+        found, expected = (_by(numbers, separator) + unit for numbers in (difference.found, difference.expected))
+        lines.append(f"{name} has the {difference.quantity} {found}, its image has {expected}: {repair}")
+    return lines
 
 
 def _by(numbers: Iterable[float], separator: str = " x ") -> str:

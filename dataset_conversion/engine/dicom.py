@@ -1,9 +1,10 @@
-"""A DICOM series as one volume: slices ordered by position, gaps and mixtures found before anything is read."""
+"""A DICOM series as one volume: slices are ordered by position; gaps and mixed series are found before the voxels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnssl.data.geometry import DIRECTION_TOLERANCE
 from nnssl.dataset_conversion.engine.sources import UnreadableError, image_of
 
 POSITION, ORIENTATION, INSTANCE, SERIES = "0020|0032", "0020|0037", "0020|0013", "0020|000e"
-ORIENTATION_TOLERANCE = 1e-3
-GAP_TOLERANCE = 0.1  # of the distance between slices: headers round positions
+GAP_TOLERANCE = 0.1  # relative to the distance between slices, because headers round positions
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What a header says of one slice; `position_mm` and `axes` are in patient coordinates."""
+    """The header of one slice; `position_mm` and `axes` are in patient coordinates."""
 
     path: Path
     series: str
@@ -30,13 +31,13 @@ class Slice:
 
     @property
     def along_mm(self) -> float:
-        """Place of the slice on the normal of its plane."""
+        """Position of the slice along the normal of its plane, mm."""
         return float(np.dot(np.cross(self.axes[:3], self.axes[3:]), self.position_mm))
 
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The slices of one series, one file a slice, in any order."""
+    """The slices of one series in any order, one file for each slice."""
 
     paths: tuple[Path, ...]
 
@@ -58,7 +59,7 @@ class DicomSeries:
 def _stacked(slices: Sequence[Slice]) -> tuple[NDArray[Any], tuple[float, ...]]:
     """Return the voxels (D, H, W) and the spacing in the plane, x and y, in mm.
 
-    Read one by one, integers are int16 where they fit: with a rescale intercept ITK makes int32 of the stored 16 bits.
+    Integers become int16 if all of them fit: ITK reads stored 16-bit values with a rescale intercept as int32.
 
     Raises:
         RuntimeError: a slice cannot be read.
@@ -82,7 +83,7 @@ def _stacked(slices: Sequence[Slice]) -> tuple[NDArray[Any], tuple[float, ...]]:
 
 
 def placement_of(slices: Sequence[Slice]) -> tuple[list[float], list[float]]:
-    """Return origin and direction of the volume that ordered slices make, as ITK writes them."""
+    """Return origin and direction, in the order of ITK, of the volume that ordered slices form."""
     row, column = slices[0].axes[:3], slices[0].axes[3:]
     direction = np.stack([row, column, np.cross(row, column)], axis=1)
     return slices[0].position_mm.tolist(), direction.ravel().tolist()
@@ -92,14 +93,14 @@ def ordered_slices(paths: Sequence[Path]) -> list[Slice]:
     """Return the slices of a series along the normal of their planes.
 
     Raises:
-        UnreadableError: a header cannot be read, files of other series are among them, or slices are missing or double.
+        UnreadableError: a header cannot be read, the files belong to several series, or slices are missing or repeated.
     """
     if len(paths) < 2:
         raise UnreadableError("is the only slice of its series")
     slices = sorted((_header(path) for path in paths), key=lambda one: one.along_mm)
     if len({one.series for one in slices}) > 1:
         raise UnreadableError(f"lies in a folder with slices of {len({one.series for one in slices})} series")
-    if not all(np.allclose(one.axes, slices[0].axes, rtol=0, atol=ORIENTATION_TOLERANCE) for one in slices):
+    if not all(np.allclose(one.axes, slices[0].axes, rtol=0, atol=DIRECTION_TOLERANCE) for one in slices):
         raise UnreadableError("belongs to a series whose slices are not parallel")
     _check_gaps(slices)
     return slices
@@ -120,11 +121,13 @@ def _check_gaps(slices: list[Slice]) -> None:
         raise UnreadableError(f"belongs to a series that lacks slices: {', '.join(missing)}")
     steps_mm = np.diff([one.position_mm for one in slices], axis=0)
     if np.abs(np.linalg.norm(steps_mm, axis=1) - gaps_mm).max() > GAP_TOLERANCE * usual_mm:
-        raise UnreadableError("belongs to a series with a tilted gantry, whose slices form no box")
+        raise UnreadableError("belongs to a series with a tilted gantry, whose slices do not form a box")
 
 
 def _pairs(slices: list[Slice], gaps_mm: NDArray[np.float64]) -> list[tuple[str, str, float]]:
-    return [(a.path.name, b.path.name, float(gap)) for a, b, gap in zip(slices, slices[1:], gaps_mm, strict=False)]
+    """Return the names of neighbouring slices with the gap between them."""
+    neighbours = zip(pairwise(slices), gaps_mm, strict=True)
+    return [(first.path.name, second.path.name, float(gap)) for (first, second), gap in neighbours]
 
 
 def _header(path: Path) -> Slice:

@@ -1,20 +1,20 @@
-"""Helpers of the mappings: find the folders of a layout, and say what is missing or misplaced."""
+"""Helpers of the converters: find the folders of a layout, and report what is missing or misplaced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-DEPTH = 3  # how far below -i a misplaced layout is looked for
+DEPTH = 3  # levels below -i to search for a misplaced layout
 
 
-def root_of(folder: Path, expected: str, fits: Callable[[Path], bool]) -> tuple[Path | None, list[str]]:
-    """Return the folder that the layout begins in: `folder`, or none and a problem that says where it may be.
+def find_root(folder: Path, expected: str, fits: Callable[[Path], bool]) -> tuple[Path | None, list[str]]:
+    """Return the root folder of the layout: `folder`, or None and a problem that proposes another folder.
 
     Args:
-        folder: what `-i` names.
+        folder: the folder that `-i` names.
         expected: the layout in words, for the message.
-        fits: whether a folder is the beginning of the layout.
+        fits: whether a folder is the root of the layout.
     """
     if fits(folder):
         return folder, []
@@ -25,19 +25,19 @@ def root_of(folder: Path, expected: str, fits: Callable[[Path], bool]) -> tuple[
     return None, [f"-i {folder} does not hold {expected}"]
 
 
-def absent(root: Path | None, parts: Iterable[str]) -> tuple[str, ...]:
-    """Return a note for each part of a layout that is not there; a download may lack it on purpose."""
+def note_absent_parts(root: Path | None, parts: Iterable[str]) -> tuple[str, ...]:
+    """Return a note for each part that the download lacks; a user may have left out a part on purpose."""
     missing = [part for part in parts if root and not (root / part).is_dir()]
     return tuple(f"{part} is missing in {root}: its cases are left out" for part in missing)
 
 
-def folders_in(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and those that archives leave behind."""
+def list_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden folders and those that archives leave behind."""
     return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
-def files_in(folder: Path, endings: Iterable[str]) -> list[Path]:
-    """Return the files in a folder whose names end so (letter case aside), sorted, without hidden ones."""
+def list_files(folder: Path, endings: Iterable[str]) -> list[Path]:
+    """Return the files in a folder that have one of the endings, letter case aside, sorted, without hidden files."""
     wanted = tuple(ending.lower() for ending in endings)
     inside = (path for path in folder.glob("*") if path.is_file() and not path.name.startswith("."))
     return sorted(path for path in inside if path.name.lower().endswith(wanted))
@@ -51,8 +51,8 @@ def stem(path: Path, endings: Iterable[str] = (".nii.gz", ".nii", ".nrrd", ".mha
     return path.stem
 
 
-def named_labels(names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
-    """Return dataset.json's labels for names given in the order of the values 1, 2, …; empty where none are given."""
+def number_labels(names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:
+    """Return the labels of dataset.json for names in the order of the values 1, 2, …, and problems."""
     if not names:
         return {}, []
     labels = {"background": 0} | {name: value for value, name in enumerate(names, start=1)}

@@ -1,4 +1,4 @@
-"""What a converter says about a download: plain values that every worker process can be given."""
+"""What a converter reports about a download: plain values, which can be sent to every worker process."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from nnssl.data.labels import Label, label_parts
+
 Part = Literal["labelled", "unlabelled", "test"]
 
 
 class Source(Protocol):
-    """One volume of a download. Implementations are frozen dataclasses of plain values; see `sources`."""
+    """One volume of a download. Implementations are frozen dataclasses of plain values, see `sources`."""
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files that the volume is made from."""
+        """Return the files that hold the volume."""
         ...
 
     def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
@@ -23,17 +25,17 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Record:
-    """One case.
+class SourceRecord:
+    """One case of a download.
 
     Attributes:
-        case: its name in the data set; ASCII, and the same for the same download always.
-        channels: one source a channel.
+        case: name in the data set; ASCII, and always the same for the same download.
+        channels: one source for each channel.
         part: `labelled` goes to imagesTr and labelsTr, `unlabelled` to imagesUn, `test` to imagesTs (and labelsTs).
-        label: source of the label; None for unlabelled cases, and for test cases whose label is not public.
-        patient: who was scanned; the case itself where this is empty.
-        named: the patient's name in the download, where the same scan under two names was found to be one patient.
-        domain: scanner, vendor or modality, empty where there is one only.
+        label: source of the label; None for unlabelled cases and for test cases whose label is not public.
+        patient: the patient; empty if each case is a patient.
+        named: the patient's name in the download if the same scan under two names turned out to be one patient.
+        domain: scanner, vendor or modality; empty if the data set has a single domain.
     """
 
     case: str
@@ -46,11 +48,11 @@ class Record:
 
     @property
     def person(self) -> str:
-        """Who was scanned: the patient, or the case where there is no name."""
+        """The patient, or the case if the patient has no name."""
         return self.patient or self.case
 
     def sources(self) -> list[Source]:
-        """Return the channels and, where there is one, the label."""
+        """Return the sources of the channels and of the label, if any."""
         return [*self.channels, *([self.label] if self.label else [])]
 
     def files(self) -> list[Path]:
@@ -60,26 +62,26 @@ class Record:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that a converter found in a download folder, and everything that is wrong with it.
+    """Everything that a converter found in a download folder, and the problems of the layout.
 
     Attributes:
         records: the cases.
         channel_names: as in dataset.json.
         labels: as in dataset.json: name -> value, or values for a region. Empty takes the values that occur, 0 to the
-            highest, and calls them label_1, label_2, …
-        label_values: value in the download -> value that is written; other values are a problem. Empty keeps the
+            highest, with the names label_1, label_2, …
+        label_values: value in the download -> value in the data set; other values are a problem. Empty keeps the
             values, which must then be those of `labels`.
         regions_class_order: as in dataset.json.
-        problems: what the mapping noticed: missing folders, wrong nesting, tables that lack a row.
-        ignored: files that belong to the layout and are not converted.
-        notes: what the user should know and that is no problem.
-        name: name of the data set where the download itself tells it.
+        problems: problems of the layout: missing folders, wrong nesting, tables that lack a row.
+        ignored: files that belong to the layout but are not converted.
+        notes: what the user should know, though it is no problem.
+        name: name of the data set if the download itself tells one.
         strict: whether an image file below the folder that is neither used nor ignored is a problem.
     """
 
-    records: tuple[Record, ...]
+    records: tuple[SourceRecord, ...]
     channel_names: tuple[str, ...]
-    labels: Mapping[str, int | tuple[int, ...]]
+    labels: Mapping[str, Label]
     label_values: Mapping[int, int] = field(default_factory=dict)
     regions_class_order: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
@@ -89,8 +91,7 @@ class Found:
     strict: bool = True
 
     def allowed_values(self) -> dict[int, int]:
-        """Return value in the download -> value that is written; empty where any value is allowed."""
+        """Return value in the download -> value in the data set; empty if every value is allowed."""
         if self.label_values:
             return dict(self.label_values)
-        parts = (part if isinstance(part, tuple) else (part,) for part in self.labels.values())
-        return {value: value for part in parts for value in part}
+        return {value: value for part in self.labels.values() for value in label_parts(part)}

@@ -1,4 +1,4 @@
-"""Where the voxels of a case come from: files that are read when they are needed, one volume at a time."""
+"""Sources of the voxels of a case: each source reads one volume when a caller needs the voxels."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from nnssl.data.scans import gzip_is_complete
 from nnssl.errors import EnvironmentProblem
 
-sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK would write about every odd header to stderr
+sitk.ProcessObject.SetGlobalWarningDisplay(False)  # else ITK writes a warning to stderr for every unusual header
 NIFTI = (".nii", ".nii.gz")
-TRANSFORM_TOLERANCE = 1e-4
 
 
 class UnreadableError(Exception):
-    """A file does not hold what its name says; the message tells how."""
+    """A file does not hold what its name promises. The message completes a sentence that begins with the file name."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Frame:
-    """One volume of a 4-D NIfTI file. Only that volume is held in memory.
+    """One volume of a 4-D NIfTI file; memory holds this volume only.
 
     Attributes:
         path: the file.
-        index: place on the fourth axis, from 0.
+        index: position on the fourth axis, from 0.
     """
 
     path: Path
@@ -63,16 +62,16 @@ class Frame:
         return (self.path,)
 
     def read(self) -> Any:  # noqa: ANN401
-        """Return the volume with the placement that ITK gives to the file's first three axes."""
+        """Return the volume with the geometry that ITK reads for the first three axes of the file."""
         import nibabel
 
         check_compression(self.path)
         stored = nibabel.load(self.path).dataobj
         if len(stored.shape) != 4 or not 0 <= self.index < stored.shape[3]:
             shape = "x".join(map(str, stored.shape))
-            raise UnreadableError(f"holds {shape} voxels, a fourth axis with a place {self.index} is expected")
+            raise UnreadableError(f"holds {shape} voxels, a fourth axis with a position {self.index} is expected")
         voxels = np.asarray(stored[..., self.index])
-        scaled = voxels.dtype == np.float64 and stored.dtype != np.float64  # by the header's slope and intercept
+        scaled = voxels.dtype == np.float64 and stored.dtype != np.float64  # slope and intercept were applied
         voxels = voxels.astype(np.float32 if scaled else voxels.dtype.newbyteorder("="), copy=False)
         header = _header(self.path)
         axes = np.reshape(header.GetDirection(), (4, 4))[:3, :3]
@@ -83,7 +82,7 @@ def number_of_frames(path: Path) -> int:
     """Return the length of the fourth axis of a NIfTI file.
 
     Raises:
-        UnreadableError: it cannot be read, or has no fourth axis.
+        UnreadableError: the file cannot be read, or has no fourth axis.
     """
     size = _header(path).GetSize()
     if len(size) != 4:
@@ -93,7 +92,7 @@ def number_of_frames(path: Path) -> int:
 
 @dataclass(frozen=True)
 class H5Volume:
-    """One array of an HDF5 file as float32 (or a label), or one slice a file in the order given.
+    """One array of an HDF5 file as float32, or a stack of slices, one file for each slice in the given order.
 
     Attributes:
         paths: one file with a 3-D array, or files with 2-D arrays that are stacked.
@@ -110,7 +109,7 @@ class H5Volume:
         return self.paths
 
     def read(self) -> Any:  # noqa: ANN401
-        """Return the volume at the origin; its voxels are those of the file, without reorientation."""
+        """Return the volume with the origin (0, 0, 0) and the axes of the file."""
         first = read_h5(self.paths[0], self.key)
         if first.ndim == 3 and len(self.paths) == 1:
             return image_of(first, self.spacing_mm[::-1])
@@ -125,10 +124,10 @@ class H5Volume:
 
 
 def read_h5(path: Path, key: str) -> NDArray[np.float32]:
-    """Return an array of an HDF5 file as float32, with its axes as they are.
+    """Return an array of an HDF5 file as float32; the axes keep their order.
 
     Raises:
-        UnreadableError: there is no such array, or its values do not fit float32.
+        UnreadableError: the file has no such array, or float32 cannot represent its values.
     """
     file = open_h5(path)
     with file:
@@ -170,16 +169,11 @@ def image_of(
     return image
 
 
-def placement(image: Any) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:  # noqa: ANN401
-    """Return size, spacing, origin and direction of an image, in ITK's order."""
-    return image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-
-
 def check_compression(path: Path) -> None:
-    """Check that a name that ends in .gz holds complete gzip data, and that others do not.
+    """Check that a file is compressed exactly if its name ends in .gz, and that the compressed data are complete.
 
     Raises:
-        UnreadableError: it is otherwise.
+        UnreadableError: name and content do not agree, or the data end too early.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -193,8 +187,8 @@ def check_compression(path: Path) -> None:
         raise UnreadableError("is compressed but its name does not end in .gz")
 
 
-@lru_cache(maxsize=64)  # the frames of a 4-D file share it
-def _is_complete(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 - they belong to the cache's key
+@lru_cache(maxsize=64)  # the frames of a 4-D file share one entry
+def _is_complete(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 - keys of the cache
     return gzip_is_complete(path)
 
 
@@ -217,5 +211,5 @@ def _header(path: Path) -> Any:  # noqa: ANN401
 
 def _last_line(error: Exception) -> str:
     if "orthonormal" in str(error):
-        return "the image's axes are not orthonormal: resample it to axes at right angles, or repair its header"
+        return "the axes of the image are not orthonormal: resample to axes at right angles, or repair the header"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -1,4 +1,4 @@
-"""The converters as plain data: reading this file imports neither numpy, SimpleITK nor nnU-Net."""
+"""The converters as plain data: this module imports neither numpy nor SimpleITK nor nnU-Net."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnssl.errors import UsageError
+from nnssl.errors import unknown_name
 
 if TYPE_CHECKING:
     from nnssl.dataset_conversion.engine.records import Found
@@ -21,13 +21,13 @@ class Option:
     """An option of one converter.
 
     Attributes:
-        flag: as on the command line; a switch begins with two dashes.
-        text: its help.
-        kind: `bool` for a switch, or what the value is converted with.
+        flag: the option on the command line; a switch begins with two dashes.
+        text: help text.
+        kind: `bool` for a switch, or the type of the value.
         count: number of values: None for one, `+` for one or more, or a number.
-        default: value where the option is not given.
+        default: value if the option is not given.
         metavar: name of the value in the help.
-        choices: the values that are allowed, None for any.
+        choices: the allowed values, None for any.
     """
 
     flag: str
@@ -49,12 +49,12 @@ class Converter:
     """One converter; its file `NAME.py` holds `find_cases(folder, options) -> Found`.
 
     Attributes:
-        name: file name, docs page, test, and what `nnssl_convert` takes.
-        title: name of the data set, for people.
-        dataset: default of `-o`, the part of the folder's name after the id.
-        owner: where the data set is to be had, by name.
-        licence: as its owner states it.
-        citation: what its owner asks to cite.
+        name: file name, docs page, test, and name for `nnssl_convert`.
+        title: name of the data set for people.
+        dataset: default of `-o`, the part of the folder name after the id.
+        owner: name of the organisation or challenge that distributes the data set.
+        licence: licence as the owner states it.
+        citation: reference that the owner asks users to cite.
         options: options beyond those of every converter.
         same_scans_are_one_patient: default of `--same_scans_are_one_patient`.
     """
@@ -69,7 +69,7 @@ class Converter:
     same_scans_are_one_patient: bool = False
 
     def load(self) -> Callable[[Path, dict[str, Any]], Found]:
-        """Import the converter's file and return its mapping."""
+        """Import the file of the converter and return its `find_cases`."""
         found: Callable[[Path, dict[str, Any]], Found] = import_module(f"{PACKAGE}.{self.name}").find_cases
         return found
 
@@ -241,10 +241,8 @@ def find_converter(name: str) -> Converter:
     """Return the converter of this name.
 
     Raises:
-        UsageError: there is none; the message lists the names.
+        UsageError: no such converter; the message lists the names.
     """
     if name in CONVERTERS:
         return CONVERTERS[name]
-    raise UsageError(
-        f"there is no converter '{name}'", why=f"known: {', '.join(CONVERTERS)}", run="nnssl_convert --help"
-    )
+    raise unknown_name("converter", name, CONVERTERS, option="nnssl_convert", otherwise="nnssl_convert --help")

@@ -1,4 +1,4 @@
-"""`nnssl_convert`: a public data set, as its owner gives it out, into nnU-Net's raw layout."""
+"""`nnssl_convert`: converts a public data set, as its owner distributes it, into nnU-Net's raw layout."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ ABOUT = "Convert a downloaded data set into nnUNet_raw, with imagesUn, patients 
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser: one sub-command a converter."""
-    made = parser("nnssl_convert", ABOUT)
-    commands = made.add_subparsers(dest="converter", required=True, metavar="CONVERTER")
+    """Return the parser, with one sub-command for each converter."""
+    command = parser("nnssl_convert", ABOUT)
+    commands = command.add_subparsers(dest="converter", required=True, metavar="CONVERTER")
     for converter in CONVERTERS.values():
         about = f"Convert {converter.title}, from: {converter.owner}. Licence: {converter.licence}."
         sub = commands.add_parser(converter.name, help=converter.title, description=about, allow_abbrev=False)
         _add_options(sub, converter)
-    return made
+    return command
 
 
-def _add_options(made: argparse.ArgumentParser, converter: Converter) -> None:
-    add = made.add_argument
+def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None:
+    add = command.add_argument
     add("-i", required=True, metavar="DIR", help="the download folder")
     add("-d", required=True, type=int, metavar="ID", help="id of the new data set, 1 to 999")
     add("-o", metavar="NAME", help="name after the id (default: that of the data set)")
@@ -39,7 +39,7 @@ def _add_options(made: argparse.ArgumentParser, converter: Converter) -> None:
     add("--same_scans_are_one_patient", action="store_true", default=converter.same_scans_are_one_patient,
         help="cases with the same voxels count as one patient instead of being an error")  # fmt: skip
     add("--dry_run", action="store_true", help="check everything, write nothing")
-    add("-np", type=int, metavar="N", help="processes (default: one a core, at most 8)")
+    add("-np", type=int, metavar="N", help="processes (default: nnU-Net's, at most one a CPU)")
     add(
         "--json",
         action="store_true",
@@ -49,8 +49,8 @@ def _add_options(made: argparse.ArgumentParser, converter: Converter) -> None:
 
 
 def body(arguments: argparse.Namespace) -> None:
-    """Convert, and print what was made, its licence, its citation and the next command."""
-    from nnssl.dataset_conversion.engine.writer import convert
+    """Convert, and print the result, licence, citation and the next command."""
+    from nnssl.dataset_conversion.api import convert
 
     converter = CONVERTERS[arguments.converter]
     result = convert(
@@ -66,12 +66,8 @@ def body(arguments: argparse.Namespace) -> None:
         num_processes=arguments.np,
     )
     if arguments.json:
-        about = {"licence": converter.licence, "citation": converter.citation}
-        print(
-            json.dumps(
-                {**vars(result), "converter": converter.name, "dataset": result.folder.name, **about}, default=str
-            )
-        )
+        about = {"converter": converter.name, "licence": converter.licence, "citation": converter.citation}
+        print(json.dumps({**vars(result), **about, "dataset": result.folder.name}, default=str))
     else:
         print("\n".join(result.lines()))
 

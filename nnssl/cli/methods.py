@@ -1,4 +1,4 @@
-"""nnssl_methods: list the methods, their papers, needs and settings."""
+"""`nnssl_methods`: lists the methods, their papers, needs and settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nnssl.registry import METHODS
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    made = parser("nnssl_methods", "List the training methods.")
-    made.add_argument("--verbose", action="store_true", help="also list the settings that --set takes")
-    made.add_argument(
+    command = parser("nnssl_methods", "List the training methods.")
+    command.add_argument("--verbose", action="store_true", help="also list the settings that --set takes")
+    command.add_argument(
         "--env", action="store_true", help="print the export that makes the trainers visible to nnUNetv2_train"
     )
-    return made
+    return command
 
 
 def body(arguments: argparse.Namespace) -> None:
@@ -38,9 +38,10 @@ def body(arguments: argparse.Namespace) -> None:
             if method.needs:
                 print(f"{'':<20} needs: {', '.join(method.needs)}")
             if arguments.verbose:
-                for item in dataclasses.fields(method.load().config_class):
+                config_class = method.load().config_class
+                for item in dataclasses.fields(config_class):
                     symbol = f" ({item.metadata['symbol']})" if item.metadata["symbol"] else ""
-                    values = f"{written(item.default)}{symbol}: {item.metadata['help']} [{allowed(item)}]"
+                    values = f"{written(item.default)}{symbol}: {item.metadata['help']} [{allowed(config_class, item)}]"
                     print(f"{'':<20} --set {item.name}={values}")
 
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, run
-from nnssl.errors import UsageError
 
 ABSENT = argparse.SUPPRESS  # the defaults are those of `nnssl.plan`
 
@@ -54,14 +53,12 @@ def body(arguments: argparse.Namespace) -> None:
         logging.getLogger("nnssl").setLevel(logging.DEBUG)
     if arguments.no_pbar:
         os.environ["TQDM_DISABLE"] = "1"
+    from nnssl.data.splits import parse_fold
     from nnssl.planning.api import PlanResult, plan
 
     switches = ("d", "json", "verify_dataset_integrity", "no_pp", "clean", "verbose", "no_pbar")
     options = {name: value for name, value in vars(arguments).items() if name not in switches}
-    fold = options.get("fold", "0")
-    if fold != "all" and not fold.isdigit():
-        raise UsageError(f"'{fold}' is not a fold", where=f"-f {fold}", why="it is a number or 'all'")
-    options |= {"fold": fold if fold == "all" else int(fold), "clean": arguments.clean}
+    options |= {"fold": parse_fold(options.get("fold", "0"), "-f"), "clean": arguments.clean}
     results: list[PlanResult] = [plan(d, run_preprocessing=not arguments.no_pp, **options) for d in arguments.d]
     if arguments.json:
         print(json.dumps({"plans": [dataclasses.asdict(result) for result in results]}, default=str))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 from nnssl.errors import UsageError
+from nnssl.system.resources import cpu_count
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,7 +26,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("-tr", help="trainer")
     add("-p", help="plans")
     add("-c", help="configuration: 2d, 3d_fullres, …")
-    add("-m", help="model folder (TRAINER__PLANS__CONFIGURATION) instead of -d -tr -p -c")
+    add("-tag", help="tag of the run, default for the run without a tag; nnssl_runs lists all runs")
+    add("-m", help="model folder (TRAINER__PLANS__CONFIGURATION[@TAG]) instead of these names")
     add("-f", nargs="+", help="folds to average; default: all that are trained")
     add("-chk", default="checkpoint_final.pth", help="checkpoint file, default %(default)s")
     add("-step_size", type=float, default=0.5, help="step between patches as a share of the patch, default %(default)s")
@@ -52,13 +53,12 @@ def _body(arguments: argparse.Namespace) -> None:
     if a.prev_stage_predictions:
         raise UsageError("cascades are not supported", where="-prev_stage_predictions", run="nnUNetv2_predict")
     bar = sys.stderr.isatty() and not a.disable_progress_bar
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     job = DiskJob(
         [Path(a.i)], Path(a.o), a.save_probabilities, not a.continue_prediction, a.num_parts, a.part_id,
-        readers=a.npp, writers=a.nps, threads=cores, progress="bar" if bar else "lines",
+        readers=a.npp, writers=a.nps, threads=cpu_count(), progress="bar" if bar else "lines",
     )  # fmt: skip
     options = ModelOptions(
-        model=a.m, dataset=a.d, trainer=a.tr, plans=a.p, configuration=a.c, folds=a.f, checkpoint=a.chk,
+        model=a.m, dataset=a.d, trainer=a.tr, plans=a.p, configuration=a.c, tag=a.tag, folds=a.f, checkpoint=a.chk,
         step_size=a.step_size, mirroring=not a.disable_tta, device=a.device, on_device=not a.not_on_device,
         verbose=a.verbose,
     )  # fmt: skip
@@ -67,7 +67,7 @@ def _body(arguments: argparse.Namespace) -> None:
     if a.json:
         record = {"masks": [str(mask) for mask in result.masks], "predicted": result.predicted, "folds": result.folds,
                   "model": str(result.model.path), "device": result.device, "seconds": round(seconds, 1)}  # fmt: skip
-        print(json.dumps(record))
+        print_json(record)
         return
     print(f"model: {result.model.options}, folds {' '.join(result.folds)}, on {result.device}")
     print(f"{result.predicted} of {len(result.masks)} masks predicted in {seconds:.1f} s: {result.folder}")

@@ -1,4 +1,4 @@
-"""What every command shares: messages, exit codes, the log of an unexpected error."""
+"""Messages, exit codes and the log of unexpected errors, for every command."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
-import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError
+from nnssl.system.resources import cpu_count
+from nnssl.system.signals import on_signals
 
 EPILOG = (
     "exit codes: 0 done, 1 unexpected error, 2 usage, 3 data set, 4 environment, paths or device, "
     "5 out of memory, 75 stopped by a signal (continue with --c), 130 Ctrl-C"
 )
-NUMBERS = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")  # read with int(), by nnU-Net at import even
+NUMBERS = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")  # nnU-Net reads these with int(), some at import
 SYSTEM_ERRORS = (
     errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
     errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE,
 )  # fmt: skip
-ALLOCATOR = "DefaultCPUAllocator"  # torch names it where the host's memory is at its end
+ALLOCATOR = "DefaultCPUAllocator"  # torch names this allocator when the host runs out of memory
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors look like all others, as JSON too."""
+    """A parser whose errors look like all other errors, also as JSON."""
 
     as_json = False
 
@@ -44,10 +46,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the exit codes below its help and without abbreviated options."""
-    made = _Parser(prog=command, description=description, epilog=EPILOG, allow_abbrev=False)
-    made.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
-    return made
+    """Return a parser that lists the exit codes below its help and takes no abbreviated options."""
+    arguments = _Parser(prog=command, description=description, epilog=EPILOG, allow_abbrev=False)
+    arguments.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    return arguments
+
+
+def print_json(content: Any) -> None:  # noqa: ANN401 - JSON is any nesting of plain values
+    """Print a result as strict JSON: null stands for NaN and infinity, text for paths."""
+    print(json.dumps(_strict(content), allow_nan=False))
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401
+    """Return nested plain values for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def run(
@@ -55,13 +73,13 @@ def run(
     body: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse the arguments, run `body`, and turn every way it can end into an exit code and one message."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read at import; a user's value stands
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait give the core to the data workers
+    """Parse the arguments, run `body`, and turn every ending into an exit code and one message."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))  # libraries read it at import; a user's value stays
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads leave the core to the data workers
     arguments = arguments_parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        with _ended_by_sigterm():
+        with on_signals(_stop, ("SIGTERM",)):
             _check_numbers()
             body(arguments)
             sys.stdout.flush()
@@ -69,7 +87,7 @@ def run(
         return _report(error, arguments.json)
     except KeyboardInterrupt:
         return _interrupted(arguments.json)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # a reader such as `head` has read enough
         _printed("")
     except Exception as error:
         return _unexpected(error, arguments_parser.prog, arguments.json)
@@ -87,21 +105,9 @@ def _check_numbers() -> None:
             )
 
 
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the command as an error does, so that nothing half-written stays (training saves itself)."""
-
-    def stop(*_: object) -> None:
-        raise StoppedBySignal("stopped by a signal", why="SIGTERM", run="the same command again")
-
-    before = None
-    with contextlib.suppress(ValueError):  # outside of the main thread signals are not ours to handle
-        before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+def _stop(*_: object) -> None:
+    """End the command like an error, so that no half-written file stays; training has its own handler."""
+    raise StoppedBySignal("stopped by a signal", why="SIGTERM", run="the same command again")
 
 
 def _report(error: NnsslError, as_json: bool) -> int:
@@ -123,7 +129,7 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
         problem: NnsslError = OutOfMemory(
             "out of memory",
             why=str(error).splitlines()[0] if str(error) else "",
-            run="plan again with a smaller -gpu_memory_target, or -budget cpu",
+            run="plan again with a smaller -gpu_memory_target, or -hardware cpu",
         )
         return _report(problem, as_json)
     if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
@@ -137,7 +143,7 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
 
 
 def _printed(text: str) -> bool:
-    """Return whether standard output takes the text; if not, it is closed, so that Python can end without a message."""
+    """Write to standard output and return True; if that fails, close it, so that Python ends without a message."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
-from nnssl.cli.runtime import parser, run
-from nnssl.errors import UsageError
+from nnssl.cli.runtime import parser, print_json, run
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; nnU-Net's flags keep their names and meaning."""
-    made = parser(
-        "nnssl_train", "Train one fold with labelled and unlabelled scans; nnU-Net's flags keep their meaning."
-    )
+    about = "Train one fold with labelled and unlabelled scans; nnU-Net's flags keep their meaning."
+    made = parser("nnssl_train", about)
     add = made.add_argument
     add("dataset_name_or_id", help="data set, 27 or Dataset027_ACDC")
     add("configuration", help="2d, 3d_fullres or 3d_lowres")
@@ -25,10 +22,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
     add("-seed", type=int, metavar="N", help="seed of everything (default: 0)")
+    add("-tag", metavar="NAME", help="name of the run (default: made from what differs from the defaults)")
+    add("--overwrite", action="store_true", help="replace the run of the same name")
+    add("-network", metavar="NAME", help="short for --set network=NAME: vnet, unet_bcp, mamba_unet:width=24, …")
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the method")
-    add(
-        "--bf16", action="store_true", help="calculate in bfloat16 (on a CPU: for AVX512-BF16 or AMX, about 2 x faster)"
-    )
+    add("--bf16", action="store_true", help="calculate in bfloat16; on a CPU with AVX512-BF16 or AMX about 2 x faster")
     add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
     add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
@@ -43,22 +41,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(arguments: argparse.Namespace) -> None:
     """Train as the arguments say and print what to run next."""
-    if arguments.fold != "all" and not arguments.fold.isdigit():
-        raise UsageError(f"'{arguments.fold}' is not a fold", where="fold", why="it is a number or 'all'")
+    from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
-        arguments.fold if arguments.fold == "all" else int(arguments.fold),
+        parse_fold(arguments.fold),
         trainer=arguments.tr,
         plans=arguments.p,
         labelled=arguments.labelled,
         protocol=arguments.protocol,
         num_iterations=arguments.num_iterations,
         seed=arguments.seed,
+        tag=arguments.tag,
+        overwrite=arguments.overwrite,
         bf16=arguments.bf16,
-        settings=arguments.set,
+        settings=[*([f"network={arguments.network}"] if arguments.network else []), *arguments.set],
         device=arguments.device,
         num_gpus=arguments.num_gpus,
         continue_training=arguments.c,
@@ -70,9 +69,9 @@ def body(arguments: argparse.Namespace) -> None:
         run_validation=not arguments.no_val,
     )
     if arguments.json:
-        print(json.dumps({key: str(value) for key, value in vars(result).items()}))
+        print_json({**vars(result), "settings": result.settings.to_dict()})
     else:
-        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}")
+        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
-"""A synthetic MRI-like data set with labelled, unlabelled and test scans, to try the whole road in minutes.
+"""A synthetic MRI-like data set with labelled, unlabelled and test scans, to try every command within minutes.
 
 Every scan shows a body with three labelled structures: a winding tube, a shell around a bright core that is open at one
-end, and a small irregular nodule beside the tube. Unlabelled structures share their intensities, and contrast, bias
-field, texture and noise vary from scan to scan, so that a structure is known by its shape and place only.
+end, and a small irregular nodule beside the tube. Other structures without a label share the same intensities, and
+contrast, bias field, texture and noise vary from scan to scan. Only shape and place therefore identify a structure.
 """
 
 from __future__ import annotations
@@ -20,6 +20,17 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from nnssl.errors import EnvironmentProblem, NnsslError, UsageError
+from nnssl.names import (
+    CASES_KEY,
+    DATASET_JSON,
+    FILE_ENDING_KEY,
+    IMAGES_TR,
+    IMAGES_TS,
+    IMAGES_UN,
+    LABELS_KEY,
+    LABELS_TR,
+    LABELS_TS,
+)
 from nnssl.system.files import read_json, write_json
 
 LABELS = {"background": 0, "tube": 1, "shell": 2, "nodule": 3}
@@ -50,7 +61,7 @@ class PhantomScan:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _PhantomCase:
     name: str
     patient: str
     images: str
@@ -72,18 +83,18 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
 ) -> Path:
     """Write a synthetic data set in nnU-Net's raw layout with `imagesUn`, and return its folder.
 
-    Everything is written to a temporary folder beside it that is renamed at the end. The voxels of a labelled or
-    test case depend on `seed`, `shape` and its number alone, not on how many cases there are. Every sixth unlabelled
-    scan is a second scan of a labelled patient (`cases` in dataset.json says so).
+    The function writes to a temporary folder beside the data set and renames this folder at the end. The voxels of a
+    labelled or test case depend on `seed`, `shape` and the number of the case only, not on the number of cases. Every
+    sixth unlabelled scan is a second scan of a labelled patient, as `cases` in dataset.json says.
 
     Args:
-        folder_root: nnU-Net's raw folder (`nnUNet_raw`); made if missing.
+        folder_root: nnU-Net's raw folder (`nnUNet_raw`); a missing folder is created.
         dataset_id: 1 to 999.
         name: letters, digits, `-` and `_`.
         labelled: number of labelled scans, at least 1.
-        unlabelled: number of scans without a label; with 0 there is no `imagesUn`.
-        test: number of test scans with labels in `labelsTs`; with 0 there is no `imagesTs`.
-        shape: mean size in voxels (depth, height, width), each at least 16; scans vary by 10 % around it.
+        unlabelled: number of scans without a label; 0 writes no `imagesUn`.
+        test: number of test scans with labels in `labelsTs`; 0 writes no `imagesTs`.
+        shape: mean size in voxels (depth, height, width), each at least 16; the size of a scan varies by 10 %.
         seed: 0 or more.
         overwrite: replace an earlier phantom of the same id and name.
 
@@ -99,18 +110,18 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
         "name": name,
         "description": "synthetic scans: a tube, a shell around a core, and a nodule",
         "channel_names": {"0": "MRI"},
-        "labels": LABELS,
+        LABELS_KEY: LABELS,
         "numTraining": labelled,
-        "file_ending": ".nii.gz",
+        FILE_ENDING_KEY: ".nii.gz",
         "created_by": CREATED_BY,
         "seed": seed,
-        "cases": {case.name: {"patient": case.patient} for case in cases},
+        CASES_KEY: {case.name: {"patient": case.patient} for case in cases},
     }
 
     def fill(temporary: Path) -> None:
         for case in cases:
             _write_case(temporary, case, shape)
-        write_json(temporary / "dataset.json", dataset_json)
+        write_json(temporary / DATASET_JSON, dataset_json)
 
     try:
         _replace_folder(folder, fill)
@@ -132,7 +143,7 @@ def phantom_scan(
     Args:
         anatomy_seed: decides the shapes; two scans of a patient share it.
         appearance_seed: decides position, size, spacing, contrast, bias field, texture and noise.
-        shape: mean size in voxels (D, H, W); the scan's own varies by 10 % around it.
+        shape: mean size in voxels (D, H, W); the size of the scan varies by 10 % around the mean.
     """
     look = np.random.default_rng(appearance_seed)
     size = tuple(max(SMALLEST_AXIS, round(n * look.uniform(1 - VARIATION, 1 + VARIATION))) for n in shape)
@@ -189,7 +200,7 @@ def _tube(rng: Generator, grid: FloatArray, centre: tuple[float, float], radius:
 def _anatomy(rng: Generator, grid: FloatArray) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return tissue indices into `_CONTRAST` and labels, both (D, H, W)."""
     size = grid.shape[1:]
-    bumps = rng.spawn(1)[0]  # its draws depend on the size, those of `rng` must not
+    bumps = rng.spawn(1)[0]  # its draws depend on the size of the scan; the draws of `rng` must not
     body = _radius(grid, np.zeros(3), np.array([1.05, 0.88, 0.92])) < 1
     tissue = np.where(body, _BODY, _AIR).astype(np.uint8)
     _add_distractors(rng, grid, tissue)
@@ -214,7 +225,7 @@ def _anatomy(rng: Generator, grid: FloatArray) -> tuple[NDArray[np.uint8], NDArr
 
 
 def _add_distractors(rng: Generator, grid: FloatArray, tissue: NDArray[np.uint8]) -> None:
-    """Put structures without a label into the body, of the labelled tissues: a thin tube, a solid ball and blobs."""
+    """Put a thin tube, a solid ball and blobs without a label into the body, made of the labelled tissues."""
     body = tissue == _BODY
     tissue[_tube(rng, grid, (0.65, 0.0), 0.09) & body] = _TUBE
     ball = np.array([0.5, -0.35, -0.2]) + rng.normal(0, 0.1, 3)
@@ -242,13 +253,13 @@ def _appearance(rng: Generator, tissue: NDArray[np.uint8]) -> NDArray[np.int16]:
     return np.asarray(np.hypot(real, imaginary) * rng.uniform(500, 1500)).round().astype(np.int16)
 
 
-def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_Case]:
+def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_PhantomCase]:
     cases = []
     for kind, (word, count, images, labels) in enumerate(
         (
-            ("labelled", labelled, "imagesTr", "labelsTr"),
-            ("unlabelled", unlabelled, "imagesUn", ""),
-            ("test", test, "imagesTs", "labelsTs"),
+            ("labelled", labelled, IMAGES_TR, LABELS_TR),
+            ("unlabelled", unlabelled, IMAGES_UN, ""),
+            ("test", test, IMAGES_TS, LABELS_TS),
         )
     ):
         for number in range(1, count + 1):
@@ -256,11 +267,13 @@ def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_Case]:
             if word == "unlabelled" and number % FOLLOW_UP_EVERY == 0:
                 owner, patient = 0, (number // FOLLOW_UP_EVERY - 1) % labelled + 1
             seeds = ([seed, owner, patient], [seed, kind, number, 1])
-            cases.append(_Case(f"{word}_{number:03d}", f"patient_{'lut'[owner]}{patient:03d}", images, labels, seeds))
+            cases.append(
+                _PhantomCase(f"{word}_{number:03d}", f"patient_{'lut'[owner]}{patient:03d}", images, labels, seeds)
+            )
     return cases
 
 
-def _write_case(folder: Path, case: _Case, shape: tuple[int, int, int]) -> None:
+def _write_case(folder: Path, case: _PhantomCase, shape: tuple[int, int, int]) -> None:
     scan = phantom_scan(*case.seeds, shape)
     _write_volume(folder / case.images / f"{case.name}_0000.nii.gz", scan.image, scan.spacing_mm)
     if case.labels:
@@ -313,23 +326,25 @@ def _check_free(folder: Path, dataset_id: int, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(
-            f"{folder.name} exists", where=folder, run="add --overwrite to replace it, or choose another id with -d"
+            f"{folder.name} exists",
+            where=folder,
+            run="add --overwrite to replace the folder, or choose another id with -d",
         )
     try:
-        made_here = read_json(folder / "dataset.json").get("created_by") == CREATED_BY
+        is_phantom = read_json(folder / DATASET_JSON).get("created_by") == CREATED_BY
     except (NnsslError, AttributeError):
-        made_here = False
-    if not made_here:
+        is_phantom = False
+    if not is_phantom:
         raise UsageError(
             f"{folder.name} is not a phantom",
             where=folder,
-            why=f"--overwrite replaces data sets that {CREATED_BY} wrote, and no others",
+            why=f"--overwrite replaces only data sets that {CREATED_BY} wrote",
             run="choose another id with -d",
         )
 
 
 def _replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a temporary folder and rename it to `folder`; the old one goes last."""
+    """Let `fill` write into a temporary folder and rename this to `folder`; the old folder is deleted last."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:

@@ -1,4 +1,4 @@
-"""nnU-Net's raw layout plus `imagesUn/`: unlabelled scans, named like the others, without a label file anywhere."""
+"""nnU-Net's raw layout plus `imagesUn/`: unlabelled scans that are named like the others and have no label file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError, UsageError
+from nnssl.names import (
+    CASES_KEY,
+    DATASET_JSON,
+    FILE_ENDING_KEY,
+    IMAGES_TR,
+    IMAGES_TS,
+    IMAGES_UN,
+    LABELS_KEY,
+    LABELS_TR,
+    RAW_VARIABLE,
+)
 from nnssl.system.files import environment_folder, read_json
 
 
 @dataclass(frozen=True)
 class RawCase:
-    """One scan: its channel files in order, and its label file where it has one."""
+    """One scan: its channel files in order, and its label file, None without a label."""
 
     name: str
     images: tuple[Path, ...]
@@ -25,7 +36,7 @@ class RawCase:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A raw data set on disk; the mappings go from case name to case, sorted by name."""
+    """A raw data set on disk. The mappings lead from case name to case and are sorted by name."""
 
     name: str
     folder: Path
@@ -37,7 +48,7 @@ class RawDataset:
     @property
     def file_ending(self) -> str:
         """File ending with its dot, `.nii.gz` for instance."""
-        return str(self.dataset_json["file_ending"])
+        return str(self.dataset_json[FILE_ENDING_KEY])
 
     @property
     def channel_names(self) -> list[str]:
@@ -55,17 +66,20 @@ def channels_of(dataset_json: Mapping[str, Any]) -> dict[str, str]:
 
 
 def patient_of(case: str, dataset_json: Mapping[str, Any]) -> str:
-    """Return the patient of a case: `cases.CASE.patient` of dataset.json, else the case name itself."""
-    return str(dataset_json.get("cases", {}).get(case, {}).get("patient", case))
+    """Return the patient of a case: `cases.CASE.patient` of dataset.json, or the case name where that is missing."""
+    return str(dataset_json.get(CASES_KEY, {}).get(case, {}).get("patient", case))
 
 
 def dataset_name(name_or_id: str | int, root: Path, made_by: str = "") -> str:
-    """Return the folder name `DatasetXXX_Name` below `root` for an id, or for that name.
+    """Return the folder name `DatasetXXX_Name` of a data set below `root`.
 
-    The message of an error names `made_by`, the command that makes the data set there.
+    Args:
+        name_or_id: the folder name, or the id.
+        root: folder of the data sets.
+        made_by: the command that writes the data set there, for the message.
 
     Raises:
-        UsageError: no such data set, or several with that id; the message lists what is there.
+        UsageError: no such data set, or several with that id; the message lists the data sets of the folder.
     """
     there = sorted(entry.name for entry in root.glob("Dataset*") if entry.is_dir())
     text = str(name_or_id)
@@ -83,19 +97,20 @@ def dataset_name(name_or_id: str | int, root: Path, made_by: str = "") -> str:
 
 
 def read_raw_dataset(name_or_id: str | int) -> RawDataset:
-    """Return the raw data set with that id or name below `nnUNet_raw`.
+    """Return the raw data set with this id or name below `nnUNet_raw`.
 
     Raises:
         UsageError: no such data set.
-        DataError: dataset.json is missing, incomplete or malformed, a file has no channel suffix, nothing is labelled.
-        EnvironmentProblem: `nnUNet_raw` is not set, or is no folder.
+        DataError: dataset.json is missing, incomplete or malformed, a file has no channel suffix, or no case has a
+            label.
+        EnvironmentProblem: `nnUNet_raw` is not set, or its folder does not exist.
     """
-    root = environment_folder("nnUNet_raw", must_exist=True)
+    root = environment_folder(RAW_VARIABLE, must_exist=True)
     folder = root / dataset_name(name_or_id, root)
-    path = folder / "dataset.json"
+    path = folder / DATASET_JSON
     dataset_json = read_json(path, made_by="write dataset.json as nnU-Net's documentation describes")
     _check_form(dataset_json, path)
-    missing = [key for key in ("labels", "file_ending") if key not in dataset_json]
+    missing = [key for key in (LABELS_KEY, FILE_ENDING_KEY) if key not in dataset_json]
     if missing or not channels_of(dataset_json):
         missing += [] if channels_of(dataset_json) else ["channel_names"]
         raise DataError("dataset.json is incomplete", where=path, why=f"missing: {', '.join(missing)}")
@@ -104,21 +119,21 @@ def read_raw_dataset(name_or_id: str | int) -> RawDataset:
         folder,
         dataset_json,
         labelled=_labelled_cases(folder, dataset_json),
-        unlabelled=_cases(folder / "imagesUn", dataset_json),
-        test=_cases(folder / "imagesTs", dataset_json),
+        unlabelled=_cases(folder / IMAGES_UN, dataset_json),
+        test=_cases(folder / IMAGES_TS, dataset_json),
     )
 
 
 def _check_form(dataset_json: Any, path: Path) -> None:  # noqa: ANN401 - whatever stands in the file
-    """Check that dataset.json, and the parts of it that this module walks through, are JSON objects.
+    """Check that dataset.json, and those of its entries that this module reads, are JSON objects.
 
     Raises:
-        DataError: one of them is something else, or a listed case lacks its images or its label.
+        DataError: one of these is something else, or a listed case lacks its images or its label.
     """
     parts = {"the file": dataset_json}
     if isinstance(dataset_json, dict):
-        parts |= {key: dataset_json.get(key, {}) for key in ("channel_names", "modality", "cases", "dataset")}
-        for key in ("cases", "dataset"):
+        parts |= {key: dataset_json.get(key, {}) for key in ("channel_names", "modality", CASES_KEY, "dataset")}
+        for key in (CASES_KEY, "dataset"):
             parts |= {f"{key}: {name}": entry for name, entry in parts[key].items()} if _is_object(parts[key]) else {}
     wrong = [f"{name} is not a JSON object" for name, part in parts.items() if not _is_object(part)]
     wrong += [
@@ -126,7 +141,7 @@ def _check_form(dataset_json: Any, path: Path) -> None:  # noqa: ANN401 - whatev
         for name, part in parts.items()
         if name.startswith("dataset: ") and _is_object(part) and not (part.get("images") and part.get("label"))
     ]
-    ending = dataset_json.get("file_ending", ".nii.gz") if _is_object(dataset_json) else ".nii.gz"
+    ending = dataset_json.get(FILE_ENDING_KEY, ".nii.gz") if _is_object(dataset_json) else ".nii.gz"
     if not (isinstance(ending, str) and ending.startswith(".")):
         wrong.append(f"file_ending is {ending!r}, it must be text such as '.nii.gz'")
     if wrong:
@@ -134,7 +149,7 @@ def _check_form(dataset_json: Any, path: Path) -> None:  # noqa: ANN401 - whatev
             "dataset.json is malformed",
             where=path,
             why="\n".join([*wrong[:5], *(["…"] if len(wrong) > 5 else [])]),
-            run="correct it as nnU-Net's documentation describes",
+            run="correct the file as nnU-Net's documentation describes",
         )
 
 
@@ -143,11 +158,11 @@ def _is_object(part: Any) -> bool:  # noqa: ANN401
 
 
 def _cases(folder: Path, dataset_json: Mapping[str, Any], labels: Path | None = None) -> dict[str, RawCase]:
-    ending = str(dataset_json["file_ending"])
+    ending = str(dataset_json[FILE_ENDING_KEY])
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     images: dict[str, list[Path]] = {}
     strangers = []
-    aside = (".json",) if ending.lower() in (".tif", ".tiff") else ()  # nnU-Net keeps their spacing in CASE.json
+    aside = (".json",) if ending.lower() in (".tif", ".tiff") else ()  # nnU-Net keeps the spacing of these in CASE.json
     for file in sorted(folder.glob("*")) if folder.is_dir() else []:
         match = pattern.fullmatch(file.name)
         if match:
@@ -170,23 +185,23 @@ def _cases(folder: Path, dataset_json: Mapping[str, Any], labels: Path | None = 
 
 
 def _listed(folder: Path, file: str) -> Path:
-    """Return the path of a file that dataset.json lists; a link is not followed, its own name decides the reader."""
+    """Return the path of a file that dataset.json lists. Links stay links: the name of the link decides the reader."""
     return (folder / os.path.expandvars(file)).absolute()
 
 
 def _labelled_cases(folder: Path, dataset_json: Mapping[str, Any]) -> dict[str, RawCase]:
-    if "dataset" in dataset_json:  # nnU-Net's explicit list replaces imagesTr and labelsTr
+    if "dataset" in dataset_json:  # nnU-Net's explicit list takes the place of imagesTr and labelsTr
         cases = {}
         for name, entry in sorted(dataset_json["dataset"].items()):
             images = tuple(_listed(folder, image) for image in entry["images"])
             label = _listed(folder, entry["label"])
             cases[name] = RawCase(name, images, label, patient_of(name, dataset_json))
     else:
-        cases = _cases(folder / "imagesTr", dataset_json, folder / "labelsTr")
+        cases = _cases(folder / IMAGES_TR, dataset_json, folder / LABELS_TR)
     if not cases:
         raise DataError(
             "there are no labelled cases",
-            where=folder / "imagesTr",
+            where=folder / IMAGES_TR,
             why="at least one labelled case is needed to learn from",
             run="put scans into imagesTr/ and their labels into labelsTr/",
         )

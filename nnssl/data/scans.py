@@ -1,4 +1,4 @@
-"""One raw scan at a time: read it as nnU-Net will, check it, and keep the facts that later steps need."""
+"""Reads one raw scan as nnU-Net will, checks the scan, and keeps the facts that later steps need."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.geometry import (
+    CHANNEL_SPACING_TOLERANCE,
+    SPACING_TOLERANCE,
+    Geometry,
+    axis_code,
+    find_differences,
+    geometry_of_array,
+)
 from nnssl.data.raw import RawCase
 from nnssl.system.files import content_hash
 
-CHANNEL_SPACING_TOLERANCE = 1e-5  # nnU-Net's reader refuses channels that differ by more
-LABEL_SPACING_TOLERANCE = 1e-3
-PLACEMENT_TOLERANCE = 1e-3
 PERCENTILE_VOXELS = 1_000_000
 
 FloatArray = NDArray[np.float32]
@@ -26,9 +31,9 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ChannelIntensity:
-    """Intensities of one channel over its nonzero voxels (all voxels where none is nonzero).
+    """Intensities of one channel over its nonzero voxels, or over all voxels of a channel that is zero everywhere.
 
-    The percentiles are those of at most two million evenly strided voxels.
+    The percentiles come from at most two million voxels at even distances.
     """
 
     mean: float
@@ -46,8 +51,9 @@ class ScanFacts:
         kind: `labelled`, `unlabelled` or `test`.
         shape: spatial size in voxels, in the axis order of nnU-Net's reader.
         spacing_mm: voxel size in that order.
-        orientation: axis code of the file's axes (`RAS` for instance), empty where the file has no direction.
-        content_hash: SHA-256 of the decoded voxels of all channels; header and compression do not enter.
+        orientation: axis code of the axes as the reader gives them (`RAS` for example), empty for a file without
+            direction.
+        content_hash: SHA-256 of the decoded voxels of all channels; header and compression do not count.
         source_hash: SHA-256 of the image files' bytes, and of the label file's where the label was read.
         intensity: one entry a channel.
     """
@@ -64,7 +70,7 @@ class ScanFacts:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """One scan to examine. Its label is opened only where `read_label` says so."""
+    """One scan to examine. Its label file is opened only if `read_label` is True."""
 
     case: RawCase
     kind: str
@@ -73,12 +79,12 @@ class ScanTask:
 
 @dataclass(frozen=True)
 class Expected:
-    """What every scan of the data set must agree with.
+    """What every scan of the data set must look like.
 
     Attributes:
         reader: nnU-Net's reader class.
         channels: number of channels.
-        labels: allowed label values, empty where dataset.json does not say.
+        labels: allowed label values; empty allows all of them.
         file_ending: file ending with its dot.
     """
 
@@ -90,7 +96,7 @@ class Expected:
 
 @dataclass
 class Examined:
-    """The outcome for one scan; `facts` is None where a file could not be read."""
+    """The outcome for one scan; `facts` is None if a file cannot be read."""
 
     facts: ScanFacts | None = None
     problems: list[str] = field(default_factory=list)
@@ -99,18 +105,20 @@ class Examined:
 
 @dataclass(frozen=True)
 class _Volume:
-    """A decoded file: voxels (C, D, H, W), spacing in axis order, position in space where the file has one."""
+    """A decoded file: voxels (C, D, H, W) and where they lie in space."""
 
     path: Path
     voxels: FloatArray
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
-    orientation: str
+    geometry: Geometry
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size in the order of the array's axes."""
+        return self.geometry.spacing_mm[::-1]
 
 
 def examine(task: ScanTask, expected: Expected) -> Examined:
-    """Read one scan and return its facts, problems and warnings; a bad file is a problem, never an exception."""
+    """Read one scan and return its facts, problems and warnings. A bad file is a problem, never an exception."""
     outcome = Examined()
     case = task.case
     _check_channel_numbers(task, expected, outcome)
@@ -136,12 +144,12 @@ def _check_channel_numbers(task: ScanTask, expected: Expected, outcome: Examined
         there = ", ".join(f"{number:04d}" for number in numbers)
         outcome.problems.append(
             f"{task.case.images[0].parent} holds the channels {there}; "
-            f"they must count up from 0000: add the missing files or rename these"
+            f"channels must count up from 0000: add the missing files or rename these"
         )
 
 
 def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = False) -> _Volume | None:
-    """Return the decoded file, or None with a problem that names the file and the cause."""
+    """Return the decoded file. A file that cannot be read gives None, and a problem that names file and cause."""
     if not path.is_file():
         outcome.problems.append(f"{path} does not exist: add the file")
         return None
@@ -154,18 +162,17 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         lines = str(error).strip().splitlines() or [type(error).__name__]
         outcome.problems.append(f"{path} cannot be read ({lines[-1].strip()}): copy the file again from its source")
         return None
-    spacing = tuple(float(mm) for mm in properties["spacing"])
-    if len(spacing) != voxels.ndim - 1:
+    if len(properties["spacing"]) != voxels.ndim - 1:
         outcome.problems.append(
-            f"{path} has {len(spacing)} spacing(s) for {voxels.ndim - 1} axes as nnU-Net reads it: "
-            f"write a file of one channel for each channel"
+            f"{path} has {len(properties['spacing'])} spacing(s) for {voxels.ndim - 1} axes as nnU-Net reads it: "
+            "write one file for each channel"
         )
         return None
-    return _Volume(path, voxels, spacing, *_placement(properties))
+    return _Volume(path, voxels, geometry_of_array(voxels.shape[1:], properties))
 
 
 def gzip_is_complete(path: Path) -> bool:
-    """Return whether every gzip member of the file ends: readers fill what a cut file lacks with zeros, silently."""
+    """Return whether every gzip member of the file is complete: readers silently fill a cut file up with zeros."""
     decoder = zlib.decompressobj(wbits=31)
     with path.open("rb") as file:
         while block := file.read(1 << 16):
@@ -177,27 +184,6 @@ def gzip_is_complete(path: Path) -> bool:
                         break
                     decoder = zlib.decompressobj(wbits=31)
     return decoder.eof
-
-
-def _placement(properties: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """Return origin, direction cosines and axis code, empty where the reader gives none."""
-    import nibabel
-
-    if "sitk_stuff" in properties:
-        origin, direction = properties["sitk_stuff"]["origin"], properties["sitk_stuff"]["direction"]
-        axes = round(len(direction) ** 0.5)
-        cosines = np.reshape(direction, (axes, axes))
-        to_ras = np.diag([-1.0, -1.0, 1.0])  # ITK's world is LPS
-        affine = np.eye(4)
-        affine[:3, :3] = to_ras @ cosines[:3, :3] if axes >= 3 else np.eye(3)
-        code = "".join(map(str, nibabel.aff2axcodes(affine))) if axes >= 3 else ""
-        return tuple(map(float, origin)), tuple(map(float, direction)), code
-    if "nibabel_stuff" in properties:
-        affine = np.asarray(properties["nibabel_stuff"]["original_affine"], dtype=float)
-        cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-        code = "".join(map(str, nibabel.aff2axcodes(affine)))
-        return tuple(map(float, affine[:3, 3])), tuple(map(float, cosines.ravel())), code
-    return (), (), ""
 
 
 def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Examined) -> None:
@@ -217,8 +203,8 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
             )
         elif volume.voxels.min() == volume.voxels.max():
             outcome.warnings.append(f"{volume.path} has the value {volume.voxels.flat[0]:g} in every voxel")
-    if not all(0 < mm < np.inf for mm in first.spacing):
-        outcome.problems.append(f"{first.path} has the spacing {_mm(first.spacing)}: correct the header")
+    if not all(0 < mm < np.inf for mm in first.spacing_mm):
+        outcome.problems.append(f"{first.path} has the spacing {_mm(first.spacing_mm)}: correct the header")
     for volume in channels[1:]:
         _compare(volume, first, CHANNEL_SPACING_TOLERANCE, outcome)
 
@@ -227,14 +213,14 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
     path = task.case.label
     if path is None or not path.is_file():
         outcome.problems.append(
-            f"the label file {path} does not exist: add it, or move the scan to imagesUn if it has no label"
+            f"the label file {path} does not exist: add the file, or move the scan to imagesUn if it has no label"
         )
         return
     label = _read(path, expected, outcome, is_label=True)
     if label is None:
         return
     if channels:
-        _compare(label, channels[0], LABEL_SPACING_TOLERANCE, outcome)
+        _compare(label, channels[0], SPACING_TOLERANCE, outcome)
     if len(label.voxels) != 1:
         outcome.problems.append(f"{path} has {len(label.voxels)} channels, a label has 1: write a single-channel file")
     if not expected.labels:
@@ -256,7 +242,7 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
 
 
 def count_not_finite(path: Path, voxels: NDArray[Any]) -> int:
-    """Return the number of NaN and infinite voxels. ITK reads those of a NIfTI file as 0, so the file is looked at."""
+    """Return the number of NaN and infinite voxels. ITK reads those of a NIfTI file as 0, so nibabel reads the file."""
     import nibabel
 
     found = int(voxels.size - np.isfinite(voxels).sum())
@@ -269,30 +255,30 @@ def count_not_finite(path: Path, voxels: NDArray[Any]) -> int:
     return int(stored.size - np.isfinite(stored).sum())
 
 
-def _compare(volume: _Volume, reference: _Volume, tolerance: float, outcome: Examined) -> None:
-    """Compare the geometry of a channel or a label with the first channel."""
-    shape, wanted = volume.voxels.shape[1:], reference.voxels.shape[1:]
-    if shape != wanted:
+def _compare(volume: _Volume, reference: _Volume, spacing_tolerance: float, outcome: Examined) -> None:
+    """Compare the geometry of a channel or a label with that of the first channel."""
+    differences = {
+        difference.quantity: difference
+        for difference in find_differences(volume.geometry, reference.geometry, spacing_tolerance=spacing_tolerance)
+    }
+    name = reference.path.name
+    if "shape" in differences:
+        shape, wanted = volume.voxels.shape[1:], reference.voxels.shape[1:]
         outcome.problems.append(
-            f"{volume.path} has the shape {_by(shape)}, {reference.path.name} has {_by(wanted)} (tolerance 0): "
-            f"resample it to the grid of {reference.path.name}"
+            f"{volume.path} has the shape {_by(shape)}, {name} has {_by(wanted)} (tolerance 0): "
+            f"resample the file to the grid of {name}"
         )
-    elif _differ(volume.spacing, reference.spacing, relative=tolerance):
+    elif "spacing" in differences:
         outcome.problems.append(
-            f"{volume.path} has the spacing {_mm(volume.spacing)}, {reference.path.name} has {_mm(reference.spacing)} "
-            f"(tolerance {tolerance:g}, relative): correct the header that is wrong, or resample"
+            f"{volume.path} has the spacing {_mm(volume.spacing_mm)}, {name} has {_mm(reference.spacing_mm)} "
+            f"(tolerance {differences['spacing'].tolerance}): correct the header that is wrong, or resample"
         )
-    for name in ("origin", "direction"):
-        ours, theirs = getattr(volume, name), getattr(reference, name)
-        if _differ(ours, theirs, absolute=PLACEMENT_TOLERANCE):
+    for quantity in ("origin", "direction"):
+        if found := differences.get(quantity):
             outcome.warnings.append(
-                f"{volume.path} has the {name} {_numbers(ours)}, {reference.path.name} has {_numbers(theirs)} "
-                f"(tolerance {PLACEMENT_TOLERANCE:g}); nnU-Net ignores this, look whether they overlap"
+                f"{volume.path} has the {quantity} {_numbers(found.found)}, {name} has {_numbers(found.expected)} "
+                f"(tolerance {found.tolerance}); nnU-Net ignores this difference, look whether the scans overlap"
             )
-
-
-def _differ(first: Sequence[float], second: Sequence[float], *, relative: float = 0.0, absolute: float = 0.0) -> bool:
-    return len(first) != len(second) or not np.allclose(first, second, rtol=relative, atol=absolute)
 
 
 def _facts(task: ScanTask, channels: Sequence[_Volume], source: str) -> ScanFacts:
@@ -305,8 +291,8 @@ def _facts(task: ScanTask, channels: Sequence[_Volume], source: str) -> ScanFact
         case=task.case.name,
         kind=task.kind,
         shape=tuple(int(n) for n in first.voxels.shape[1:]),
-        spacing_mm=first.spacing,
-        orientation=first.orientation,
+        spacing_mm=first.spacing_mm,
+        orientation=axis_code(first.geometry),
         content_hash=digest.hexdigest(),
         source_hash=source,
         intensity=tuple(_intensity(channel) for volume in channels for channel in volume.voxels),

@@ -1,7 +1,8 @@
-"""Do the labelled scans look like those that the model will learn from without labels, or be tested on?
+"""Warnings where unlabelled or test scans look different from the labelled scans.
 
-With a handful of labelled scans a p-value says little, so the measure is a robust effect size: the distance of the
-medians in units of the scans' own scatter about their group's median (1.4826 times the median absolute deviation).
+With a handful of labelled scans a p-value says little. The measure is therefore a robust effect size: the distance of
+the two medians, in units of the scatter of the scans about the median of their group (1.4826 times the median absolute
+deviation).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ SHOWN_CASES = 3
 
 @dataclass(frozen=True)
 class _Measure:
-    """One number a scan: `of` gives it in its own unit, `scale` maps it to where equal steps mean equal deviations."""
+    """One number of a scan.
+
+    `of` returns the number in its own unit. `scale` maps it to a scale on which equal steps are equal deviations.
+    """
 
     family: str
     detail: str
@@ -44,10 +48,10 @@ class _Finding:
 
 
 def shift_warnings(facts: Mapping[str, ScanFacts]) -> list[str]:
-    """Return one line for each way in which unlabelled, or test, scans differ from the labelled ones.
+    """Return one line for each way in which unlabelled or test scans differ from the labelled scans.
 
-    Spacing, size in mm, intensity and orientation are compared. A line says whether the whole group or only some scans
-    stand apart, and names those that deviate most; homogeneous scans give no line.
+    The function compares spacing, size in mm, intensity and orientation. A line says whether the whole group or only
+    some scans stand apart, and names the scans that deviate most. Homogeneous scans give no line.
 
     Args:
         facts: case name -> facts, of all kinds together.
@@ -59,11 +63,11 @@ def shift_warnings(facts: Mapping[str, ScanFacts]) -> list[str]:
     lines: list[str] = []
     for kind in ("unlabelled", "test"):
         if labelled and groups[kind]:
-            lines += _compared(labelled, groups[kind], kind)
+            lines += _compare_groups(labelled, groups[kind], kind)
     return lines
 
 
-def _compared(labelled: Sequence[ScanFacts], others: Sequence[ScanFacts], kind: str) -> list[str]:
+def _compare_groups(labelled: Sequence[ScanFacts], others: Sequence[ScanFacts], kind: str) -> list[str]:
     strongest: dict[str, _Finding] = {}
     for measure in _measures(labelled, others):
         found = _difference(labelled, others, measure, kind)
@@ -112,16 +116,16 @@ def _safe_log(value: float) -> float:
 def _difference(
     labelled: Sequence[ScanFacts], others: Sequence[ScanFacts], measure: _Measure, kind: str
 ) -> _Finding | None:
-    """Return the finding for one measure: the group stands apart, else single scans do, else None."""
-    ours = np.array([measure.scale(measure.of(scan)) for scan in labelled])
-    theirs = np.array([measure.scale(measure.of(scan)) for scan in others])
-    centre, other_centre = float(np.median(ours)), float(np.median(theirs))
-    scatter = 1.4826 * float(np.median(np.abs(np.concatenate([ours - centre, theirs - other_centre]))))
+    """Return the finding for one measure: the whole group stands apart, or single scans do, or None."""
+    values_l = np.array([measure.scale(measure.of(scan)) for scan in labelled])
+    values_o = np.array([measure.scale(measure.of(scan)) for scan in others])
+    centre, other_centre = float(np.median(values_l)), float(np.median(values_o))
+    scatter = 1.4826 * float(np.median(np.abs(np.concatenate([values_l - centre, values_o - other_centre]))))
     scatter = max(scatter, measure.floor)
     effect = abs(other_centre - centre) / scatter
-    allowance = SAMPLING_ERRORS * math.sqrt(MEDIAN_VARIANCE / len(ours) + MEDIAN_VARIANCE / len(theirs))
-    apart = np.maximum(ours.min() - theirs, theirs - ours.max()) / scatter  # negative within their range
-    order = np.argsort(-np.abs(theirs - centre), kind="stable")
+    allowance = SAMPLING_ERRORS * math.sqrt(MEDIAN_VARIANCE / len(values_l) + MEDIAN_VARIANCE / len(values_o))
+    apart = np.maximum(values_l.min() - values_o, values_o - values_l.max()) / scatter  # negative within their range
+    order = np.argsort(-np.abs(values_o - centre), kind="stable")
     values = [measure.of(scan) for scan in others]
     if effect > GROUP_EFFECT + allowance:
         share, strength, named = "differ from", effect, order[:SHOWN_CASES]

@@ -1,8 +1,8 @@
 """Patient-grouped splits and label budgets.
 
-`splits_final.json` keeps nnU-Net's `train` and `val` and gains two keys that stock nnU-Net ignores: `unlabelled`, the
-scans of `imagesUn` that this fold may learn from, and `labelled_order`, the order in which a label budget takes the
-fold's training patients.
+`splits_final.json` keeps nnU-Net's `train` and `val` and gains two keys that stock nnU-Net ignores. `unlabelled` holds
+the scans of `imagesUn` that the fold may learn from; `labelled_order` holds the order in which a label budget takes the
+training patients of the fold.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from nnssl.data.raw import patient_of
 from nnssl.errors import DataError, UsageError
+from nnssl.names import BUDGET_TAG, LABELLED_ORDER, SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json
 
 SPLIT_SEED = 12345  # nnU-Net's own
@@ -24,7 +26,7 @@ SPLIT_SEED = 12345  # nnU-Net's own
 
 @dataclass(frozen=True)
 class FoldCases:
-    """The cases of one fold under one label budget. No hidden training case is in `labelled`."""
+    """The cases of one fold under one label budget; training cases outside the budget are in `unlabelled`."""
 
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
@@ -33,17 +35,17 @@ class FoldCases:
 
 @dataclass(frozen=True)
 class LabelBudget:
-    """How many training patients keep their labels: a count, or a percentage of the fold's patients."""
+    """How many training patients keep their labels: a count, or a percentage of the patients of the fold."""
 
     value: float
     percent: bool
 
     @classmethod
     def parse(cls, text: str) -> LabelBudget:
-        """Return the budget that `7` or `10%` means.
+        """Return the budget for a text such as `7` or `10%`.
 
         Raises:
-            UsageError: anything else.
+            UsageError: the text is no budget.
         """
         match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
         if match:
@@ -53,14 +55,14 @@ class LabelBudget:
         raise UsageError(
             f"'{text}' is not a label budget",
             where=f"-labelled {text}",
-            why="it is a number of patients, or a percentage of the training patients above 0 %",
+            why="a budget is a number of patients, or a percentage of the training patients above 0 %",
             run="-labelled 7 or -labelled 10%",
         )
 
     @property
     def tag(self) -> str:
-        """What the plans name gains: `@lab7` or `@lab10pct`."""
-        return f"@lab{self.value:g}" + ("pct" if self.percent else "")
+        """The ending of the plans name: `@lab7` or `@lab10pct`."""
+        return f"{BUDGET_TAG}{self.value:g}" + ("pct" if self.percent else "")
 
     def __str__(self) -> str:
         return f"{self.value:g}" + ("%" if self.percent else "")
@@ -69,22 +71,39 @@ class LabelBudget:
         """Return the number of patients that keep their labels, at least one.
 
         Raises:
-            DataError: the budget is larger than the fold.
+            DataError: the budget is larger than the number of patients.
         """
         wanted = max(1, math.floor(patients * self.value / 100 + 0.5)) if self.percent else int(self.value)
         if wanted > patients:
             raise DataError(
                 f"the label budget asks for {wanted} patients, the fold has {patients}",
                 where=f"-labelled {self}",
-                run=f"-labelled {patients} or less, or leave it out",
+                run=f"-labelled {patients} or less, or leave -labelled out",
             )
         return wanted
+
+
+def parse_fold(text: str, option: str = "fold") -> int | Literal["all"]:
+    """Return the fold that a user names: a number, or `all` for a run on every labelled case.
+
+    Args:
+        text: what the user gave.
+        option: where the user gave it, for the message.
+
+    Raises:
+        UsageError: the text is neither a whole number, 0 or larger, nor `all`.
+    """
+    if text == "all":
+        return "all"
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise UsageError(f"'{text}' is not a fold", where=f"{option} {text}", why="a fold is a number or 'all'")
 
 
 def make_splits(
     labelled: Sequence[str], unlabelled: Sequence[str], patients: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Return min(5, n) cross-validation folds grouped by patient, leave-one-out below five patients.
+    """Return min(5, n) cross-validation folds grouped by patient; below five patients each fold leaves one out.
 
     Args:
         labelled: labelled case names.
@@ -92,8 +111,9 @@ def make_splits(
         patients: case name -> patient, for all of them.
 
     Returns:
-        One dict a fold with `train`, `val`, `unlabelled` and `labelled_order`. Scans of a validation patient are in
-        neither `train` nor `unlabelled`. With a single labelled patient the one fold validates on its training case.
+        One dict for each fold with `train`, `val`, `unlabelled` and `labelled_order`. Neither `train` nor `unlabelled`
+        holds scans of a validation patient. With a single labelled patient the only fold validates on its training
+        cases.
     """
     people = sorted({patients[case] for case in labelled})
     order = [people[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(people))]
@@ -108,17 +128,19 @@ def make_splits(
 
 
 def completed_split(split: Mapping[str, Any], unlabelled: Sequence[str], patients: Mapping[str, str]) -> dict[str, Any]:
-    """Return a split with the keys `unlabelled` and `labelled_order` filled in where it lacks them.
+    """Return a split to which the keys `unlabelled` and `labelled_order` are added where the split lacks them.
 
-    A given `labelled_order` (patients, or cases) is kept; a missing one is a seeded shuffle of the training patients.
+    A given `labelled_order` (patients or cases) stays; the default is a seeded shuffle of the training patients.
     """
     people = sorted({patients[case] for case in split["train"]})
     shuffled = [people[i] for i in np.random.RandomState(SPLIT_SEED).permutation(len(people))]
     held_out = {patients[case] for key in ("val", "test") for case in split.get(key, ())} - set(people)
     return {
         **split,
-        "unlabelled": split.get("unlabelled", [case for case in sorted(unlabelled) if patients[case] not in held_out]),
-        "labelled_order": split.get("labelled_order", shuffled),
+        UNLABELLED_KEY: split.get(
+            UNLABELLED_KEY, [case for case in sorted(unlabelled) if patients[case] not in held_out]
+        ),
+        LABELLED_ORDER: split.get(LABELLED_ORDER, shuffled),
     }
 
 
@@ -139,15 +161,15 @@ def check_splits(
         patients: case name -> patient; None where every case is its own patient.
 
     Raises:
-        DataError: it is not a list of folds, names cases that the data set does not have, or learns from a patient
-            that it validates on.
+        DataError: the content is not a list of folds, a fold names cases that the data set does not have, or a fold
+            learns from a patient that it validates on.
     """
     people = patients or {}
     _check_form(splits, path)
     known, known_unlabelled = set(labelled), set(unlabelled)
     for number, fold in enumerate(splits):
         strangers = sorted((set(fold["train"]) | set(fold["val"])) - known)
-        strangers += sorted(set(fold.get("unlabelled", ())) - known_unlabelled)
+        strangers += sorted(set(fold.get(UNLABELLED_KEY, ())) - known_unlabelled)
         if strangers:
             raise DataError(
                 f"fold {number} names {len(strangers)} case(s) that the data set does not have",
@@ -156,9 +178,9 @@ def check_splits(
                 run="correct or delete this file and plan again",
             )
         if set(fold["train"]) == set(fold["val"]):
-            continue  # asked for, as with a single labelled patient
+            continue  # the user wants this, as with a single labelled patient
         held_out = {people.get(case, case) for case in fold["val"]}
-        both = [case for case in [*fold["train"], *fold.get("unlabelled", ())] if people.get(case, case) in held_out]
+        both = [case for case in [*fold["train"], *fold.get(UNLABELLED_KEY, ())] if people.get(case, case) in held_out]
         if both:
             raise DataError(
                 f"fold {number} learns from {len(both)} case(s) of patients that it validates on",
@@ -179,8 +201,8 @@ def _check_form(splits: Any, path: Path) -> None:  # noqa: ANN401
 
 
 def _has_names(fold: Mapping[str, Any]) -> bool:
-    """Return whether the lists of a fold are lists of names, and those that every fold needs are not empty."""
-    lists = [fold.get("train"), fold.get("val"), fold.get("unlabelled", []), fold.get("labelled_order", [])]
+    """Return whether all lists of a fold hold names, and whether `train` and `val` are not empty."""
+    lists = [fold.get("train"), fold.get("val"), fold.get(UNLABELLED_KEY, []), fold.get(LABELLED_ORDER, [])]
     named = all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
     return named and bool(lists[0]) and bool(lists[1])
 
@@ -191,10 +213,30 @@ def read_splits(preprocessed: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or not a list of folds.
     """
-    path = preprocessed / "splits_final.json"
+    path = preprocessed / SPLITS_JSON
     splits: list[dict[str, Any]] = read_json(path, f"nnssl_plan_and_preprocess -d {preprocessed.name}")
     _check_form(splits, path)
     return splits
+
+
+def cases_of_run(
+    preprocessed: Path, dataset_json: Mapping[str, Any], fold: int | str, budget: LabelBudget | None
+) -> FoldCases:
+    """Return the cases of a run from the files of a preprocessed data set; see `fold_cases`.
+
+    Args:
+        preprocessed: the data set's folder in nnUNet_preprocessed.
+        dataset_json: the data set's description, which names the patients.
+        fold: fold number, or "all".
+        budget: the label budget, None for all labels.
+
+    Raises:
+        UsageError: the fold does not exist.
+        DataError: the splits are missing or wrong, or the budget does not fit the fold.
+    """
+    splits = read_splits(preprocessed)
+    named = {case for split in splits for key in ("train", "val") for case in split[key]}
+    return fold_cases(splits, fold, budget, {case: patient_of(case, dataset_json) for case in named})
 
 
 def fold_cases(
@@ -202,9 +244,9 @@ def fold_cases(
 ) -> FoldCases:
     """Return the cases that a run on `fold` sees: labelled, unlabelled and validation.
 
-    A budget keeps the first patients of the fold's `labelled_order` and turns the fold's other training cases into
-    unlabelled ones. Fold "all" trains and validates on every labelled case, as nnU-Net does; so does a fold whose `val`
-    is its `train`.
+    A budget keeps the first patients of `labelled_order` and turns the other training cases of the fold into unlabelled
+    cases. Fold "all" trains and validates on every labelled case, as in nnU-Net. A fold whose `val` is its `train` also
+    validates on its labelled cases.
 
     Args:
         splits: the folds of `splits_final.json`.
@@ -214,21 +256,21 @@ def fold_cases(
 
     Raises:
         UsageError: the fold does not exist.
-        DataError: the budget is larger than the fold, or `labelled_order` does not cover it.
+        DataError: the budget is larger than the fold, or `labelled_order` names too few patients.
     """
     if fold == "all":
         train = sorted({case for split in splits for key in ("train", "val") for case in split[key]})
-        order = list(dict.fromkeys(entry for split in splits for entry in split.get("labelled_order", ())))
-        extra = sorted({case for split in splits for case in split.get("unlabelled", ())})
+        order = list(dict.fromkeys(entry for split in splits for entry in split.get(LABELLED_ORDER, ())))
+        extra = sorted({case for split in splits for case in split.get(UNLABELLED_KEY, ())})
         validation = train
     elif isinstance(fold, int) and 0 <= fold < len(splits):
         split = splits[fold]
         train, validation = list(split["train"]), list(split["val"])
-        order, extra = list(split.get("labelled_order", ())), list(split.get("unlabelled", ()))
+        order, extra = list(split.get(LABELLED_ORDER, ())), list(split.get(UNLABELLED_KEY, ()))
     else:
         raise UsageError(
             f"fold {fold} does not exist",
-            where="splits_final.json",
+            where=SPLITS_JSON,
             why=f"the data set has folds 0 to {len(splits) - 1}, and 'all'",
         )
     if budget is None:
@@ -248,7 +290,7 @@ def _first_patients(
     if len(ranked) < count:
         raise DataError(
             f"labelled_order names {len(ranked)} training patients, the budget needs {count}",
-            where="splits_final.json",
+            where=SPLITS_JSON,
             run="complete labelled_order, or delete the file and plan again",
         )
     return set(ranked[:count])

@@ -1,17 +1,16 @@
-"""Evaluate a folder of predictions against a folder of references, and write nnU-Net's summary.json with ours added."""
+"""`nnssl.evaluate`: a folder of predictions against a folder of references, with an extended summary.json."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.errors import DataError, UsageError
-from nnssl.evaluation.mask_pairs import CaseFiles, Measurement, measure_case
-from nnssl.evaluation.masks import Label
+from nnssl.data.labels import Label
+from nnssl.errors import DataError, UsageError, unknown_name
+from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case
 from nnssl.evaluation.structures import (
     Structures,
     declared_structures,
@@ -20,10 +19,12 @@ from nnssl.evaluation.structures import (
     listed_structures,
 )
 from nnssl.evaluation.summary import EvaluationResult, summarise
+from nnssl.names import DATASET_JSON, PLANS_JSON, SUMMARY_JSON
 from nnssl.system.files import check_output_file, read_object, write_json
+from nnssl.system.resources import worker_processes
 from nnssl.system.workers import run_parallel
 
-PROTOCOLS = ("standard", "paper")
+METRIC_SETS = ("standard", "paper")
 
 
 def evaluate(  # noqa: PLR0913 - the public API names every option
@@ -37,38 +38,42 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     output_file: str | Path | None = None,
     num_processes: int | None = None,
     chill: bool = False,
-    protocol: str = "standard",
+    metrics: str = "standard",
     nsd_tolerance_mm: float = 1.0,
     same_placement: bool = True,
+    protocol: str | None = None,
 ) -> EvaluationResult:
     """Measure every prediction against its reference, write `summary.json`, and return the same content.
 
     Args:
         reference_folder: reference label files.
-        prediction_folder: predicted label files of the same names; its dataset.json and plans.json, which predict
-            leaves there, say what the labels are and how files are read.
+        prediction_folder: predicted label files of the same names. Prediction leaves dataset.json and plans.json in
+            this folder; they name the labels and the reader of the files.
         dataset_json: the file; None for `dataset.json` in the prediction folder.
         plans_json: the file; None for `plans.json` in the prediction folder.
-        labels: labels or regions (tuples of labels) to evaluate; other values count as background then. None for
-            those that dataset.json declares; other values are an error then.
-        ignore_label: with `labels`: reference voxels with this value are not scored.
+        labels: labels or regions (tuples of labels) to evaluate; other values then count as background. None
+            evaluates the labels that dataset.json declares; other values are then an error.
+        ignore_label: only with `labels`: reference voxels with this value are not scored.
         output_file: the summary; None for `summary.json` in the prediction folder.
-        num_processes: worker processes; None for nnU-Net's number (`nnUNet_def_n_proc`), at most one a core.
-        chill: evaluate what is there when references have no prediction, instead of stopping.
-        protocol: "standard", or "paper" to add the voxel distances of the semi-supervised papers.
+        num_processes: worker processes; None for nnU-Net's number (`nnUNet_def_n_proc`, else 8), at most one a CPU.
+        chill: evaluate the cases that have a prediction when other references have none, instead of stopping.
+        metrics: "standard", or "paper" to add the voxel distances of the semi-supervised papers.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
-        same_placement: whether differing origins and directions are an error, as differing shapes and spacings are.
+        same_placement: whether different origins and directions are an error; different shapes and spacings always are.
+        protocol: the old spelling of `metrics`.
 
     Raises:
         UsageError: nothing says which labels to evaluate, or an argument is wrong.
-        DataError: a folder or file is missing or unreadable, geometries differ, or values are not declared.
+        DataError: a folder or file is missing or unreadable, geometries differ, or a file holds values that
+            dataset.json does not declare.
         EnvironmentProblem: the summary cannot be written, or a worker process was lost.
     """
     references, predictions = _folder(reference_folder, "reference"), _folder(prediction_folder, "prediction")
-    output = Path(output_file) if output_file is not None else predictions / "summary.json"
-    _check_options(output, num_processes, protocol, nsd_tolerance_mm)
-    dataset_path = Path(dataset_json) if dataset_json is not None else predictions / "dataset.json"
-    plans_path = Path(plans_json) if plans_json is not None else predictions / "plans.json"
+    output = Path(output_file) if output_file is not None else predictions / SUMMARY_JSON
+    metrics = protocol or metrics
+    _check_options(output, num_processes, metrics, nsd_tolerance_mm)
+    dataset_path = Path(dataset_json) if dataset_json is not None else predictions / DATASET_JSON
+    plans_path = Path(plans_json) if plans_json is not None else predictions / PLANS_JSON
     dataset = _json_object(dataset_path, needed=dataset_json is not None)
     plans = _json_object(plans_path, needed=plans_json is not None)
     declared = None if dataset is None else declared_structures(dataset, dataset_path)
@@ -76,8 +81,8 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     ending = file_ending(dataset, references)
     cases, without_prediction, without_reference = _pairs(references, predictions, ending, chill)
     reader = find_reader(plans, dataset, ending, next(iter(cases.values())).reference)
-    measurement = Measurement(reader, structures, nsd_tolerance_mm, protocol == "paper", same_placement)
-    processes = num_processes or default_num_processes()
+    measurement = Measurement(reader, structures, nsd_tolerance_mm, metrics == "paper", same_placement)
+    processes = num_processes or worker_processes()
     result = summarise(
         run_parallel(partial(measure_case, measurement), cases, processes, "evaluating"),
         cases,
@@ -89,13 +94,6 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     return result
 
 
-def default_num_processes() -> int:
-    """Return nnU-Net's number of processes (`nnUNet_def_n_proc`, else 8), at most one a core."""
-    from nnunetv2.configuration import default_num_processes as of_nnunet
-
-    return max(1, min(int(of_nnunet), os.cpu_count() or 1))
-
-
 def _folder(path: str | Path, role: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
@@ -103,20 +101,20 @@ def _folder(path: str | Path, role: str) -> Path:
     return folder
 
 
-def _check_options(output: Path, num_processes: int | None, protocol: str, nsd_tolerance_mm: float) -> None:
+def _check_options(output: Path, num_processes: int | None, metrics: str, nsd_tolerance_mm: float) -> None:
     check_output_file(output)
     if output.suffix != ".json":
         raise UsageError("the output file must end with .json", where=output)
     if num_processes is not None and num_processes < 1:
-        raise UsageError(f"{num_processes} processes cannot evaluate anything", why="at least 1 is needed")
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"unknown protocol '{protocol}'", why=f"known: {', '.join(PROTOCOLS)}")
+        raise UsageError(f"-np {num_processes}: the number of processes must be at least 1")
+    if metrics not in METRIC_SETS:
+        raise unknown_name("metric set", metrics, METRIC_SETS, option="-metrics")
     if not 0 <= nsd_tolerance_mm < math.inf:
-        raise UsageError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="it must be 0 or larger")
+        raise UsageError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="a tolerance is 0 or larger")
 
 
 def _json_object(path: Path, *, needed: bool) -> dict[str, Any] | None:
-    """Return the content of the file; None where it is missing and not needed."""
+    """Return the content of the file; None if the file is missing and not needed."""
     if not needed and not path.is_file():
         return None
     return read_object(path)
@@ -133,12 +131,12 @@ def _structures(
         raise UsageError(
             "nothing says which labels to evaluate",
             where=predictions,
-            why="nnssl_predict and nnUNetv2_predict leave a dataset.json beside their predictions; there is none",
+            why="this folder has no dataset.json, which nnssl_predict and nnUNetv2_predict leave beside predictions",
             run="add -djfile /path/to/dataset.json, or list the labels: -l 1 2 3",
         )
     if ignore_label is not None:
         raise UsageError(
-            "an ignore label stands without labels",
+            "an ignore label is given without labels",
             why="dataset.json names its own ignore label",
             run=f"-l LABEL [LABEL ...] -il {ignore_label}",
         )
@@ -147,13 +145,13 @@ def _structures(
 
 def _pairs(
     references: Path, predictions: Path, ending: str, chill: bool
-) -> tuple[dict[str, CaseFiles], list[str], list[str]]:
+) -> tuple[dict[str, FilePair], list[str], list[str]]:
     """Return the cases with both files, those without a prediction, and those without a reference."""
     wanted, found = _label_files(references, ending), _label_files(predictions, ending)
     for folder, files in ((references, wanted), (predictions, found)):
         if not files:
-            raise DataError(f"there are no {ending} files", where=folder)
-    cases = {name: CaseFiles(name, wanted[name], found[name]) for name in wanted if name in found}
+            raise DataError(f"the folder holds no {ending} files", where=folder)
+    cases = {name: FilePair(name, wanted[name], found[name]) for name in wanted if name in found}
     without_prediction = [name for name in wanted if name not in found]
     without_reference = [name for name in found if name not in wanted]
     if not cases:

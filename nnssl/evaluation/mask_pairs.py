@@ -1,11 +1,11 @@
-"""One case: read reference and prediction, check that they belong together, measure."""
+"""Measures one case: reads reference and prediction, checks that both belong together, compares them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.geometry import Difference, Geometry, find_differences, geometry_of_array
+from nnssl.data.labels import Label
 from nnssl.data.scans import count_not_finite, gzip_is_complete
 from nnssl.errors import DataError
-from nnssl.evaluation.masks import Label, label_map
+from nnssl.evaluation.masks import label_map
 from nnssl.evaluation.metrics import overlap_counts, segmentation_metrics, voxel_metrics
 from nnssl.evaluation.structures import Structures
 
-Floats = NDArray[np.float64]
 CaseMetrics = dict[Label, dict[str, float]]
 
-SPACING_TOLERANCE = 1e-3  # relative
-ORIGIN_TOLERANCE = 1e-2  # in units of the smallest voxel edge
-DIRECTION_TOLERANCE = 1e-3  # per cosine
 SAME_AS_NNUNET = ("dice", "jaccard")  # nnU-Net's Dice and IoU
 
 
 @dataclass(frozen=True)
-class CaseFiles:
+class FilePair:
     """The two label files of a case."""
 
     name: str
@@ -39,9 +37,14 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class Measurement:
-    """How every case is measured: nnU-Net's reader class, the structures, the NSD tolerance in mm, the protocol.
+    """How every case is measured.
 
-    `same_placement` tells whether origin and direction must agree, beside shape and spacing.
+    Attributes:
+        reader: nnU-Net's reader class.
+        structures: the labels to measure.
+        nsd_tolerance_mm: tolerance of the normalised surface distance, mm.
+        paper: whether to add the voxel distances of the semi-supervised papers.
+        same_placement: whether origin and direction must agree, besides shape and spacing.
     """
 
     reader: type[Any]
@@ -53,19 +56,22 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """A label file: values (*S), spacing in mm along the array's axes; origin and direction if the file has them."""
+    """A label file: values (*S) and their place in space."""
 
     values: NDArray[np.integer[Any]]
-    spacing_mm: Floats
-    origin: Floats | None
-    direction: Floats | None
+    geometry: Geometry
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel size in the order of the array's axes."""
+        return self.geometry.spacing_mm[::-1]
 
 
-def measure_case(measurement: Measurement, files: CaseFiles) -> CaseMetrics:
-    """Return label -> nnU-Net's overlap numbers and ours (`hd95_mm`, `assd_mm`, `nsd`, `missed`, `spurious`).
+def measure_case(measurement: Measurement, files: FilePair) -> CaseMetrics:
+    """Return label -> metrics: nnU-Net's overlap numbers, `hd95_mm`, `assd_mm`, `nsd`, `missed` and `spurious`.
 
     Raises:
-        DataError: a file cannot be read, holds values that are not declared, or the two do not share one geometry.
+        DataError: a file cannot be read or holds values that are not declared, or the two geometries differ.
     """
     reference = read_labels(measurement.reader, files.reference)
     prediction = read_labels(measurement.reader, files.prediction)
@@ -79,7 +85,7 @@ def measure_case(measurement: Measurement, files: CaseFiles) -> CaseMetrics:
     counts = overlap_counts(*maps, structures.names, ignore_label=ignore)
     surfaces = segmentation_metrics(
         *maps,
-        [float(size) for size in reference.spacing_mm],
+        reference.spacing_mm,
         structures.names,
         nsd_tolerance_mm=measurement.nsd_tolerance_mm,
         ignore_label=ignore,
@@ -93,7 +99,7 @@ def measure_case(measurement: Measurement, files: CaseFiles) -> CaseMetrics:
 
 
 def read_labels(reader: type[Any], path: Path) -> LabelImage:
-    """Return the content of a label file; a volume of a single slice comes as a 2-D image of that slice.
+    """Return the content of a label file; a volume of a single slice becomes a 2-D image.
 
     Raises:
         DataError: the file cannot be read, has several channels, or does not hold labels and a valid spacing.
@@ -119,73 +125,44 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
         values = label_map(array[0], "label file")
     except DataError as error:
         raise DataError(error.what, where=path, why=error.why) from None
-    spacing = np.asarray(properties["spacing"], dtype=np.float64)
-    if values.shape[0] == 1:  # nnU-Net reads a 2-D image as one slice with a spacing of its own invention
-        values, spacing = values[0], spacing[1:]
-    if not all(0 < size < math.inf for size in spacing):
-        raise DataError("the spacing of a label file is not valid", where=path, why=f"spacing {_text(spacing)} mm")
-    return LabelImage(values, spacing, *_placement(properties))
-
-
-def _placement(properties: Mapping[str, Any]) -> tuple[Floats | None, Floats | None]:
-    """Return origin and flat direction cosines, in the order of the file's axes."""
-    if "sitk_stuff" in properties:
-        found = properties["sitk_stuff"]
-        return np.asarray(found["origin"], dtype=np.float64), np.asarray(found["direction"], dtype=np.float64)
-    if "nibabel_stuff" in properties:
-        found = properties["nibabel_stuff"]
-        affine = np.asarray(found.get("reoriented_affine", found["original_affine"]), dtype=np.float64)
-        columns = affine[:3, :3]
-        return affine[:3, 3], (columns / np.linalg.norm(columns, axis=0)).ravel()
-    return None, None
+    if values.shape[0] == 1:  # nnU-Net reads a 2-D image as one slice, whose thickness the file does not tell
+        values, properties = values[0], {**properties, "spacing": properties["spacing"][1:]}
+    image = LabelImage(values, geometry_of_array(values.shape, properties))
+    if not all(0 < size < math.inf for size in image.spacing_mm):
+        raise DataError(
+            "the spacing of a label file is not valid", where=path, why=f"spacing {_text(image.spacing_mm)} mm"
+        )
+    return image
 
 
 def check_same_geometry(
-    reference: LabelImage, prediction: LabelImage, files: CaseFiles, same_placement: bool = True
+    reference: LabelImage, prediction: LabelImage, files: FilePair, same_placement: bool = True
 ) -> None:
-    """Check that two label images have one shape and spacing and, with `same_placement`, origin and direction.
+    """Check that two label images have the same shape and spacing and, with `same_placement`, origin and direction.
 
     Raises:
-        DataError: they differ; the message names the case, both values and the tolerance.
+        DataError: one of these differs; the message names the case, both values and the tolerance.
     """
-    if reference.values.shape != prediction.values.shape:
-        raise _mismatch("shape", files, (str(reference.values.shape), str(prediction.values.shape)), "none")
-    edge = float(reference.spacing_mm.min())
-    checks: tuple[tuple[str, Floats | None, Floats | None, float | Floats, str], ...] = (
-        (
-            "spacing",
-            reference.spacing_mm,
-            prediction.spacing_mm,
-            SPACING_TOLERANCE * reference.spacing_mm,
-            f"{SPACING_TOLERANCE:.1%} of the reference",
-        ),
-        (
-            "origin",
-            reference.origin,
-            prediction.origin,
-            ORIGIN_TOLERANCE * edge,
-            f"{ORIGIN_TOLERANCE * edge:.3g} mm, {ORIGIN_TOLERANCE:.0%} of the smallest voxel edge",
-        ),
-        ("direction", reference.direction, prediction.direction, DIRECTION_TOLERANCE, f"{DIRECTION_TOLERANCE} each"),
-    )
-    for quantity, wanted, found, tolerance, in_words in checks if same_placement else checks[:1]:
-        if wanted is None or found is None:
-            continue
-        if wanted.shape != found.shape or not (np.abs(wanted - found) <= tolerance).all():
-            raise _mismatch(quantity, files, (_text(wanted), _text(found)), in_words)
+    differences = find_differences(prediction.geometry, reference.geometry)
+    checked = [found for found in differences if same_placement or found.quantity in ("shape", "spacing")]
+    if checked:
+        raise _mismatch(checked[0], files)
 
 
-def _mismatch(quantity: str, files: CaseFiles, values: tuple[str, str], tolerance: str) -> DataError:
+def _mismatch(difference: Difference, files: FilePair) -> DataError:
+    placement = difference.quantity in ("origin", "direction")
+    step = 1 if placement else -1  # shape and spacing are shown in the order of the array's axes
     return DataError(
-        f"{files.name}: reference and prediction differ in {quantity}",
+        f"{files.name}: reference and prediction differ in {difference.quantity}",
         where=files.prediction,
-        why=f"reference  {values[0]}\nprediction {values[1]}\ntolerance  {tolerance}",
+        why=f"reference  {_text(difference.expected[::step])}\nprediction {_text(difference.found[::step])}\n"
+        f"tolerance  {difference.tolerance}",
         run="predict again from the scan that the reference belongs to, or repair the wrong header"
-        + ("; --ignore_placement compares the arrays as they are" if quantity in ("origin", "direction") else ""),
+        + ("; --ignore_placement compares the arrays as they are" if placement else ""),
     )
 
 
-def _text(numbers: Floats) -> str:
+def _text(numbers: Sequence[float]) -> str:
     return "(" + ", ".join(f"{number:.6g}" for number in numbers) + ")"
 
 

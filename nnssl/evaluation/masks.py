@@ -1,4 +1,4 @@
-"""From two label maps to one pair of masks a structure, cropped to what the pair occupies."""
+"""Splits two label maps into one pair of masks for each structure, cropped to the voxels that the pair occupies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from nnssl.data.labels import Label
 from nnssl.errors import DataError
 
-Label = int | tuple[int, ...]
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
 
@@ -24,10 +24,10 @@ class MaskPair:
     """One structure in prediction and reference.
 
     Attributes:
-        prediction: its mask, cropped to the joint bounding box of both; shape (*S), zero-sized where both are empty.
-        reference: its mask in the same crop.
+        prediction: mask of the prediction, cropped to the joint bounding box; shape (*S), zero-sized if both are empty.
+        reference: mask of the reference in the same crop.
         image_shape: shape of the uncropped label maps.
-        num_counted: voxels of the whole image that are not ignored.
+        num_counted: number of voxels of the whole image that are not ignored.
     """
 
     prediction: Mask
@@ -47,14 +47,16 @@ def label_map(array: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
 
     Args:
         array: label values, (*S) with 2 or 3 axes; integers, booleans, or whole numbers stored as floats.
-        name: what it is, for messages.
+        name: what the array is, for messages.
 
     Raises:
         DataError: NaN, infinity, fractions, another kind of values, or another number of axes.
     """
     values = np.asarray(array)
     if values.ndim not in (2, 3):
-        raise DataError(f"the {name} has {values.ndim} axes", why=f"2 or 3 are needed; its shape is {values.shape}")
+        raise DataError(
+            f"the {name} has {values.ndim} axes", why=f"a label map has 2 or 3; this shape is {values.shape}"
+        )
     if values.dtype.kind == "b":
         return values.astype(np.uint8)
     if values.dtype.kind == "f":
@@ -79,7 +81,7 @@ def mask_pairs(
         prediction: label map, (*S) with 2 or 3 axes.
         reference: label map of the same shape.
         labels: label values; a tuple of values is a region, their union.
-        ignore_label: where the reference has this value, a voxel belongs to no mask and is not counted.
+        ignore_label: voxels with this value in the reference belong to no mask and do not count.
 
     Raises:
         DataError: the shapes differ, the values are not labels, or a label is not a whole number.
@@ -121,7 +123,7 @@ def _mask(crop: NDArray[np.integer[Any]], label: Label) -> Mask:
 
 
 def _boxes(array: NDArray[np.integer[Any]], values: Iterable[int]) -> dict[int, Box | None]:
-    """Return the bounding box of each value, None where it is absent; unindexed values get the whole image."""
+    """Return the bounding box of each value, None for absent values; values too large for the index get the image."""
     whole = tuple(slice(0, size) for size in array.shape)
     boxes: dict[int, Box | None] = dict.fromkeys(values, whole)
     indexed = [value for value in boxes if 0 < value <= LARGEST_INDEXED_VALUE]

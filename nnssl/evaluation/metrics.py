@@ -1,8 +1,8 @@
 """Overlap and surface metrics of label maps, exact and in millimetres.
 
-Conventions. The surface of a mask is the mask minus its erosion by face neighbours, where the image border counts as
-outside. A structure that is in neither mask has no value (NaN); one that is in only one of them has the worst: Dice,
-Jaccard and NSD 0, distances the image diagonal. Voxels with the ignore label belong to no mask.
+Conventions. The surface of a mask is the mask minus its erosion by face neighbours; the image border counts as outside.
+A structure in neither mask has no value (NaN). A structure in only one mask has the worst value: Dice, Jaccard and NSD
+are 0, distances are the image diagonal. Voxels with the ignore label belong to no mask.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from nnssl.data.labels import Label
 from nnssl.errors import DataError
-from nnssl.evaluation.masks import Label, Mask, MaskPair, mask_pairs
+from nnssl.evaluation.masks import Mask, MaskPair, mask_pairs
 
 Distances = NDArray[np.float64]
 
@@ -24,7 +25,7 @@ ROUNDING = 1e-9  # relative; a distance of 5 · 0.2 mm is within 1 mm
 
 
 class StructureMetrics(TypedDict):
-    """One structure of one case; `dice`, `jaccard` and `nsd` in [0, 1], distances in mm; NaN where both are empty."""
+    """One structure of one case: `dice`, `jaccard`, `nsd` in [0, 1], distances in mm; NaN if both masks are empty."""
 
     dice: float
     jaccard: float
@@ -76,19 +77,19 @@ def segmentation_metrics(
         spacing_mm: voxel size along each array axis, in array axis order, mm.
         labels: label values; a tuple of values is a region, their union.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
-        ignore_label: voxels with this value in the reference are left out of both masks.
+        ignore_label: voxels with this value in the reference belong to neither mask.
 
     Returns:
-        label -> `dice`, `jaccard`, `hd95_mm`, `assd_mm`, `nsd`, `missed` (only the reference has it) and `spurious`
-        (only the prediction has it). In neither mask: NaN, and both flags False. In one mask: Dice, Jaccard and NSD 0,
-        HD95 and ASSD the image diagonal, the norm of shape · spacing.
+        label -> `dice`, `jaccard`, `hd95_mm`, `assd_mm`, `nsd`, `missed` (the structure is only in the reference) and
+        `spurious` (only in the prediction). A structure in neither mask: NaN, and both flags False. A structure in one
+        mask: Dice, Jaccard and NSD are 0, HD95 and ASSD are the image diagonal, the norm of shape · spacing.
 
     Raises:
-        DataError: the shapes differ, NaN or fractions among the values, the spacing or a label is not valid.
+        DataError: the shapes differ, the values hold NaN or fractions, or the spacing or a label is not valid.
     """
     spacing = _checked_spacing(spacing_mm, np.ndim(reference))
     if not 0 <= nsd_tolerance_mm < math.inf:
-        raise DataError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="it must be a number of mm, 0 or larger")
+        raise DataError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="a tolerance is a number of mm, 0 or larger")
     return {
         label: _structure_metrics(pair, spacing, nsd_tolerance_mm)
         for label, pair in mask_pairs(prediction, reference, labels, ignore_label)
@@ -100,15 +101,15 @@ def voxel_metrics(
 ) -> dict[Label, VoxelMetrics]:
     """Return the distances that semi-supervised papers report: `medpy`'s definitions without a spacing, in voxels.
 
-    `hd95_vox_pooled` = P95(D_pr ∪ D_rp), `asd_vox` = mean(D_pr): prediction to reference only, so not symmetric.
-    Where medpy raises an error, the papers' code writes 0, the best score; here a structure in one mask has the image
-    diagonal in voxels, and NaN if it is in neither.
+    `hd95_vox_pooled` = P95(D_pr ∪ D_rp); `asd_vox` = mean(D_pr), from prediction to reference only, so not symmetric.
+    medpy raises an error for an empty mask, and the papers' code then writes 0, the best score. Here a structure in one
+    mask has the image diagonal in voxels, and a structure in neither mask has NaN.
 
     Args:
         prediction: label map, (*S) with 2 or 3 axes.
         reference: label map of the same shape.
         labels: label values; a tuple of values is a region.
-        ignore_label: voxels with this value in the reference are left out of both masks.
+        ignore_label: voxels with this value in the reference belong to neither mask.
 
     Raises:
         DataError: the shapes differ, or the values are not labels.
@@ -132,13 +133,13 @@ def voxel_metrics(
 def overlap_counts(
     prediction: ArrayLike, reference: ArrayLike, labels: Iterable[Label], *, ignore_label: int | None = None
 ) -> dict[Label, OverlapCounts]:
-    """Return nnU-Net's numbers for each label; Dice and IoU are NaN where neither mask has the structure.
+    """Return nnU-Net's numbers for each label; Dice and IoU are NaN if neither mask has the structure.
 
     Args:
         prediction: label map, (*S) with 2 or 3 axes.
         reference: label map of the same shape.
         labels: label values; a tuple of values is a region.
-        ignore_label: voxels with this value in the reference are not counted.
+        ignore_label: voxels with this value in the reference do not count.
 
     Raises:
         DataError: the shapes differ, or the values are not labels.
@@ -161,7 +162,7 @@ def overlap_counts(
 
 
 def surface(mask: Mask) -> Mask:
-    """Return the mask's voxels that have a face neighbour outside; beyond the array is outside. Shape (*S)."""
+    """Return the voxels of the mask that have a face neighbour outside; the image border is outside. Shape (*S)."""
     padded = np.pad(mask, 1)
     inner = mask.copy()
     for axis in range(mask.ndim):
@@ -172,12 +173,12 @@ def surface(mask: Mask) -> Mask:
 
 
 def surface_distances(first: Mask, second: Mask, spacing: Sequence[float]) -> tuple[Distances, Distances]:
-    """Return the distances from each surface voxel of one mask to the surface of the other, both ways.
+    """Return the distance of each surface voxel of one mask to the surface of the other mask, in both directions.
 
     Args:
         first: a mask that is not empty, (*S).
         second: a mask of the same shape that is not empty.
-        spacing: voxel size along each axis; the distances have its unit.
+        spacing: voxel size along each axis; the distances have the same unit.
 
     Returns:
         (from `first` to `second`, from `second` to `first`), each of shape (number of surface voxels,).
@@ -221,7 +222,7 @@ def _structure_metrics(pair: MaskPair, spacing: Sequence[float], tolerance: floa
 
 
 def _distance_without_surface(pair: MaskPair, spacing: Sequence[float]) -> float | None:
-    """Return the agreed distance where a mask is empty: NaN for both, the image diagonal for one; else None."""
+    """Return the distance by convention if a mask is empty: NaN for both, the image diagonal for one; else None."""
     if pair.prediction.any() and pair.reference.any():
         return None
     if not pair.prediction.any() and not pair.reference.any():
@@ -236,6 +237,6 @@ def _checked_spacing(spacing_mm: Sequence[float], ndim: int) -> tuple[float, ...
         spacing = ()
     if len(spacing) != ndim or not all(0 < size < math.inf for size in spacing):
         raise DataError(
-            f"the spacing is {spacing_mm!r}", why=f"it must be one positive number of mm for each of the {ndim} axes"
+            f"the spacing is {spacing_mm!r}", why=f"a spacing is one positive number of mm for each of the {ndim} axes"
         )
     return spacing

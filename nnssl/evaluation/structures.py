@@ -1,4 +1,4 @@
-"""What is evaluated and how files are read: from dataset.json and plans.json, or from a list of labels."""
+"""The labels to evaluate and the reader of the files, from dataset.json and plans.json or from a list of labels."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.labels import Label, parse_labels
 from nnssl.errors import DataError
-from nnssl.evaluation.masks import Label
+from nnssl.names import FILE_ENDING_KEY, LABELS_KEY
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Structures:
     Attributes:
         names: label or region -> name, in the order of the tables.
         ignore_label: reference voxels with this value are not scored.
-        allowed: the values that a label map may hold; None where no dataset.json declares them.
+        allowed: the values that a label map may hold; None if no dataset.json declares them.
     """
 
     names: dict[Label, str]
@@ -27,44 +28,29 @@ class Structures:
 
 
 def declared_structures(dataset_json: Mapping[str, Any], path: Path) -> Structures:
-    """Return the foreground labels, or the regions where the data set is trained on regions, of a dataset.json.
+    """Return the foreground labels of a dataset.json, or the regions of a data set that is trained on regions.
 
     Raises:
-        DataError: `labels` is missing, maps to something else than whole numbers, or declares no foreground.
+        DataError: `labels` is missing, holds something other than whole numbers, or declares no foreground.
     """
-    declared = dataset_json.get("labels")
+    declared = dataset_json.get(LABELS_KEY)
     if not isinstance(declared, Mapping):
         raise DataError("dataset.json declares no labels", where=path, why='"labels" must map names to whole numbers')
     try:
-        values = {str(name): _values(value) for name, value in declared.items()}
+        labels = parse_labels(dataset_json)
     except (TypeError, ValueError):
         raise DataError(
             "dataset.json declares labels that are not whole numbers",
             where=path,
             why=f'"labels" must map names to whole numbers, or to lists of them; it is {dict(declared)}',
         ) from None
-    ignored = values.pop("ignore", None)
-    has_regions = any(len(numbers) > 1 for numbers in values.values())
-    names: dict[Label, str] = {}
-    for name, numbers in values.items():
-        if set(numbers) - {0}:
-            is_region = has_regions and isinstance(declared[name], list | tuple)
-            names[numbers if is_region else numbers[0]] = name
-    if not names:
+    if not labels.foreground:
         raise DataError("dataset.json declares no foreground label", where=path)
-    ignore_label = ignored[0] if ignored else None
-    allowed = frozenset(number for numbers in values.values() for number in numbers) | {0}
-    return Structures(names, ignore_label, allowed)
-
-
-def _values(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON
-    if isinstance(value, list | tuple):
-        return tuple(int(number) for number in value)
-    return (int(value),)
+    return Structures(labels.foreground, labels.ignore, frozenset(labels.allowed))
 
 
 def listed_structures(labels: Sequence[Label], ignore_label: int | None, declared: Structures | None) -> Structures:
-    """Return the labels that a user listed, named as in dataset.json where there is one.
+    """Return the labels that a user listed, with their names in dataset.json if that file is given.
 
     Other values count as background, as in `nnUNetv2_evaluate_simple`.
     """
@@ -74,22 +60,22 @@ def listed_structures(labels: Sequence[Label], ignore_label: int | None, declare
 
 
 def file_ending(dataset_json: Mapping[str, Any] | None, folder: Path) -> str:
-    """Return the ending of the label files: dataset.json's, else the one that the folder's files have.
+    """Return the ending of the label files: the one in dataset.json, or that of the files in the folder.
 
     Raises:
-        DataError: the folder's files have no ending that nnU-Net reads, or several.
+        DataError: the files have several endings, or none that nnU-Net reads.
     """
     from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
-    if dataset_json is not None and dataset_json.get("file_ending"):
-        return str(dataset_json["file_ending"])
+    if dataset_json is not None and dataset_json.get(FILE_ENDING_KEY):
+        return str(dataset_json[FILE_ENDING_KEY])
     known: list[str] = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
     found = sorted({ending for file in folder.iterdir() for ending in known if file.name.endswith(ending)})
     if len(found) != 1:
         raise DataError(
-            f"the files have several endings: {', '.join(found)}" if found else "there are no label files",
+            f"the files have several endings: {', '.join(found)}" if found else "the folder holds no label files",
             where=folder,
-            why=f"endings that can be read: {', '.join(known)}",
+            why=f"nnU-Net reads files that end with: {', '.join(known)}",
             run="-djfile /path/to/dataset.json" if found else "",
         )
     return found[0]
@@ -98,7 +84,7 @@ def file_ending(dataset_json: Mapping[str, Any] | None, folder: Path) -> str:
 def find_reader(
     plans: Mapping[str, Any] | None, dataset_json: Mapping[str, Any] | None, ending: str, example: Path
 ) -> type[Any]:
-    """Return nnU-Net's reader class: the one that the plans or dataset.json name, else the first that reads `example`.
+    """Return the reader class that the plans or dataset.json name, or the first of nnU-Net's that reads `example`.
 
     Raises:
         DataError: the named reader does not exist, or no reader can read the file.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.evaluation.mask_pairs import CaseFiles, CaseMetrics, Measurement
-from nnssl.evaluation.masks import Label
+from nnssl.data.labels import Label
+from nnssl.evaluation.mask_pairs import CaseMetrics, FilePair, Measurement
 
 FLAGS = ("missed", "spurious")
 SPREADS = ("Dice", "IoU", "hd95_mm", "assd_mm", "nsd", "hd95_vox_pooled", "asd_vox")
@@ -20,28 +20,28 @@ SPREADS = ("Dice", "IoU", "hd95_mm", "assd_mm", "nsd", "hd95_vox_pooled", "asd_v
 class EvaluationResult:
     """What `evaluate` measured.
 
-    Metrics have nnU-Net's names (`Dice`, `IoU`, `TP`, `FP`, `FN`, `TN`, `n_pred`, `n_ref`) and ours: `hd95_mm`,
-    `assd_mm`, `nsd`; with the paper protocol `hd95_vox_pooled` and `asd_vox`.
+    The metrics are those of nnU-Net under their names (`Dice`, `IoU`, `TP`, `FP`, `FN`, `TN`, `n_pred`, `n_ref`), and
+    `hd95_mm`, `assd_mm`, `nsd`; the paper metrics add `hd95_vox_pooled` and `asd_vox`.
 
     Attributes:
         summary_file: the summary that was written.
         structures: label or region -> name.
-        cases: case -> label -> metric -> value, with the flags `missed` and `spurious`; NaN where a case has no value.
+        cases: case -> label -> metric -> value, with the flags `missed` and `spurious`; NaN if a case has no value.
         files: case -> its two files.
         mean: label -> metric -> mean over the cases that have a value.
         sd: label -> metric -> sample standard deviation over these cases (NaN for fewer than two).
         counts: label -> `n_cases` (the structure is in the reference or the prediction), `n_missed`, `n_spurious`.
-        foreground_mean: metric -> mean of the structures' means; background and structures without a value left out.
-        foreground_sd: metric -> sample standard deviation over cases of the case's mean over structures.
-        without_prediction: references that were left out.
-        without_reference: predictions that were left out.
+        foreground_mean: metric -> mean over structures of their means, without background and structures without value.
+        foreground_sd: metric -> sample standard deviation over cases of the mean over structures.
+        without_prediction: references that are left out because no prediction has their name.
+        without_reference: predictions that are left out because no reference has their name.
         conventions: the definitions behind the numbers, in words.
     """
 
     summary_file: Path
     structures: dict[Label, str]
     cases: dict[str, CaseMetrics]
-    files: dict[str, CaseFiles]
+    files: dict[str, FilePair]
     mean: dict[Label, dict[str, float]]
     sd: dict[Label, dict[str, float]]
     counts: dict[Label, dict[str, int]]
@@ -53,7 +53,7 @@ class EvaluationResult:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json: nnU-Net's keys and ours; labels as strings, NaN as NaN."""
+        """The content of summary.json: nnU-Net's keys and further ones; labels are strings, NaN stays NaN."""
         return {
             "foreground_mean": self.foreground_mean,
             "mean": _with_text_keys(self.mean),
@@ -78,7 +78,7 @@ class EvaluationResult:
 
 def summarise(
     measured: Mapping[str, CaseMetrics],
-    files: Mapping[str, CaseFiles],
+    files: Mapping[str, FilePair],
     measurement: Measurement,
     *,
     summary_file: Path,
@@ -90,7 +90,7 @@ def summarise(
         measured: case -> label -> metrics.
         files: case -> its two files.
         measurement: how the cases were measured.
-        summary_file: where the summary will stand.
+        summary_file: path of the summary.
         unmatched: cases without a prediction, and without a reference.
     """
     names = measurement.structures.names
@@ -121,7 +121,7 @@ def summarise(
 def conventions(measurement: Measurement) -> dict[str, str | float]:
     """Return the definitions behind the numbers, in words."""
     words: dict[str, str | float] = {
-        "protocol": "paper" if measurement.paper else "standard",
+        "metrics": "paper" if measurement.paper else "standard",
         "nsd_tolerance_mm": measurement.nsd_tolerance_mm,
         "surface": "mask minus its erosion by face neighbours; the image border counts as outside; "
         "an image of one slice is measured in its plane",

@@ -12,7 +12,7 @@ LISTED_NAMES = 5
 
 
 def results_table(result: EvaluationResult) -> str:
-    """Return one row a structure, then the foreground mean, then what was missed and the conventions."""
+    """Return a row for each structure, the foreground mean, missed and spurious structures, and the conventions."""
     tolerance = result.conventions["nsd_tolerance_mm"]
     distances = {"hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"}
     voxels = {key: title for key, title in _VOXELS.items() if key in result.foreground_mean}
@@ -86,7 +86,7 @@ def _conventions(result: EvaluationResult) -> list[str]:
         "HD95: larger of both directed 95th percentiles. ASSD, NSD: both surfaces pooled. sd: over cases.",
         "A structure in neither mask is not counted; in one only: Dice, Jaccard, NSD 0, distances the image diagonal.",
     ]
-    if result.conventions["protocol"] == "paper":
+    if result.conventions["metrics"] == "paper":
         lines.append(
             "HD95 vox, ASD vox: medpy's definitions without spacing (95th percentile of both directions pooled;"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from nnssl.errors import UsageError
-from nnssl.inference.inputs import Case, case_of_files, cases_in_folder
+from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
 from nnssl.system.files import DATASET_KEYS, check_writable, read_object, write_json
@@ -24,11 +24,12 @@ class ModelOptions(TypedDict, total=False):
     """Which model predicts, and how; every key may be left out.
 
     Attributes:
-        model: model folder; takes the place of the four names.
+        model: model folder; takes the place of the names.
         dataset: data set name or id.
         trainer: trainer class name.
         plans: plans name.
         configuration: `2d`, `3d_fullres`, …
+        tag: tag of the run; `default` is the run without a tag.
         folds: folds whose logits are averaged; default all that are trained.
         checkpoint: file name, default `checkpoint_final.pth`.
         step_size: step between patches in units of the patch size, in (0, 1], default 0.5.
@@ -43,6 +44,7 @@ class ModelOptions(TypedDict, total=False):
     trainer: str | None
     plans: str | None
     configuration: str | None
+    tag: str | None
     folds: Sequence[str | int] | None
     checkpoint: str
     step_size: float
@@ -77,7 +79,7 @@ def _chosen(options: ModelOptions) -> tuple[ModelFolder, dict[str, Any]]:
             f"unknown option {', '.join(unknown)}", why=f"known: {', '.join(ModelOptions.__annotations__)}"
         )
     folder = settings.pop("model", None)
-    names = {key: settings.pop(key, None) for key in ("dataset", "trainer", "plans", "configuration")}
+    names = {key: settings.pop(key, None) for key in ("dataset", "trainer", "plans", "configuration", "tag")}
     checkpoint = settings.setdefault("checkpoint", FINAL_CHECKPOINT)
     model = find_model(ModelQuery(folder=None if folder is None else Path(folder), checkpoint=checkpoint, **names))
     find_folds(model, settings.get("folds"), checkpoint)
@@ -161,7 +163,7 @@ class DiskJob:
     threads: int | None = None
     progress: ProgressStyle = "off"
 
-    def cases(self, ending: str) -> list[Case]:
+    def cases(self, ending: str) -> list[ScanToPredict]:
         """Return the cases of this part, once the output is known to be writable.
 
         Raises:
@@ -183,7 +185,7 @@ class DiskJob:
         check_writable(cases[0].mask.parent, "the output folder", "choose another folder with -o")
         return cases[self.part_id :: self.num_parts]
 
-    def is_done(self, case: Case) -> bool:
+    def is_done(self, case: ScanToPredict) -> bool:
         """Return whether everything this job writes for the case is there."""
         return case.mask.is_file() and (not self.save_probabilities or Path(f"{case.stem}.npz").is_file())
 

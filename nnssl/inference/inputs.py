@@ -1,9 +1,8 @@
-"""The scans to predict: found, counted and read once before anything is computed or written."""
+"""Finds the scans to predict, and checks all of them before a prediction computes or writes anything."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from nnssl.data.raw import RawCase
 from nnssl.errors import DataError
+from nnssl.system.resources import cpu_count
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +20,8 @@ IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".
 
 
 @dataclass(frozen=True)
-class Case:
-    """One scan to predict: its channel files in order, and where its mask goes."""
+class ScanToPredict:
+    """One scan to predict: its channel files in order, and the path of its mask."""
 
     name: str
     images: tuple[Path, ...]
@@ -29,15 +29,15 @@ class Case:
 
     @property
     def stem(self) -> Path:
-        """The mask's path without file ending, for what is saved beside the mask."""
+        """The path of the mask without file ending, for the files that are saved beside the mask."""
         return self.mask.with_name(self.name)
 
 
-def cases_in_folder(folder: Path, output: Path, ending: str) -> list[Case]:
+def cases_in_folder(folder: Path, output: Path, ending: str) -> list[ScanToPredict]:
     """Return the cases `NAME_0000<ending>`, `NAME_0001<ending>`, … of a folder, sorted by name.
 
     Raises:
-        DataError: the folder does not exist, holds no case, or an image in it has another ending or no channel number.
+        DataError: the folder does not exist or holds no case, or an image has another ending or no channel number.
     """
     if not folder.is_dir():
         raise DataError("the folder of scans does not exist", where=folder)
@@ -59,14 +59,14 @@ def cases_in_folder(folder: Path, output: Path, ending: str) -> list[Case]:
         )
     if not images:
         raise DataError("there are no scans to predict", where=folder, why=f"no file is named CASE_0000{ending}")
-    return [Case(name, tuple(files), output / f"{name}{ending}") for name, files in sorted(images.items())]
+    return [ScanToPredict(name, tuple(files), output / f"{name}{ending}") for name, files in sorted(images.items())]
 
 
-def case_of_files(files: Sequence[Path], output: Path, ending: str) -> Case:
-    """Return one case from its channel files in order; `output` is the mask's path or the folder it goes to.
+def case_of_files(files: Sequence[Path], output: Path, ending: str) -> ScanToPredict:
+    """Return one case from its channel files in order; `output` is the path or the folder of the mask.
 
     Raises:
-        DataError: a file does not exist or has not the ending that the model was trained on.
+        DataError: a file does not exist, or its ending is not the one that the model was trained on.
     """
     for file in files:
         if not file.is_file():
@@ -75,23 +75,23 @@ def case_of_files(files: Sequence[Path], output: Path, ending: str) -> Case:
             raise DataError("the scan has another file ending", where=file, why=f"the model was trained on {ending}")
     name = re.sub(r"_\d{4}$", "", files[0].name.removesuffix(ending))
     if output.name.endswith(ending) and not output.is_dir():
-        return Case(output.name.removesuffix(ending), tuple(files), output)
-    return Case(name, tuple(files), output / f"{name}{ending}")
+        return ScanToPredict(output.name.removesuffix(ending), tuple(files), output)
+    return ScanToPredict(name, tuple(files), output / f"{name}{ending}")
 
 
-def check_cases(cases: Sequence[Case], reader_class: type, channels: int) -> None:
-    """Read every scan once, and raise with all that the model cannot take.
+def check_cases(cases: Sequence[ScanToPredict], reader_class: type, channels: int) -> None:
+    """Read every scan once, and raise one error with all scans that the model cannot take.
 
     Raises:
-        DataError: a file cannot be read or is cut off, a value is not finite, the channels of a case do not lie on one
-            grid, or there are not `channels` of them. Case and file are named.
+        DataError: a file cannot be read or is cut off, a value is not finite, or the channels of a case lie on several
+            grids or are not `channels` in number. The message names case and file.
     """
     from nnssl.data.scans import Expected, ScanTask, examine
 
     ending = cases[0].mask.name.removeprefix(cases[0].name) if cases else ""
     expected = Expected(reader_class, channels, (), ending)
     tasks = [ScanTask(RawCase(case.name, case.images, None, case.name), "test", False) for case in cases]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(4, cpu_count())) as pool:
         outcomes = list(pool.map(partial(examine, expected=expected), tasks))
     for warning in (text for outcome in outcomes for text in outcome.warnings):
         logger.warning("%s", warning)

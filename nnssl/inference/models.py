@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.errors import DataError, UsageError
 from nnssl.system.files import environment_folder
+from nnssl.training.run_folder import ModelName
+from nnssl.training.runs import fits_dataset
+from nnssl.training.settings import DEFAULT_TAG
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One `TRAINER__PLANS__CONFIGURATION` folder with plans.json, dataset.json and `fold_X` folders.
+    """One `TRAINER__PLANS__CONFIGURATION[@TAG]` folder with plans.json, dataset.json and `fold_X` folders.
 
-    The four names are empty where the folder's path does not tell them (a model given by its folder).
+    The names are empty where the folder's path does not tell them (a model given by its folder).
     """
 
     path: Path
@@ -25,13 +27,15 @@ class ModelFolder:
     trainer: str = ""
     plans: str = ""
     configuration: str = ""
+    tag: str = ""
 
     @property
     def options(self) -> str:
         """The options of `nnssl_predict` that select this model."""
         if not self.configuration:
             return f"-m {self.path}"
-        return f"-d {self.dataset} -tr {self.trainer} -p {self.plans} -c {self.configuration}"
+        names = f"-d {self.dataset} -tr {self.trainer} -p {self.plans} -c {self.configuration}"
+        return f"{names} -tag {self.tag}" if self.tag else names
 
     def folds(self, checkpoint: str | None = None) -> list[str]:
         """Return the folds, in order, that hold `checkpoint` (None: any checkpoint)."""
@@ -45,11 +49,12 @@ class ModelQuery:
     """What the user says about the model; None leaves the choice open.
 
     Attributes:
-        folder: a model folder directly (`-m`); the four names are not looked at then.
+        folder: a model folder directly (`-m`); the names are not looked at then.
         dataset: name or id (`-d`).
         trainer: `-tr`.
         plans: `-p`.
         configuration: `-c`.
+        tag: `-tag`; `default` is the run without a tag.
         checkpoint: file name inside the fold folders (`-chk`).
     """
 
@@ -58,19 +63,18 @@ class ModelQuery:
     trainer: str | None = None
     plans: str | None = None
     configuration: str | None = None
+    tag: str | None = None
     checkpoint: str = FINAL_CHECKPOINT
 
     def fits(self, model: ModelFolder) -> bool:
         """Return whether the model has the given names."""
-        pairs = ((self.trainer, model.trainer), (self.plans, model.plans), (self.configuration, model.configuration))
-        return _is_dataset(model.dataset, self.dataset) and all(want in (None, name) for want, name in pairs)
-
-
-def _is_dataset(name: str, wanted: str | int | None) -> bool:
-    if wanted is None or name == str(wanted):
-        return True
-    number = re.fullmatch(r"(?:Dataset)?(\d+)", str(wanted))
-    return number is not None and re.match(rf"Dataset{int(number[1]):03d}_", name) is not None
+        pairs = (
+            (self.trainer, model.trainer),
+            (self.plans, model.plans),
+            (self.configuration, model.configuration),
+            ("" if self.tag == DEFAULT_TAG else self.tag, model.tag),
+        )
+        return fits_dataset(model.dataset, self.dataset) and all(want in (None, name) for want, name in pairs)
 
 
 def list_models(root: Path | None = None) -> list[ModelFolder]:
@@ -83,8 +87,8 @@ def list_models(root: Path | None = None) -> list[ModelFolder]:
     models = []
     for plans_file in sorted(root.glob("Dataset*/*__*__*/plans.json")):
         folder = plans_file.parent
-        names = folder.name.split("__")
-        if len(names) == 3 and (folder / "dataset.json").is_file():
+        names = ModelName.parse(folder.name)
+        if names and (folder / "dataset.json").is_file():
             model = ModelFolder(folder, folder.parent.name, *names)
             if model.folds():
                 models.append(model)
@@ -143,8 +147,8 @@ def _model_at(folder: Path) -> ModelFolder:
             why=f"it has no {' and no '.join(missing)}",
             run=f"-m {folder.parent} -f {folder.name.removeprefix('fold_')}" if inside else "",
         )
-    names = folder.resolve().name.split("__")
-    if len(names) != 3 or not folder.resolve().parent.name.startswith("Dataset"):
+    names = ModelName.parse(folder.resolve().name)
+    if names is None or not folder.resolve().parent.name.startswith("Dataset"):
         return ModelFolder(folder)
     return ModelFolder(folder, folder.resolve().parent.name, *names)
 
@@ -156,7 +160,8 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     fold = next(iter(model.folds()), "0")
     prefix, _, tag = model.plans.partition("@lab")
     budget = f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}" if tag else ""
-    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {prefix}{budget} --c"
+    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {prefix}{budget}"
+    resume += f" -tag {model.tag} --c" if model.tag else " --c"
     raise UsageError(
         "the training of this model has not ended" if unfinished else f"no fold of this model holds {checkpoint}",
         where=model.path,

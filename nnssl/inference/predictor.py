@@ -16,38 +16,19 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from typing_extensions import Self
 
-from nnssl.errors import DataError, EnvironmentProblem, OutOfMemory, UsageError
+from nnssl.errors import DataError, OutOfMemory, UsageError
 from nnssl.inference.export import write_mask, write_probabilities
 from nnssl.inference.images import Array, LoadedImage, load_image
-from nnssl.inference.inputs import Case, check_cases
+from nnssl.inference.inputs import ScanToPredict, check_cases
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import overlapped
 from nnssl.inference.progress import Progress, ProgressStyle
+from nnssl.system.devices import choose_device
 
 ImageT = TypeVar("ImageT")
 Prepared = tuple[torch.Tensor, dict[str, Any]]
 Exported = tuple[Array, Array | None]
-
-
-def pick_device(name: str | torch.device | None = None) -> torch.device:
-    """Return the device called `name` (`cuda`, `cpu`, `mps`); by default the best one there is.
-
-    Raises:
-        EnvironmentProblem: there is no such device here.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is None:
-        return torch.device(next(kind for kind, available in there.items() if available))
-    device = torch.device(name)
-    if there.get(device.type):
-        return device
-    raise EnvironmentProblem(
-        f"there is no {device.type} device",
-        where=f"-device {name}",
-        why=f"torch {torch.__version__} sees: {', '.join(kind for kind, available in there.items() if available)}",
-        run="-device cpu",
-    )
 
 
 @contextlib.contextmanager
@@ -92,7 +73,7 @@ class Predictor(nnUNetPredictor):
         if not 0 < step_size <= 1:
             raise UsageError(f"-step_size {step_size} is not in (0, 1]")
         with contextlib.redirect_stdout(io.StringIO()):  # it prints on every device but cuda
-            super().__init__(step_size, True, mirroring, on_device, pick_device(device), verbose, verbose, False)
+            super().__init__(step_size, True, mirroring, on_device, choose_device(device), verbose, verbose, False)
         self.model: ModelFolder | None = None
         self.folds: list[str] = []
         self.progress = Progress(0, "off")
@@ -160,13 +141,13 @@ class Predictor(nnUNetPredictor):
         """File ending, with its dot, of the scans the model was trained on."""
         return str(self.dataset_json["file_ending"])
 
-    def check_cases(self, cases: Sequence[Case]) -> None:
+    def check_cases(self, cases: Sequence[ScanToPredict]) -> None:
         """Read every scan once, and raise `DataError` with all that the model cannot take."""
         check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
 
     def predict_cases(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[ScanToPredict],
         *,
         save_probabilities: bool = False,
         readers: int = 1,
@@ -187,7 +168,7 @@ class Predictor(nnUNetPredictor):
             EnvironmentProblem: a file cannot be written.
         """
 
-        def export(case: Case, prepared: Prepared, logits: torch.Tensor) -> None:
+        def export(case: ScanToPredict, prepared: Prepared, logits: torch.Tensor) -> None:
             mask, probabilities = self._restored(logits, prepared[1], save_probabilities)
             if probabilities is not None:
                 write_probabilities(case.stem, probabilities, prepared[1])
@@ -233,14 +214,14 @@ class Predictor(nnUNetPredictor):
         logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
         return image.restore(self._restored(logits, properties, False)[0])
 
-    def _prepared(self, case: Case) -> Prepared:
+    def _prepared(self, case: ScanToPredict) -> Prepared:
         files = [str(file) for file in case.images]
         data, _, properties = self._preprocessor.run_case(
             files, None, self.plans_manager, self._preprocessing, self.dataset_json
         )
         return torch.from_numpy(data), properties
 
-    def _logits(self, case: Case, prepared: Prepared) -> torch.Tensor:
+    def _logits(self, case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
         try:
             return self.predict_logits_from_preprocessed_data(prepared[0])
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:

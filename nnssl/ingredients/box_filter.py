@@ -1,6 +1,7 @@
-"""Box filters of one or several sides: sums of shifted slices, one axis after the other, built by doubling.
+"""Box filters with one or several side lengths, as sums of shifted slices along one axis after the other.
 
-O(log side) passes over the voxels an axis, memory linear in the voxels; no unfolding of windows.
+A sum over `side` values is built by doubling: O(log side) passes over the voxels for each axis. Memory is linear in the
+voxels, because windows are never unfolded.
 """
 
 from __future__ import annotations
@@ -15,18 +16,28 @@ Windows: TypeAlias = list[tuple[int, Tensor]]
 
 
 def spatial_axes(tensor: Tensor) -> tuple[int, ...]:
-    """Return the axes *S of (B, C, *S)."""
+    """Return the numbers of the axes *S of (B, C, *S)."""
     return tuple(range(2, tensor.dim()))
 
 
 def pad(values: Tensor, before: int, after: int, border: str) -> Tensor:
-    """Return (B, C, *S) with that many voxels more at the two ends of every axis: the border's own, or zeros."""
+    """Return (B, C, *S) with more voxels at the two ends of every axis.
+
+    Args:
+        values: (B, C, *S); receives the gradient.
+        before: number of voxels added at the low end of every axis.
+        after: number of voxels added at the high end of every axis.
+        border: `replicate` repeats the border voxel; any other value adds zeros.
+    """
     mode = "replicate" if border == "replicate" else "constant"
     return nn.functional.pad(values, (before, after) * (values.dim() - 2), mode=mode)
 
 
 def running_sum(values: Tensor, axis: int, width: int) -> Tensor:
-    """Return the sums of `width` values in a row along an axis, by doubling; the axis gets width − 1 shorter."""
+    """Return the sums of `width` consecutive values along an axis; the axis becomes width − 1 shorter.
+
+    The sum of w values is the sum of the first w/2 and of the next w/2 values, plus the last value when w is odd.
+    """
     if width == 1:
         return values
     step, odd = width // 2, width % 2
@@ -36,21 +47,46 @@ def running_sum(values: Tensor, axis: int, width: int) -> Tensor:
 
 
 def box_sum(padded: Tensor, size: int) -> Tensor:
-    """Return the sums over boxes of side `size`; every axis gets size − 1 shorter."""
+    """Return the sums over boxes of side `size`; every spatial axis becomes size − 1 shorter."""
     for axis in spatial_axes(padded):
         padded = running_sum(padded, axis, size)
     return padded
 
 
 def voxel_count(size: int, image: Tensor, border: Border) -> Tensor:
-    """Return the number of voxels that a window's mean divides by, 0-d or (1, 1, *S)."""
+    """Return the number of voxels that the mean over a window divides by.
+
+    Args:
+        size: side of the window.
+        image: (B, C, *S); only shape, type and device are used.
+        border: `valid` counts the voxels inside the image; the other borders count all voxels of the window.
+
+    Returns:
+        0-d tensor, or (1, 1, *S) for `valid`.
+    """
     if border != "valid":
         return image.new_full((), size ** (image.dim() - 2))
     return box_sum(pad(torch.ones_like(image[:1, :1]), size // 2, (size - 1) // 2, "zero"), size)
 
 
-def sided_windows(window: int | Tensor, image: Tensor, border: Border, window_range: tuple[int, int]) -> Windows:
-    """Return the window sides in use, each with its weight: 1/voxels where a voxel has that side, else 0."""
+def list_windows(window: int | Tensor, image: Tensor, border: Border, window_range: tuple[int, int]) -> Windows:
+    """Return the side lengths in use with the weights of their sums.
+
+    Args:
+        window: one side for all voxels, >= 1, taken literally; or integers (B, 1, *S), made odd by adding 1 to even
+            sides.
+        image: (B, C, *S); only shape, type and device are used.
+        border: see `voxel_count`.
+        window_range: least and greatest side of a tensor `window`. On a CPU the sides are read from the tensor. On
+            other devices reading would wait for the device, so all odd sides of this range are used.
+
+    Returns:
+        Pairs (side, weight), smallest side first. The weight is 1/number of voxels where a voxel has this side, else
+        0; it broadcasts to (B, 1, *S).
+
+    Raises:
+        ValueError: an integer `window` is below 1.
+    """
     if isinstance(window, int):
         if window < 1:
             raise ValueError(f"a window has at least 1 voxel, got {window}")
@@ -61,6 +97,7 @@ def sided_windows(window: int | Tensor, image: Tensor, border: Border, window_ra
     else:
         sizes = list(range(window_range[0] | 1, (window_range[1] | 1) + 1, 2))
         odd = odd.clamp_(sizes[0], sizes[-1])
+    # eq_ on a copy writes 0 and 1 as integers; == would make a bool tensor, whose conversion is slower
     return [(s, odd.clone().eq_(s).to(image.dtype) / voxel_count(s, image, border)) for s in sizes]
 
 
@@ -68,9 +105,10 @@ def box_mean(values: Tensor, windows: Windows, border: Border = "replicate") -> 
     """Return the mean over each voxel's window.
 
     Args:
-        values: (B, C, *S); the gradient goes here.
-        windows: `sided_windows` of the same voxels and border.
-        border: voxels outside: `replicate` the border, `zero`, or `valid` = they do not count.
+        values: (B, C, *S); receives the gradient.
+        windows: `list_windows` for the same voxels and the same border.
+        border: what lies outside the image: `replicate` = the border voxel, `zero` = zeros that count, `valid` =
+            nothing.
 
     Returns:
         (B, C, *S).

@@ -1,9 +1,9 @@
-"""Exponential moving average of a network's weights (the teacher of Mean Teacher and its descendants)."""
+"""Exponential moving average of a network's weights: the teacher of Mean Teacher and of the methods built on it."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @torch.no_grad()
@@ -13,10 +13,10 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, buffers: bo
     θ' ← decay·θ' + (1 − decay)·θ  for parameters and floating-point buffers; integer buffers are copied.
 
     Args:
-        teacher: network whose tensors are changed; same architecture as the student.
-        student: network to follow; unchanged, no gradient flows.
+        teacher: network whose tensors are changed; it has the architecture of the student.
+        student: network that the teacher follows; unchanged, receives no gradient.
         decay: weight of the old value, in [0, 1].
-        buffers: also take the buffers; False = parameters only.
+        buffers: update the buffers as well; False = parameters only.
 
     Raises:
         ValueError: `decay` is outside [0, 1], or the two networks differ in names or shapes.
@@ -25,16 +25,20 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, buffers: bo
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay must be in [0, 1], got {decay}")
-    ours, theirs = _tensors(teacher, buffers), _tensors(student, buffers)
-    if [(name, tensor.shape) for name, tensor in ours] != [(name, tensor.shape) for name, tensor in theirs]:
+    of_teacher, of_student = _named_tensors(teacher, buffers), _named_tensors(student, buffers)
+    shapes_teacher, shapes_student = ([(n, t.shape) for n, t in tensors] for tensors in (of_teacher, of_student))
+    if shapes_teacher != shapes_student:
         raise ValueError("teacher and student differ in architecture")
-    pairs = [(a, b.to(a.dtype)) for (_, a), (_, b) in zip(ours, theirs, strict=True) if a.is_floating_point()]
-    for (_, a), (_, b) in zip(ours, theirs, strict=True):
-        if not a.is_floating_point():
-            a.copy_(b)
-    if pairs:
-        old, new = [list(side) for side in zip(*pairs, strict=True)]
-        # one fused call for all tensors: old + (1 - decay)·(new - old)
+    old: list[Tensor] = []
+    new: list[Tensor] = []
+    for (_, target), (_, source) in zip(of_teacher, of_student, strict=True):
+        if target.is_floating_point():
+            old.append(target)
+            new.append(source.to(target.dtype))
+        else:
+            target.copy_(source)
+    if old:
+        # one call for all tensors instead of one for each: old + (1 − decay)·(new − old)
         torch._foreach_lerp_(old, new, 1.0 - decay)
 
 
@@ -42,7 +46,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, buffers: bo
 def shrink(network: nn.Module, share: float) -> None:
     """Multiply parameters and floating-point buffers by 1 − share, in place.
 
-    θ ← (1 − share)·θ: weight decay that neither momentum nor learning rate scales, of running statistics, too.
+    θ ← (1 − share)·θ. Unlike an optimiser's weight decay, this depends on neither momentum nor learning rate, and
+    shrinks the running statistics of batch normalisation as well.
 
     Args:
         network: network whose tensors are changed.
@@ -50,19 +55,22 @@ def shrink(network: nn.Module, share: float) -> None:
 
     Reference: the public code of Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956: 0.0002.
     """
-    tensors = [tensor for _, tensor in _tensors(network, buffers=True) if tensor.is_floating_point()]
+    tensors = [tensor for _, tensor in _named_tensors(network, buffers=True) if tensor.is_floating_point()]
     torch._foreach_mul_(tensors, 1.0 - share)
 
 
 def warmed_up_decay(step: int, decay: float) -> float:
-    """Return min(1 − 1/(step + 1), decay): the average starts as a plain mean and forgets the first steps.
+    """Return min(1 − 1/(step + 1), decay): the average starts as a plain mean, then forgets the first steps.
 
     Args:
-        step: number of updates so far, >= 0; 0 takes the student's weights as they are.
-        decay: the value reached in the end, in [0, 1].
+        step: number of updates so far, >= 0; step 0 copies the student's weights.
+        decay: largest decay, in [0, 1].
     """
     return min(1.0 - 1.0 / (step + 1), decay)
 
 
-def _tensors(network: nn.Module, buffers: bool) -> list[tuple[str, torch.Tensor]]:
-    return [*network.named_parameters(), *(network.named_buffers() if buffers else ())]
+def _named_tensors(network: nn.Module, buffers: bool) -> list[tuple[str, Tensor]]:
+    tensors: list[tuple[str, Tensor]] = list(network.named_parameters())
+    if buffers:
+        tensors += network.named_buffers()
+    return tensors

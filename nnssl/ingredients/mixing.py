@@ -1,4 +1,4 @@
-"""Making one training image out of two."""
+"""Mixtures of two training images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def copy_paste_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Return a mask that is 0 in one randomly placed box and 1 outside it.
+    """Return a mask that is 0 in one randomly placed box and 1 outside the box.
 
     Along an axis of length n the box has length b = ⌊ratio·n⌋ and starts at a whole number drawn from 0 ≤ o < n − b
-    (o = 0 where b = n), so that a box shorter than its axis never touches the far border, as in the authors' code.
+    (o = 0 where b = n). So a box that is shorter than its axis never touches the far border, as in the authors' code.
 
     Args:
         spatial_shape: lengths *S of the patch, in voxels.
         ratio: length of the box / length of the patch, in [0, 1].
-        generator: CPU generator that draws one number per axis; None = torch's global one.
-        device: where the mask is made; None = the CPU.
+        generator: CPU generator that draws one number for each axis; None = torch's global generator.
+        device: device of the mask; None = the CPU.
 
     Returns:
         (1, 1, *S), fp32; the whole batch shares the box.
@@ -47,17 +47,17 @@ def copy_paste_mask(
 
 
 def copy_paste(outside: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
-    """Return `outside` with the box of the mask taken from `inside`.
+    """Return `outside` with the box of the mask replaced by the box of `inside`.
 
     M ⊙ outside + (1 − M) ⊙ inside
 
     Args:
-        outside: (B, C, *S), kept where the mask is 1; the gradient goes through.
-        inside: (B, C, *S), pasted where the mask is 0; the gradient goes through.
-        mask: (B or 1, 1, *S), 0 or 1. For labels (B, *S) give the mask without its channel axis.
+        outside: (B, C, *S), kept where the mask is 1; receives the gradient of these voxels.
+        inside: (B, C, *S), pasted where the mask is 0; receives the gradient of these voxels.
+        mask: (B or 1, 1, *S), 0 or 1. Labels (B, *S) need the mask without its channel axis.
 
     Returns:
-        (B, C, *S) in the type of `outside`; with an empty mask (all 0) `inside`.
+        (B, C, *S) in the type of `outside`; equal to `inside` when the mask is empty (all 0).
 
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, eq. 1–2; Su, Sun, Adamyk, DSMT-Net, Comput. Biol.
     Chem. 119 (2025) 108579, eq. 1.
@@ -69,19 +69,20 @@ def copy_paste(outside: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
 def predominant_mixup(
     unlabelled: Tensor, labelled: Tensor, alpha: float, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return mixes that are mostly unlabelled, and their weights.
+    """Return mixtures that are mostly unlabelled, and the weights of the unlabelled images.
 
-    w·u + (1 − w)·l  with w = max(λ, 1 − λ), λ ~ Beta(α, α), one number a sample, the same for all its channels
+    w·u + (1 − w)·l  with w = max(λ, 1 − λ), λ ~ Beta(α, α); one w for each sample, shared by its channels
 
     Args:
-        unlabelled: (B, C, *S), floating point; the gradient goes through.
-        labelled: (B, C, *S), row i for row i of `unlabelled`; the gradient goes through.
+        unlabelled: (B, C, *S), floating point; receives the gradient.
+        labelled: (B, C, *S); row i is mixed with row i of `unlabelled`; receives the gradient.
         alpha: both parameters of the Beta distribution, > 0.
-        generator: draws one number a sample on its own device; None = torch's global one on the device of the images.
+        generator: draws one number for each sample, on the generator's device; None = torch's global generator of the
+            images' device.
 
     Returns:
         mixed: (B, C, *S) in the type of `unlabelled`.
-        weights: (B,), fp32 (fp64 for fp64 images), in [0.5, 1], of the unlabelled images.
+        weights: (B,), w in [0.5, 1], fp32 (fp64 for fp64 images).
 
     Raises:
         ValueError: `alpha` is not positive.
@@ -92,8 +93,9 @@ def predominant_mixup(
         raise ValueError(f"alpha must be positive, got {alpha}")
     device = unlabelled.device if generator is None else generator.device
     dtype = torch.promote_types(unlabelled.dtype, torch.float32)
-    pairs = torch.full((len(unlabelled), 2), float(alpha), dtype=dtype, device=device)
-    weights = torch._sample_dirichlet(pairs, generator).amax(1)  # λ and 1 − λ, and the larger of them
+    parameters = torch.full((len(unlabelled), 2), float(alpha), dtype=dtype, device=device)
+    # a Dirichlet draw with two parameters is the pair λ, 1 − λ; torch.distributions takes no generator
+    weights = torch._sample_dirichlet(parameters, generator).amax(1)
     weights = weights.to(unlabelled.device, non_blocking=True)
     factors = weights.view(-1, *[1] * (unlabelled.ndim - 1)).to(unlabelled.dtype)
     return factors * unlabelled + (1 - factors) * labelled, weights

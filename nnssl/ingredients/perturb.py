@@ -1,7 +1,8 @@
-"""Random changes of images on the device, for views that a loss compares."""
+"""Random changes of images on their device, for views that a loss compares."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 
 @torch.no_grad()
-def augmented_copy(
+def augment_patches(
     image: Tensor,
     least_side: float = 0.8,
     jitter: float = 0.3,
@@ -18,18 +19,19 @@ def augmented_copy(
     cutout: float = 0.25,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return each patch cropped and enlarged, with other contrast and brightness, noise, and a box cut out.
+    """Return each patch cropped and enlarged, with changed contrast and brightness, noise, and one box erased.
 
-    Each patch has draws of its own. With its mean μ and standard deviation σ in each channel after the crop, its
-    values become μ + a·(x − μ) + b·σ + noise·σ·ε, a − 1 and b uniform in ±jitter, ε normal; the box is μ.
+    Each patch has its own random numbers. Let μ and σ be mean and standard deviation of a channel after the crop. A
+    value x becomes μ + a·(x − μ) + b·σ + noise·σ·ε, with a − 1 and b uniform in ±jitter and ε normal. Inside the
+    erased box the value is μ.
 
     Args:
-        image: (B, C, *S), any intensities. Half precision is taken to fp32.
-        least_side: sides of the crop are uniform between this and 1, in units of the patch, each axis for itself.
-        jitter: largest change of contrast, and of brightness in standard deviations.
-        noise: standard deviation of the noise, in those of the patch.
-        cutout: sides of the box in units of the patch; it may reach over the border.
-        generator: draws on the device of the image; None = torch's global one.
+        image: (B, C, *S), any intensities; receives no gradient. Half precision is converted to fp32.
+        least_side: the side of the crop is uniform between this value and 1, in units of the patch, for each axis.
+        jitter: largest change of contrast, and largest change of brightness in standard deviations.
+        noise: standard deviation of the noise in units of the patch's standard deviation.
+        cutout: side of the erased box in units of the patch; the box may reach over the border.
+        generator: generator on the device of the image; None = torch's global generator.
 
     Returns:
         (B, C, *S), without a graph.
@@ -49,15 +51,24 @@ def augmented_copy(
         contrast, brightness = jitter * (2 * draw(2, *mean.shape) - 1)
         normal = torch.randn(copy.shape, generator=generator, device=image.device)
         copy = copy + contrast * (copy - mean) + (brightness + noise * normal) * std
-        inside = torch.ones(count, 1, *[1] * len(size), dtype=torch.bool, device=image.device)
-        for axis, (voxels, centre) in enumerate(zip(size, draw(len(size), count), strict=True)):
-            place = (torch.arange(voxels, device=image.device) + 0.5) / voxels
-            near = (place - centre.unsqueeze(1)).abs() <= cutout / 2
-            inside = inside & near.view(count, 1, *[voxels if other == axis else 1 for other in range(len(size))])
-    return torch.where(inside, mean, copy)
+        erased = _boxes(size, draw(len(size), count), cutout)
+    return torch.where(erased, mean, copy)
 
 
-def clipped_noise(
+def _boxes(size: Sequence[int], centres: Tensor, side: float) -> Tensor:
+    """Return (B, 1, *S), True inside a box for each sample, for centres (n, B) and a side in units of the patch."""
+    axes, count = centres.shape
+    inside = torch.ones(count, 1, *[1] * axes, dtype=torch.bool, device=centres.device)
+    for axis, (voxels, centre) in enumerate(zip(size, centres, strict=True)):
+        position = (torch.arange(voxels, device=centres.device) + 0.5) / voxels
+        near = (position - centre.unsqueeze(1)).abs() <= side / 2  # (B, voxels)
+        shape = [1] * axes
+        shape[axis] = voxels
+        inside = inside & near.view(count, 1, *shape)
+    return inside
+
+
+def add_clipped_noise(
     image: Tensor,
     std: float,
     limit: float,
@@ -70,18 +81,18 @@ def clipped_noise(
     x + unit · clip(σ·n, −limit, limit),  n ~ N(0, 1)
 
     Args:
-        image: (B, C, *S), floating point; the gradient goes through.
-        std: σ >= 0, before clipping.
-        limit: largest change, >= 0.
-        unit: of both, in that of the image; a number, or a tensor that broadcasts to the image.
-        keep_zeros: no noise where all channels are exactly 0, as outside a masked brain.
-        generator: on the device of the image; None = torch's global one.
+        image: (B, C, *S), floating point; receives the gradient.
+        std: σ >= 0, before clipping, in multiples of `unit`.
+        limit: largest change, >= 0, in multiples of `unit`.
+        unit: unit of `std` and `limit` in intensities of the image; a number, or a tensor that broadcasts to the image.
+        keep_zeros: add no noise where all channels are exactly 0, as outside a masked brain.
+        generator: generator on the device of the image; None = torch's global generator.
 
     Returns:
         (B, C, *S) in the type of the image.
 
-    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, the noisy copies; there
-    σ = 0.1 and limit = 0.2.
+    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, the noisy copies, with σ = 0.1
+    and limit = 0.2.
     """
     normal = torch.randn(image.shape, generator=generator, dtype=image.dtype, device=image.device)
     noise = unit * (std * normal).clamp(-limit, limit)

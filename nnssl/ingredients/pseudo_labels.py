@@ -1,4 +1,4 @@
-"""Labels made from predictions."""
+"""Labels derived from predictions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from nnssl.ingredients.supervised import at_least_fp32
+from nnssl.ingredients.supervised import promote_to_fp32
 
 
 def largest_component(labels: Tensor, num_classes: int, exempt: tuple[int, ...] = ()) -> Tensor:
     """Return the labels with only the largest connected component of each foreground class; the rest is background.
 
-    Voxels that share a face, an edge or a corner are connected (8 neighbours in 2-D, 26 in 3-D). Of components of one
-    size the one met first stays, the last axis running fastest. Runs on the CPU, within the bounding box of a class.
+    Voxels that share a face, an edge or a corner are connected (8 neighbours in 2-D, 26 in 3-D). Of components of
+    equal size the first in raster order (last axis fastest) stays. The function runs on the CPU, within the bounding
+    box of each class.
 
     Args:
-        labels: LongTensor (B, *S); unchanged. For region maps (B, R, *S) give `maps.flatten(0, 1)` and two classes.
-        num_classes: classes with background, >= 2; labels outside 1 .. num_classes − 1 are left as they are.
-        exempt: classes of which every component stays, for structures that come in many pieces.
+        labels: LongTensor (B, *S); unchanged. For region maps (B, R, *S) pass `maps.flatten(0, 1)` and two classes.
+        num_classes: number of classes with background, >= 2; labels outside 1 .. num_classes − 1 stay as they are.
+        exempt: classes that keep all their components, for structures that consist of several pieces.
 
     Returns:
         LongTensor (B, *S) on the device of `labels`.
@@ -43,14 +44,15 @@ def largest_component(labels: Tensor, num_classes: int, exempt: tuple[int, ...] 
 
 
 def sharpen(probs: Tensor, temperature: float, binary: bool = False) -> Tensor:
-    """Return the probabilities raised to 1/T and normalised again, in log space.
+    """Return the probabilities raised to the power 1/T and normalised again, computed in log space.
 
-    p_c^{1/T} / Σ_j p_j^{1/T}; binary: p^{1/T} / (p^{1/T} + (1 − p)^{1/T}), the same for two classes
+    p_c^{1/T} / Σ_j p_j^{1/T}
+    binary: p^{1/T} / (p^{1/T} + (1 − p)^{1/T}), the same formula for the two classes p and 1 − p
 
     Args:
-        probs: (B, C, *S), in [0, 1]; the gradient goes through. Half precision is taken to fp32.
-        temperature: T > 0; below 1 sharpens, 1 changes nothing, above 1 flattens.
-        binary: each channel on its own against its complement, for regions (sigmoid heads).
+        probs: (B, C, *S), in [0, 1]; receives the gradient. Half precision is converted to fp32.
+        temperature: T > 0; a value below 1 sharpens, 1 changes nothing, a value above 1 flattens.
+        binary: sharpen each channel against its complement, for regions (sigmoid heads).
 
     Returns:
         (B, C, *S), fp32 or fp64.
@@ -58,11 +60,11 @@ def sharpen(probs: Tensor, temperature: float, binary: bool = False) -> Tensor:
     Raises:
         ValueError: `temperature` is not positive.
 
-    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, eq. 4, there for two classes.
+    Reference: Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025) 107956, eq. 4, for two classes.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    p = at_least_fp32(probs)
+    p = promote_to_fp32(probs)
     tiny = torch.finfo(p.dtype).tiny
     logs = p.clamp_min(tiny).log()
     if binary:
@@ -73,20 +75,20 @@ def sharpen(probs: Tensor, temperature: float, binary: bool = False) -> Tensor:
 def cross_pseudo_labels(
     probs: Tensor, threshold: float, below: Literal["background", "ignore"] = "background"
 ) -> Tensor:
-    """Return the labels that a network teaches another one: its likeliest class where that is likely enough.
+    """Return the labels that one network teaches the other: its likeliest class where that class is likely enough.
 
     q_v = argmax_c p_vc  where  max_c p_vc > threshold,  else 0 (background) or −1 (ignore)
 
     Args:
-        probs: (B, C, *S), in [0, 1]; no gradient goes through labels.
-        threshold: least probability of a label, in [0, 1], itself excluded.
-        below: what the other voxels become.
+        probs: (B, C, *S), in [0, 1]; receives no gradient.
+        threshold: probability that a label must exceed, in [0, 1].
+        below: value of the voxels that do not exceed the threshold.
 
     Returns:
         LongTensor (B, *S).
 
     Raises:
-        ValueError: `below` is neither of the two.
+        ValueError: `below` is neither background nor ignore.
 
     Reference: Lu et al., Enhancing dual network based semi-supervised medical image segmentation with
     uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025, eq. 7.
@@ -98,19 +100,21 @@ def cross_pseudo_labels(
 
 
 def fuse_labels(probs_a: Tensor, probs_b: Tensor) -> Tensor:
-    """Return one label for each voxel from two predictions, foreground wherever either has it.
+    """Return one label for each voxel from two predictions; a voxel is foreground where either prediction says so.
 
-    Where one prediction is background, the other's class; of two foreground classes that of the larger probability,
-    on a tie that of a. With two classes the OR of the foregrounds.
+    Where one prediction is background, the label is the class of the other. Where both are foreground, the label is
+    the class with the larger probability, or the class of a on a tie. For two classes the result is the OR of the
+    foregrounds.
 
     Args:
-        probs_a: (B, C, *S), in [0, 1], channel 0 is background; no gradient goes through labels.
+        probs_a: (B, C, *S), in [0, 1], channel 0 is background; receives no gradient.
         probs_b: (B, C, *S), as `probs_a`.
 
     Returns:
         LongTensor (B, *S).
 
-    Reference: Lu et al., Knowledge-Based Systems 2025, target of eq. 11; more than two classes are our extension.
+    Reference: Lu et al., Knowledge-Based Systems 2025, target of eq. 11, for two classes. The rule for more classes is
+    an extension.
     """
     (confidence_a, a), (confidence_b, b) = probs_a.max(1), probs_b.max(1)
     return torch.where((b == 0) | ((a != 0) & (confidence_a >= confidence_b)), a, b)

@@ -1,4 +1,4 @@
-"""Losses against labels, on the voxels of a mask."""
+"""Losses against labels, restricted to the voxels of a mask."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     Σ_v m_v·a_v / Σ_v m_v
 
     Args:
-        values: (B, C, *S); the gradient goes here.
-        mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
+        values: (B, C, *S); receives the gradient.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
 
     Returns:
         0-d tensor; 0 when the mask is empty.
@@ -35,16 +35,17 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor | None = N
     −Σ_v m_v·log softmax(z_v)[y_v] / Σ_v m_v
 
     Args:
-        logits: (B, C, *S); the gradient goes here. Half precision is taken to fp32.
+        logits: (B, C, *S); receives the gradient. Half precision is converted to fp32.
         target: LongTensor (B, *S), 0 .. C−1.
-        mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
 
     Returns:
         0-d tensor; 0 when the mask is empty.
 
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the cross-entropy of L_seg.
     """
-    return masked_mean(functional.cross_entropy(at_least_fp32(logits), target, reduction="none").unsqueeze(1), mask)
+    losses = functional.cross_entropy(promote_to_fp32(logits), target, reduction="none")
+    return masked_mean(losses.unsqueeze(1), mask)
 
 
 def masked_dice(
@@ -54,55 +55,62 @@ def masked_dice(
     dice: DiceForm = "squared_batch",
     epsilon: float | None = None,
 ) -> Tensor:
-    """Return 1 − the soft Dice overlap over the voxels that count, mean over all classes.
+    """Return 1 − the soft Dice overlap over the voxels that count, averaged over all classes.
 
     squared_batch: 1 − mean_c (2·Σ m·p·q + ε) / (Σ m·p² + Σ m·q² + ε), sums over batch and voxels, ε = 1e-10
     linear_sample: 1 − mean_bc (2·Σ m·p·q + ε) / (Σ m·p + Σ m·q + ε), sums over voxels, ε = 1e-5
-    halved_batch: (1 + squared_batch) / 2, the first without its factor 2: at least ½, half the gradient
+    halved_batch: (1 + squared_batch) / 2, which is squared_batch without its factor 2: the value is at least ½, and
+    the gradient is half as large
 
     Args:
-        probs: (B, C, *S), in [0, 1]; the gradient goes here. Half precision is taken to fp32.
-        target_probs: (B, C, *S), in [0, 1] or one-hot labels of any type; detached.
-        mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
-        dice: the form; the first is what the authors of copy-paste use in 2-D, the second what they use in 3-D, the
-            third what the authors of PLGDF use.
-        epsilon: another ε than the form's.
+        probs: (B, C, *S), in [0, 1]; receives the gradient. Half precision is converted to fp32.
+        target_probs: (B, C, *S), in [0, 1], or one-hot labels of any type; receives no gradient.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
+        dice: one of the forms above. The authors of copy-paste use squared_batch in 2-D and linear_sample in 3-D; the
+            authors of PLGDF use halved_batch.
+        epsilon: ε; None = the value of the form.
 
     Returns:
-        0-d tensor, in [0, 1], background included; least (0, or ½ of `halved_batch`) when the mask is empty, and for
-        a class that neither side has.
+        0-d tensor, in [0, 1], background included. An empty mask, or a class that neither side has, gives the least
+        value: 0, or ½ for halved_batch.
 
     Raises:
-        ValueError: `dice` is none of the three forms.
+        ValueError: `dice` is not one of the three forms.
 
-    Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the Dice loss of L_seg; the squares are of
+    Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, the Dice loss of L_seg; the squares are those of
     Milletari et al., V-Net, 3DV 2016, section 3; Wang et al., PLGDF, Biomed. Signal Process. Control 108 (2025)
     107956, eq. 10.
     """
-    p = at_least_fp32(probs)
-    q, axes = target_probs.detach().to(p.dtype), list(range(2, p.ndim))
+    p = promote_to_fp32(probs)
+    q = target_probs.detach().to(p.dtype)
+    axes = list(range(2, p.ndim))
     weights = 1.0 if mask is None else mask.to(p.dtype)
     counted = q * weights
     if dice in ("squared_batch", "halved_batch"):
-        axes, least, sizes = [0, *axes], 1e-10, (p.square() * weights, counted * q)
+        axes = [0, *axes]
+        default_epsilon = 1e-10
+        size_p, size_q = p.square() * weights, counted * q
     elif dice == "linear_sample":
-        least, sizes = 1e-5, (p * weights, counted)
+        default_epsilon = 1e-5
+        size_p, size_q = p * weights, counted
     else:
         raise ValueError(f"dice must be squared_batch, linear_sample or halved_batch, got {dice!r}")
-    overlap, size = (p * counted).sum(axes), sizes[0].sum(axes) + sizes[1].sum(axes)
-    share, least = 0.5 if dice == "halved_batch" else 1.0, least if epsilon is None else epsilon
-    return 1 - share * ((2 * overlap + least) / (size + least)).mean()
+    e = default_epsilon if epsilon is None else epsilon
+    overlap, size = (p * counted).sum(axes), size_p.sum(axes) + size_q.sum(axes)
+    factor = 0.5 if dice == "halved_batch" else 1.0
+    return 1 - factor * ((2 * overlap + e) / (size + e)).mean()
 
 
 def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return 1 − the soft Dice overlap with labels over the voxels that count, mean over the foreground classes.
+    """Return 1 − the soft Dice overlap with labels over the voxels that count, averaged over the foreground classes.
 
-    masked_dice(p_c, [y = c], m) for c > 0, with squares, sums over the batch, and ε = 1e-5
+    masked_dice(p_c, [y = c], m) for c > 0, in the form squared_batch with ε = 1e-5
 
     Args:
-        probs: (B, C, *S), in [0, 1], channel 0 is background; the gradient goes here. Half precision is taken to fp32.
+        probs: (B, C, *S), in [0, 1], channel 0 is background; receives the gradient. Half precision is converted to
+            fp32.
         target: LongTensor (B, *S), 0 .. C−1.
-        mask: (B or 1, 1, *S), 1 = counts; None counts every voxel.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
 
     Returns:
         0-d tensor, in [0, 1]; 0 when the mask is empty.
@@ -110,8 +118,8 @@ def foreground_dice(probs: Tensor, target: Tensor, mask: Tensor | None = None) -
     Reference: Milletari et al., V-Net, 3DV 2016, section 3; Lu et al., Enhancing dual network based semi-supervised
     medical image segmentation, Knowledge-Based Systems 2025, eq. 2.
     """
-    classes = torch.arange(1, probs.shape[1], device=probs.device).view(-1, *[1] * (probs.ndim - 2))
-    return masked_dice(probs[:, 1:], target.unsqueeze(1) == classes, mask, epsilon=1e-5)
+    one_hot = target.unsqueeze(1) == class_numbers(probs, first=1)
+    return masked_dice(probs[:, 1:], one_hot, mask, epsilon=1e-5)
 
 
 def masked_dice_ce(
@@ -126,25 +134,24 @@ def masked_dice_ce(
     ½·(masked_dice(softmax z, one-hot y, m) + masked_cross_entropy(z, y, m))
 
     Args:
-        logits: (B, C, *S); the gradient goes here. Half precision is taken to fp32.
+        logits: (B, C, *S); receives the gradient. Half precision is converted to fp32.
         target: LongTensor (B, *S), 0 .. C−1 or the ignore label.
-        mask: (B or 1, 1, *S), 1 = counts.
+        mask: (B or 1, 1, *S), 1 = the voxel counts.
         dice: form of the Dice loss, see `masked_dice`.
-        ignore_label: voxels with this label do not count; None = there is no such label.
+        ignore_label: voxels with this label do not count; None = the data have no such label.
 
     Returns:
         0-d tensor; 0 when no voxel counts.
 
     Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, L_seg; Su, Sun, Adamyk, DSMT-Net, Comput. Biol.
-    Chem. 119 (2025) 108579, eq. 15–17. There the box and its outside are two such terms with their own weights.
+    Chem. 119 (2025) 108579, eq. 15–17. In both papers the box and its outside are two such terms with two weights.
     """
     if ignore_label is not None:
         ignored = target == ignore_label
         target = target.masked_fill(ignored, 0)
         mask = mask.masked_fill(ignored.unsqueeze(1), 0)
-    z = at_least_fp32(logits)
-    classes = torch.arange(z.shape[1], device=z.device).view(-1, *[1] * (z.ndim - 2))
-    one_hot, log_probs = (target.unsqueeze(1) == classes).to(z.dtype), z.log_softmax(1)
+    z = promote_to_fp32(logits)
+    one_hot, log_probs = (target.unsqueeze(1) == class_numbers(z)).to(z.dtype), z.log_softmax(1)
     cross_entropy = masked_mean(-(log_probs * one_hot).sum(1, keepdim=True), mask)
     return 0.5 * (masked_dice(log_probs.exp(), one_hot, mask, dice) + cross_entropy)
 
@@ -155,22 +162,36 @@ def masked_dice_bce(logits: Tensor, target: Tensor, mask: Tensor, dice: DiceForm
     ½·(masked_dice(σ(z), y, m) + Σ_v m_v·(1/R)·Σ_r BCE(σ(z_vr), y_vr) / Σ_v m_v)
 
     Args:
-        logits: (B, R, *S), one channel for each region; the gradient goes here. Half precision is taken to fp32.
-        target: (B, R, *S), 0 or 1; detached.
-        mask: (B or 1, 1, *S), 1 = counts.
+        logits: (B, R, *S), one channel for each region; receives the gradient. Half precision is converted to fp32.
+        target: (B, R, *S), 0 or 1; receives no gradient.
+        mask: (B or 1, 1, *S), 1 = the voxel counts.
         dice: form of the Dice loss, see `masked_dice`.
 
     Returns:
         0-d tensor; 0 when the mask is empty.
 
-    Reference: as `masked_dice_ce`, each region a two-class problem of its own.
+    Reference: as `masked_dice_ce`, with each region as a separate two-class problem.
     """
-    z = at_least_fp32(logits)
+    z = promote_to_fp32(logits)
     cross_entropy = functional.binary_cross_entropy_with_logits(z, target.detach().to(z.dtype), reduction="none")
     mean_over_regions = cross_entropy.mean(dim=1, keepdim=True)
     return 0.5 * (masked_dice(z.sigmoid(), target, mask, dice) + masked_mean(mean_over_regions, mask))
 
 
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """Return the tensor in fp32, or in fp64 where it is that already."""
+def class_numbers(probs: Tensor, first: int = 0) -> Tensor:
+    """Return the numbers of the classes as a tensor that broadcasts against labels (B, 1, *S).
+
+    Args:
+        probs: (B, C, *S); only the shape and the device are used.
+        first: first class number.
+
+    Returns:
+        LongTensor (C − first, 1, ..., 1) with the values first .. C−1 and one axis of length 1 for each axis of *S.
+    """
+    numbers = torch.arange(first, probs.shape[1], device=probs.device)
+    return numbers.view(-1, *[1] * (probs.ndim - 2))
+
+
+def promote_to_fp32(tensor: Tensor) -> Tensor:
+    """Return the tensor in fp32; a tensor in fp64 stays in fp64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -7,41 +7,44 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from nnssl.ingredients.supervised import at_least_fp32
+from nnssl.ingredients.supervised import promote_to_fp32
 
 
 class DynamicThresholdMap(nn.Module):
-    """A threshold for each place and each class: an average of earlier confidences, scaled by class.
+    """A threshold for each place and each class: a running mean of confidences, scaled for each class.
 
-    With the confidence q = max_c p and its class ĉ, a batch changes the map M and the class scales k by
+    Let q = max_c p be the confidence of a voxel and ĉ its likeliest class. A batch updates the map M and the class
+    scales k:
 
         M(s) ← α·M(s) + (1 − α)·mean q   (the mean of all voxels of the batch in cell s)
         s_c = Σ 1[ĉ = c]·q / (Σ 1[ĉ = c] + ε),   k_c = s_c / max_c' s_c',   ε = 1e-6
 
-    where cells that no voxel falls into, and classes that no voxel has, stay as they are. The threshold of class c at
-    s is k_c·M(s), and the weight of a voxel is q where q exceeds the threshold of its own class, 0 elsewhere.
+    Cells without voxels and classes without voxels keep their values. The threshold of class c in cell s is k_c·M(s).
+    The weight of a voxel is q where q exceeds the threshold of the voxel's own class, else 0.
 
-    Cells divide the image, from 0 to 1 along each axis, evenly. A box says where a patch lies in it: (lo, hi) along
-    each axis, the outer edges of the first and the last voxel, lo > hi where the patch is mirrored. A voxel belongs to
-    the cell that holds its centre; voxels outside [0, 1] belong to none. Without boxes a patch is the whole image.
+    The cells divide the image evenly, from 0 to 1 along each axis. A box gives the position of a patch in the image:
+    (lo, hi) along each axis, the outer edges of the first and of the last voxel; lo > hi means that the patch is
+    mirrored. A voxel belongs to the cell that contains the voxel's centre; voxels outside [0, 1] belong to no cell.
+    Without boxes each patch is the whole image.
 
-    All of it runs on the device of the module, without a gradient and without waiting for the device.
+    All calculations run on the device of the module, without a gradient; the host never waits for the device.
 
     Args:
         num_classes: C, with background.
-        grid_shape: cells along each axis.
+        grid_shape: number of cells along each axis.
         momentum: weight of the old map, α, in [0, 1].
-        initial: value of the map before the first batch; None = 1 / C. The class scales begin at 1.
-        reduce: changes the sums of a batch, a 1-d tensor, before they are used; an all-reduce, for instance.
+        initial: value of the map before the first batch; None = 1 / C. The class scales start at 1.
+        reduce: function that changes the sums of a batch, a 1-d tensor, before they are used; for instance an
+            all-reduce.
 
     Attributes:
-        map: (*grid_shape), fp32, a buffer; in the `state_dict`.
-        scale: (C,), fp32, a buffer; in the `state_dict`.
+        map: (*grid_shape), fp32, a buffer in the `state_dict`.
+        scale: (C,), fp32, a buffer in the `state_dict`.
 
     Raises:
         ValueError: `momentum` is outside [0, 1].
 
-    Reference: Mi et al., PLoS One 21(4): e0342567, 2026, eq. 5–10; there the map has the pixels of the whole image.
+    Reference: Mi et al., PLoS One 21(4): e0342567, 2026, eq. 5–10; the paper's map has the pixels of the whole image.
     """
 
     map: Tensor
@@ -64,24 +67,24 @@ class DynamicThresholdMap(nn.Module):
 
     @torch.no_grad()
     def update(self, probs: Tensor, boxes: Tensor | None = None, mask: Tensor | None = None) -> None:
-        """Take in the confidences of a batch, eq. 5-8.
+        """Update the map and the class scales from the confidences of a batch, eq. 5–8.
 
         Args:
             probs: (B, C, *S), sums to 1 over C; voxels that are not numbers do not count.
             boxes: (B, n, 2), normalised image coordinates; None = each patch is the whole image.
-            mask: (B, 1, *S), True = counts; None counts every voxel. An empty one changes nothing.
+            mask: (B, 1, *S), True = the voxel counts; None = every voxel counts. An empty mask changes nothing.
         """
-        confidence, guess = at_least_fp32(probs).max(1)
-        counts = confidence >= 0 if mask is None else mask[:, 0].bool() & (confidence >= 0)
-        both = torch.stack([torch.where(counts, confidence, 0.0), counts.to(confidence.dtype)], 1)  # (B, 2, *S)
-        members = [
-            (place.floor().clamp_max(cells - 1).unsqueeze(1) == _column(cells, place)) & (place <= cells).unsqueeze(1)
-            for place, cells in self._places(boxes, guess.shape[1:])
-        ]
-        in_cells = _along_axes(both, [member.to(both.dtype) for member in members]).sum(0)
-        of_class = (both * (guess == c).unsqueeze(1) for c in range(len(self.scale)))  # one at a time
-        in_classes = [values.transpose(0, 1).flatten(1).sum(1) for values in of_class]
-        sums = torch.cat([in_cells.flatten(1), torch.stack(in_classes, 1)], 1)
+        confidence, guess = promote_to_fp32(probs).max(1)
+        is_number = confidence >= 0
+        counts = is_number if mask is None else mask[:, 0].bool() & is_number
+        values_and_counts = torch.stack([torch.where(counts, confidence, 0.0), counts.to(confidence.dtype)], 1)
+        sums = torch.cat(
+            [
+                self._sum_by_cell(values_and_counts, boxes),  # (2, cells)
+                self._sum_by_class(values_and_counts, guess),  # (2, C)
+            ],
+            1,
+        )
         total, count = sums if self.reduce is None else self.reduce(sums)
         cells, classes = slice(self.map.numel()), slice(self.map.numel(), None)
         mean = (total[cells] / count[cells].clamp_min(1)).view_as(self.map).to(self.map.dtype)
@@ -95,12 +98,13 @@ class DynamicThresholdMap(nn.Module):
 
         Args:
             boxes: (B, n, 2), normalised image coordinates; None = one patch that is the whole image.
-            size: voxels *S of a patch; None = the cells of the map.
+            size: number of voxels *S of a patch along each axis; None = the cells of the map.
 
         Returns:
-            (B or 1, C, *S), linear between the centres of the cells and constant beyond the outermost.
+            (B or 1, C, *S), linear between the centres of the cells and constant beyond the outermost centres.
         """
-        return self._read(boxes, self.map.shape if size is None else size) * self.scale.view(-1, *[1] * self.map.ndim)
+        map_values = self._interpolate_map(boxes, self.map.shape if size is None else size)
+        return map_values * self.scale.view(-1, *[1] * self.map.ndim)
 
     @torch.no_grad()
     def weights(self, probs: Tensor, boxes: Tensor | None = None, hard: bool = False) -> Tensor:
@@ -109,44 +113,63 @@ class DynamicThresholdMap(nn.Module):
         Args:
             probs: (B, C, *S), sums to 1 over C.
             boxes: (B, n, 2), normalised image coordinates; None = each patch is the whole image.
-            hard: 1 in place of the confidence.
+            hard: weight 1 in place of the confidence.
 
         Returns:
             (B, 1, *S), in [0, 1]; 0 where probabilities are not numbers.
         """
-        confidence, guess = at_least_fp32(probs).max(1, keepdim=True)
-        passes = confidence > self.scale[guess] * self._read(boxes, probs.shape[2:])
+        confidence, guess = promote_to_fp32(probs).max(1, keepdim=True)
+        passes = confidence > self.scale[guess] * self._interpolate_map(boxes, probs.shape[2:])
         return torch.where(passes, 1.0 if hard else confidence, 0.0)
 
+    def _sum_by_cell(self, values: Tensor, boxes: Tensor | None) -> Tensor:
+        """Return (K, cells), the sums over the voxels of each cell, for values (B, K, *S)."""
+        members = []  # (B or 1, cells, voxels) of each axis, 1 where the voxel lies in the cell
+        for position, cells in self._locate_voxels(boxes, values.shape[2:]):
+            cell = position.floor().clamp_max(cells - 1).unsqueeze(1)
+            inside = (position <= cells).unsqueeze(1)
+            members.append(((cell == _number_cells(cells, position)) & inside).to(values.dtype))
+        return _multiply_along_axes(values, members).sum(0).flatten(1)
+
+    def _sum_by_class(self, values: Tensor, guess: Tensor) -> Tensor:
+        """Return (K, C), the sums over the voxels of each class, for values (B, K, *S) and classes (B, *S)."""
+        sums = []
+        for c in range(len(self.scale)):  # one class after the other, so that memory does not grow with C
+            of_class = values * (guess == c).unsqueeze(1)
+            sums.append(of_class.transpose(0, 1).flatten(1).sum(1))
+        return torch.stack(sums, 1)
+
     @torch.no_grad()
-    def _read(self, boxes: Tensor | None, size: Sequence[int]) -> Tensor:
+    def _interpolate_map(self, boxes: Tensor | None, size: Sequence[int]) -> Tensor:
         """Return the map at the voxels of the patches, (B or 1, 1, *S)."""
         shares = []  # (B or 1, voxels, cells) of each axis
-        for place, cells in self._places(boxes, size):
-            from_centre = (place - 0.5).clamp(0, cells - 1).unsqueeze(1) - _column(cells, place)
+        for position, cells in self._locate_voxels(boxes, size):
+            from_centre = (position - 0.5).clamp(0, cells - 1).unsqueeze(1) - _number_cells(cells, position)
             shares.append((1 - from_centre.abs()).clamp_min(0).transpose(1, 2))
-        return _along_axes(self.map.to(shares[0].dtype)[None, None], shares)
+        return _multiply_along_axes(self.map.to(shares[0].dtype)[None, None], shares)
 
-    def _places(self, boxes: Tensor | None, size: Sequence[int]) -> list[tuple[Tensor, int]]:
-        """Return, for each axis, the centres of the voxels in units of cells, (B or 1, voxels), and the cells."""
+    def _locate_voxels(self, boxes: Tensor | None, size: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Return, for each axis, the voxels' centres in units of cells, (B or 1, voxels), and the number of cells."""
         if boxes is None:
             boxes = torch.arange(2, device=self.map.device).expand(1, self.map.ndim, 2)
-        low, high = at_least_fp32(boxes).unbind(2)
-        places = []
+        low, high = promote_to_fp32(boxes).unbind(2)
+        positions = []
         for axis, (cells, voxels) in enumerate(zip(self.map.shape, size, strict=True)):
             odd = 2 * torch.arange(voxels, device=self.map.device) + 1
             first, length = low[:, axis, None], (high - low)[:, axis, None]
-            places.append((first * cells + odd * cells * length / (2 * voxels), cells))
-        return places
+            # whole numbers are multiplied before the one division, so that a patch frame gives exact centres
+            positions.append((first * cells + odd * cells * length / (2 * voxels), cells))
+        return positions
 
 
-def _column(cells: int, like: Tensor) -> Tensor:
+def _number_cells(cells: int, like: Tensor) -> Tensor:
+    """Return the numbers of the cells as a column (cells, 1), in type and device of `like`."""
     return torch.arange(cells, device=like.device, dtype=like.dtype).unsqueeze(1)
 
 
-def _along_axes(values: Tensor, matrices: list[Tensor]) -> Tensor:
-    """Return values (B or 1, K, *S) multiplied along each spatial axis by its own matrix (B or 1, out, in)."""
+def _multiply_along_axes(values: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Return values (B or 1, K, *S) multiplied along each spatial axis by the matrix (B or 1, out, in) of this axis."""
     with torch.autocast(values.device.type, enabled=False):
-        for matrix in matrices:  # takes the first spatial axis away and appends its own as the last
+        for matrix in matrices:  # removes the first spatial axis and appends the result as the last axis
             values = torch.einsum("bki...,boi->bk...o", values, matrix)
     return values

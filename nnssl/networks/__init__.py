@@ -5,12 +5,28 @@ from __future__ import annotations
 import inspect
 import pydoc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from nnssl.errors import UsageError
 from nnssl.registry import find_network
+
+
+@dataclass(frozen=True)
+class OptimizerDefaults:
+    """The optimiser that a network's authors train it with; a network class names it as `optimizer_defaults`.
+
+    Attributes:
+        optimizer: `sgd` or `adamw`.
+        learning_rate: first learning rate.
+        weight_decay: weight decay.
+    """
+
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
 
 
 def load_network(
@@ -45,7 +61,7 @@ def load_network(
 def plans_entry(name: str, plan: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the `architecture` entry that makes nnU-Net build a network, sized by a configuration of its plans.
 
-    `mamba_unet` gets three times the plan's first features in 2-D (96 for 32), one and a half times in 3-D (48).
+    A network class with a class method `plan_options(plan)` derives options of its own from the plan.
 
     Args:
         name: key of `nnssl.registry.NETWORKS`, or the dotted path of a class with the same constructor.
@@ -53,20 +69,22 @@ def plans_entry(name: str, plan: Mapping[str, Any], **kwargs: Any) -> dict[str, 
         **kwargs: the network's own options; they override what the plan gives.
 
     Raises:
-        UsageError: no such network; the message lists the valid names.
+        UsageError: no such network (the message lists the valid names), or no such option of it.
     """
     if "." in name:
         path = name
     else:
         network = find_network(name)
         path = f"{network.module}.{network.class_name}"
-    if not inspect.isclass(pydoc.locate(path)):
+    found: Any = pydoc.locate(path)
+    if not inspect.isclass(found):
         raise UsageError(f"there is no class {path}", where=f"network {name}")
-    own = plan["architecture"]["arch_kwargs"]
-    options: dict[str, Any] = {"patch_size": [int(n) for n in plan["patch_size"]], "strides": own["strides"]}
-    if name == "mamba_unet":
-        features = own.get("features_per_stage", [32])[0]
-        options["width"] = features * 3 if len(options["patch_size"]) == 2 else features * 3 // 2
+    unknown = [option for option in kwargs if option not in inspect.signature(found).parameters]
+    if unknown:
+        raise UsageError(f"{found.__name__} has no option {', '.join(unknown)}", where=f"network {name}")
+    strides = plan["architecture"]["arch_kwargs"]["strides"]
+    options: dict[str, Any] = {"patch_size": [int(n) for n in plan["patch_size"]], "strides": strides}
+    options |= found.plan_options(plan) if hasattr(found, "plan_options") else {}
     return {"network_class_name": path, "arch_kwargs": {**options, **kwargs}, "_kw_requires_import": []}
 
 

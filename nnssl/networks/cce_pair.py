@@ -1,4 +1,4 @@
-"""The two sub-networks of the dual network with uncertainty-guided labels, deployed as one that averages."""
+"""The two sub-networks of the dual network with uncertainty-guided labels, deployed as one averaging network."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor
 
 from nnssl.networks import plans_entry
 from nnssl.networks.mean import MeanOfNetworks
-from nnssl.networks.outputs import pooled_outputs
+from nnssl.networks.outputs import pool_outputs
 
 
 class CCEPair(MeanOfNetworks):
-    """Mean of the class probabilities of `resnet34_vnet` and `vnet`, given as logits.
+    """Mean of the class probabilities of `resnet34_vnet` and `vnet`, returned as logits.
 
-    27,379,220 parameters in 3-D for four poolings by two, one channel and two classes. The weights have the names that
-    the mean of these two students has in the checkpoint of `CCETrainer`.
+    The network has 27,379,220 parameters in 3-D for four poolings by two, one channel and two classes. The weights have
+    the names that the mean of these two students has in the checkpoint of `CCETrainer`.
 
     Args:
         input_channels: image channels.
         num_classes: output channels, with the background.
-        patch_size: taken because plans name it; the network fits any size.
-        strides: pooling steps of every stage, the first entry all ones.
-        deep_supervision: return the logits at every resolution but the coarsest; `network.decoder.deep_supervision`
-            switches it later.
-        dropout: probability at every place.
-        sigmoid: the channels are regions, not exclusive classes.
+        patch_size: accepted because plans contain it; the network fits any size.
+        strides: pooling steps of every stage; the first entry is all ones.
+        deep_supervision: return the logits at every resolution except the coarsest;
+            `network.decoder.deep_supervision` changes this later.
+        dropout: probability of every dropout layer.
+        sigmoid: the channels are regions instead of exclusive classes.
 
     Reference: Lu et al., Enhancing dual network based semi-supervised medical image segmentation with
     uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025.
@@ -49,4 +49,4 @@ class CCEPair(MeanOfNetworks):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return logits (B, num_classes, *S) for an image (B, input_channels, *S); a list with deep supervision."""
         outputs = super().forward(image)
-        return pooled_outputs(outputs[0], self.strides) if isinstance(outputs, list) else outputs
+        return pool_outputs(outputs[0], self.strides) if isinstance(outputs, list) else outputs

@@ -1,4 +1,4 @@
-"""Layers by number of axes, and the widths that U-Net and V-Net share."""
+"""Layer classes for 2-D and 3-D, and helpers that U-Net and V-Net share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional
 
 
 class Layers(NamedTuple):
-    """The layers of one number of axes.
+    """The layer classes for one number of spatial axes.
 
     Attributes:
-        convolution: strided or plain convolution.
+        convolution: convolution, strided or plain.
         transposed: transposed convolution.
         norm: batch normalisation.
         max_pool: maximum over boxes.
         channel_dropout: dropout of whole channels.
-        interpolation: mode of linear interpolation.
+        interpolation: name of linear interpolation in `torch.nn.functional.interpolate`.
     """
 
     convolution: Callable[..., nn.Module]
@@ -36,18 +36,23 @@ LAYERS = {
 
 
 def widths(num_stages: int) -> list[int]:
-    """Return the channels of each stage, min(16·2^i, 256)."""
+    """Return the number of channels of each stage i, min(16·2^i, 256)."""
     return [min(16 * 2**i, 256) for i in range(num_stages)]
 
 
 def pad_to_multiple(x: Tensor, step: Sequence[int]) -> Tensor:
-    """Return (B, C, *S) zero-padded on the high side, so that every axis is a multiple of its step."""
+    """Return (B, C, *S) padded with zeros at the high end of every axis, up to a multiple of the axis's step."""
     missing = [-n % m for n, m in zip(x.shape[2:], step, strict=True)]
-    return functional.pad(x, [amount for n in reversed(missing) for amount in (0, n)]) if any(missing) else x
+    if not any(missing):
+        return x
+    amounts: list[int] = []  # torch expects (low, high) of the last axis first
+    for n in reversed(missing):
+        amounts += (0, n)
+    return functional.pad(x, amounts)
 
 
-def outputs_of_stages(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Return the output of every stage of a chain, the first one's first."""
+def collect_outputs(stages: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+    """Return the output of every stage of a chain, in the order of the stages."""
     outputs = []
     for stage in stages:
         x = stage(x)

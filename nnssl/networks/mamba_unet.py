@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from nnssl.ingredients.supervised import at_least_fp32
+from nnssl.ingredients.supervised import promote_to_fp32
+from nnssl.networks import OptimizerDefaults
 from nnssl.networks.layers import LAYERS, pad_to_multiple
-from nnssl.networks.outputs import pooled_outputs
+from nnssl.networks.outputs import pool_outputs
 from nnssl.networks.selective_scan import selective_scan
 
 Strides = Sequence[Sequence[int]]
@@ -23,31 +25,43 @@ MAX_STAGES, LARGEST_PATCH, LEAST_TOKENS = 4, 4, 4
 class MambaUNet(nn.Module):
     """Encoder and decoder of visual state-space blocks with concatenated skips, for images of any size.
 
-    The image is cut into patches of the plan's first two pooling steps; further steps merge the tokens. A stage is two
-    blocks x + DropPath(SS(LayerNorm(x))). The skip of a stage is its input. Tokens are channel-last, (B, *T, d). In 2-D
-    with width 96 it is the network of Mamba-UNet (19,118,592 parameters for one channel and four classes); in 3-D the
-    same graph with six scanning directions (6,766,240 with width 48, one channel and two classes). Plans with fewer
-    than four further steps are continued with steps of two.
+    The image is divided into patches whose size is the product of the plan's first two pooling steps; further steps
+    merge the tokens. A stage consists of `blocks` blocks x + DropPath(SS(LayerNorm(x))). The skip of a stage is the
+    stage's input. Tokens are channel-last, (B, *T, d). If the plan has fewer pooling steps than the network needs,
+    steps of two follow.
+
+    In 2-D with width 96 this is the network of Mamba-UNet, with 19,118,592 parameters for one channel and four
+    classes. In 3-D the network has the same graph with six scanning directions, and 6,766,240 parameters with width
+    48, one channel and two classes.
 
     Args:
         input_channels: image channels.
         num_classes: output channels, with the background.
-        patch_size: voxels an axis; with `strides` it decides the number of stages, at most four.
-        strides: pooling steps of every stage, the first entry all ones.
-        deep_supervision: return the logits at every resolution but the coarsest; `network.decoder.deep_supervision`
-            switches it later.
-        width: features of the first stage, doubled in every further one up to 8·width; 0 takes 96 in 2-D, 48 in 3-D.
-        blocks: blocks a stage.
-        state_size: states a channel, N.
+        patch_size: number of voxels along each axis; with `strides` it decides the number of stages, at most four.
+        strides: pooling steps of every stage; the first entry is all ones.
+        deep_supervision: return the logits at every resolution except the coarsest;
+            `network.decoder.deep_supervision` changes this later.
+        width: features of the first stage, doubled in every further stage up to 8·width; 0 = 96 in 2-D, 48 in 3-D.
+        blocks: number of blocks in a stage.
+        state_size: number of states of a channel, N.
         expansion: inner width of a block in units of its features, E.
-        drop_path: DropPath probability of the deepest block, in [0, 1), falling linearly to 0 at the first.
-        final_channels: features of a voxel before the head; 0 takes `width` in 2-D and 16 in 3-D.
+        drop_path: DropPath probability of the deepest block, in [0, 1); it decreases linearly to 0 at the first block.
+        final_channels: features of a voxel before the head; 0 = `width` in 2-D, 16 in 3-D.
 
     Raises:
         ValueError: an option is out of range.
 
     Reference: Wang et al., Mamba-UNet, arXiv:2402.05079; Liu et al., VMamba, NeurIPS 2024.
     """
+
+    optimizer_defaults: ClassVar[OptimizerDefaults] = OptimizerDefaults("adamw", learning_rate=5e-4, weight_decay=0.05)
+    undecayed: ClassVar[tuple[str, ...]] = ("log_rate", "direct")  # to shrink A or D would change a block's dynamics
+
+    @classmethod
+    def plan_options(cls, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the width for a configuration of plans: three times its first features in 2-D, 1.5 times in 3-D."""
+        features = plan["architecture"]["arch_kwargs"].get("features_per_stage", [32])[0]
+        return {"width": features * 3 if len(plan["patch_size"]) == 2 else features * 3 // 2}
 
     def __init__(  # noqa: PLR0913 - a plans entry
         self,
@@ -77,7 +91,7 @@ class MambaUNet(nn.Module):
         rates = [drop_path * j / deepest for j in range(blocks * len(dims))]
         stages = [
             nn.Sequential(*(VSSBlock(dim, axes, state_size, expansion, rates[blocks * i + j]) for j in range(blocks)))
-            for i, dim in [*enumerate(dims), *enumerate(dims[:-1])]
+            for i, dim in [*enumerate(dims), *enumerate(dims[:-1])]  # of the encoder, then of the decoder
         ]
         self.encoder = _Encoder(input_channels, dims, patch, merges, stages[: len(dims)])
         final = final_channels or (width if axes == 2 else 16)
@@ -94,11 +108,18 @@ class MambaUNet(nn.Module):
 
 
 def token_steps(patch_size: Sequence[int], strides: Strides) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Return the voxels a token and the merging steps after it, from a plan's patch size and pooling steps.
+    """Return the size of a token and the merging steps, from a plan's patch size and pooling steps.
 
-    A token is the product of the first two pooling steps, or the first alone where that exceeds 4 in an axis. Further
-    steps merge tokens until there are four stages or every axis of the next grid has fewer than four tokens. Where the
-    plan has no more steps, axes of four tokens or more are merged by two.
+    The size of a token is the product of the first two pooling steps, or the first step alone where the product exceeds
+    4 along an axis. Further steps merge tokens, until the network has four stages or the next grid has fewer than four
+    tokens along every axis. After the plan's last step, axes with at least four tokens are merged by two.
+
+    Args:
+        patch_size: number of voxels along each axis.
+        strides: pooling steps of every stage; the first entry is all ones.
+
+    Returns:
+        Voxels of a token along each axis, and one merging step for each further stage.
     """
     steps = [tuple(step) for step in strides[1:]]
     patch = steps.pop(0) if steps else (1,) * len(patch_size)
@@ -120,7 +141,15 @@ def token_steps(patch_size: Sequence[int], strides: Strides) -> tuple[tuple[int,
 class VSSBlock(nn.Module):
     """x + DropPath(SS(LayerNorm(x))) on tokens (B, *T, d).
 
-    `recompute` keeps the input alone for the backward pass and does the block again there; None: on CUDA.
+    Args:
+        dim: features d of a token.
+        axes: number of spatial axes, 2 or 3.
+        state_size: number of states of a channel, N.
+        expansion: inner width in units of d, E.
+        drop_path: probability that the block is skipped for a sample in training, in [0, 1).
+
+    Attributes:
+        recompute: keep only the input for the backward pass, and compute the block again there; None = on CUDA only.
     """
 
     recompute: bool | None = None
@@ -132,15 +161,15 @@ class VSSBlock(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens after the block; DropPath skips it for whole samples, in training only."""
+        """Return the tokens (B, *T, d) after the block; in training, DropPath skips the block for whole samples."""
         recompute = x.is_cuda if self.recompute is None else self.recompute
         if recompute and self.training and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self.after, x, use_reentrant=False)
+            result: Tensor = checkpoint(self.transform, x, use_reentrant=False)
             return result
-        return self.after(x)
+        return self.transform(x)
 
-    def after(self, x: Tensor) -> Tensor:
-        """Return what `forward` does, keeping all that the backward pass needs."""
+    def transform(self, x: Tensor) -> Tensor:
+        """Return the result of `forward`, with all tensors kept that the backward pass needs."""
         change: Tensor = self.scan(self.norm(x))
         if self.training and self.drop_path:
             keep = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) >= self.drop_path
@@ -149,15 +178,16 @@ class VSSBlock(nn.Module):
 
 
 class CrossScan(nn.Module):
-    """Selective scans of the token grid along every axis, forward and backward, added up and gated (SS2D, SS3D).
+    """Selective scans of the token grid along every axis, forward and backward, summed and gated (SS2D, SS3D).
 
-    Every axis is the fastest of one cyclic order of the axes, so there are 2n directions with weights of their own:
-    row-major and column-major in 2-D, (0,1,2), (1,2,0), (2,0,1) in 3-D (slowest to fastest), then all of them reversed.
+    Each axis is the fastest axis of one cyclic order of the axes: row-major and column-major in 2-D; (0,1,2), (1,2,0),
+    (2,0,1) in 3-D (slowest to fastest). With the reversed orders the scan has 2n directions; each direction has its own
+    weights.
 
     Args:
         dim: features d of a token.
-        axes: spatial axes n, 2 or 3.
-        state_size: states a channel, N.
+        axes: number n of spatial axes, 2 or 3.
+        state_size: number of states of a channel, N.
         expansion: inner width D in units of d, E.
     """
 
@@ -170,6 +200,7 @@ class CrossScan(nn.Module):
         self.conv = LAYERS[axes].convolution(inner, inner, 3, padding=1, groups=inner)
         self.x_proj = nn.Parameter(_uniform(directions, rank + 2 * state_size, inner, bound=inner**-0.5))
         self.step_weight = nn.Parameter(_uniform(directions, inner, rank, bound=rank**-0.5))
+        # initial step sizes are log-uniform in [1e-3, 0.1], as in Mamba
         step = torch.exp(torch.rand(directions, inner) * math.log(0.1 / 1e-3) + math.log(1e-3)).clamp_min(1e-4)
         self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
         states = torch.arange(1, state_size + 1, dtype=torch.float32)
@@ -183,13 +214,13 @@ class CrossScan(nn.Module):
         u, gate = self.in_proj(x).chunk(2, dim=-1)
         u = functional.silu(self.conv(u.movedim(-1, 1)))
         with torch.autocast(u.device.type, enabled=False):
-            y = self.scan_all(at_least_fp32(u))
+            y = self.scan_all(promote_to_fp32(u))
         y = self.norm(y.movedim(1, -1)).to(gate.dtype)
         out: Tensor = self.out_proj(y * functional.silu(gate))
         return out
 
     def scan_all(self, u: Tensor) -> Tensor:
-        """Return the sum over all directions of the scans of u (B, D, *T), same shape."""
+        """Return the sum of the scans of u (B, D, *T) over all directions, of the same shape."""
         batch, inner, *grid = u.shape
         lines = torch.stack([u.permute(0, 1, *(2 + axis for axis in order)).flatten(2) for order in self.orders], dim=1)
         lines = torch.cat([lines, lines.flip(-1)], dim=1)  # (B, K, D, L)
@@ -208,12 +239,12 @@ class CrossScan(nn.Module):
 
 
 def scan_orders(axes: int) -> list[tuple[int, ...]]:
-    """Return the cyclic orders of the axes, slowest to fastest; each axis is the fastest of one."""
+    """Return the cyclic orders of the axes, slowest to fastest; each axis is the fastest axis of one order."""
     return [tuple((start + i) % axes for i in range(axes)) for start in range(axes)]
 
 
 class PatchMerge(nn.Module):
-    """Merge s_1 × … × s_n neighbouring tokens into one: concatenate (first axis fastest), LayerNorm, Linear."""
+    """Merge s_1 × … × s_n neighbouring tokens into one token: concatenate (first axis fastest), LayerNorm, Linear."""
 
     def __init__(self, dim: int, out_dim: int, step: tuple[int, ...]) -> None:
         super().__init__()
@@ -222,7 +253,7 @@ class PatchMerge(nn.Module):
         self.reduction = nn.Linear(math.prod(step) * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, *ceil(T/s), d') for (B, *T, d); odd grids are zero-padded on the high side."""
+        """Return (B, *ceil(T/s), d') for (B, *T, d); the grid is padded with zeros at the high end of every axis."""
         x = pad_to_multiple(x.movedim(-1, 1), self.step).movedim(1, -1)
         parts = [x[(slice(None), *_lattice(offset[::-1], self.step))] for offset in _offsets(self.step[::-1])]
         merged: Tensor = self.reduction(self.norm(torch.cat(parts, dim=-1)))
@@ -242,8 +273,9 @@ class PatchExpand(nn.Module):
         """Return (B, *(T·s), d') for (B, *T, d)."""
         n, grid = len(self.step), x.shape[1:-1]
         split = self.expand(x).unflatten(-1, (*self.step, -1))  # (B, *T, *s, d')
-        interleaved = split.permute(0, *itertools.chain(*((1 + i, 1 + n + i) for i in range(n))), 2 * n + 1)
-        sizes = (t * s for t, s in zip(grid, self.step, strict=True))
+        pairs = [(1 + i, 1 + n + i) for i in range(n)]  # grid axis and step axis of each spatial axis
+        interleaved = split.permute(0, *itertools.chain.from_iterable(pairs), 2 * n + 1)
+        sizes = [t * s for t, s in zip(grid, self.step, strict=True)]
         out: Tensor = self.norm(interleaved.reshape(len(x), *sizes, -1))
         return out
 
@@ -259,13 +291,14 @@ class _Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
+        self.output_channels, self.channels_last = dims, True  # of every stage; tokens have their features last
         self.embed = LAYERS[len(patch)].convolution(input_channels, dims[0], patch, stride=patch)
         self.norm = nn.LayerNorm(dims[0])
         self.stages = nn.ModuleList(stages)
-        self.merges = nn.ModuleList(PatchMerge(*args) for args in zip(dims, dims[1:], merges, strict=False))
+        self.merges = nn.ModuleList(PatchMerge(*args) for args in zip(dims[:-1], dims[1:], merges, strict=True))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the inputs of the stages, finest first, and the output of the last one."""
+        """Return the inputs of all stages except the last, finest first, and then the output of the last stage."""
         x = self.norm(self.embed(pad_to_multiple(image, self.patch)).movedim(1, -1))
         features = []
         for stage, merge in zip(self.stages, [*self.merges, nn.Identity()], strict=True):
@@ -293,29 +326,32 @@ class _Decoder(nn.Module):
     def forward(self, features: list[Tensor], size: torch.Size) -> Tensor | list[Tensor]:
         *skips, x = features
         x = self.norm_in(x)
-        for skip, expand, reduce, stage in reversed(
-            list(zip(skips, self.expansions, self.reductions, self.stages, strict=True))
-        ):
+        levels = list(zip(skips, self.expansions, self.reductions, self.stages, strict=True))  # finest first
+        for skip, expand, reduce, stage in reversed(levels):
             up = expand(x)[(slice(None), *map(slice, skip.shape[1:-1]))]
             x = stage(reduce(torch.cat([up, skip], dim=-1)))
         logits: Tensor = self.head(self.norm_out(x)).movedim(-1, 1)
         logits = logits[(slice(None), slice(None), *map(slice, size))]
-        return pooled_outputs(logits, self.strides) if self.deep_supervision else logits
+        return pool_outputs(logits, self.strides) if self.deep_supervision else logits
 
 
 def _offsets(step: tuple[int, ...]) -> itertools.product[tuple[int, ...]]:
+    """Return the positions inside a box of this size, last axis fastest."""
     return itertools.product(*map(range, step))
 
 
 def _lattice(offset: tuple[int, ...], step: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the slices that take every step-th token along each axis, from the offset on."""
     return tuple(slice(o, None, s) for o, s in zip(offset, step, strict=True))
 
 
 def _uniform(*shape: int, bound: float) -> Tensor:
+    """Return random numbers between −bound and bound."""
     return (2 * torch.rand(*shape) - 1) * bound
 
 
 def _initialise(module: nn.Module) -> None:
+    """Draw the weights of a linear layer from a truncated normal distribution and set the bias to 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Several networks deployed as one: the mean of their probabilities."""
+"""Several networks deployed as one network: the mean of their probabilities."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from nnssl.networks import build_network
 
 
 class MeanOfNetworks(nn.Module):
-    """The mean of the members' class probabilities, given as logits.
+    """The mean of the members' class probabilities, returned as logits.
 
-    Logits are log Σ_k softmax(z_k) / K, so that their softmax is the mean; with `sigmoid`, those whose sigmoid is.
+    The logits are log Σ_k softmax(z_k) / K, so that their softmax is the mean. With `sigmoid` they are
+    log Σ_k σ(z_k) − log Σ_k σ(−z_k), so that their sigmoid is the mean.
 
     Args:
         input_channels: image channels.
-        num_classes: output channels.
+        num_classes: output channels, with the background.
         architectures: one `architecture` entry of nnU-Net's plans for each member.
-        strides: pooling steps of every stage; taken because nnU-Net reads them from the plans of every network.
-        sigmoid: the channels are regions, not exclusive classes.
-        deep_supervision: return a list of one tensor; `network.decoder.deep_supervision` switches it later.
+        strides: pooling steps of every stage; accepted because nnU-Net reads them from the plans of every network.
+        sigmoid: the channels are regions instead of exclusive classes.
+        deep_supervision: return a list of one tensor; `network.decoder.deep_supervision` changes this later.
     """
 
     def __init__(
@@ -47,16 +48,16 @@ class MeanOfNetworks(nn.Module):
 
     @classmethod
     def of(cls, members: Sequence[nn.Module], sigmoid: bool) -> Self:
-        """Return the mean of networks that exist already; their weights are shared, not copied."""
+        """Return the mean of existing networks; their weights are shared, not copied."""
         mean = cls(0, 0, [], sigmoid=sigmoid)
         mean.members.extend(members)
         return mean
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Return logits (B, num_classes, *S) for an image (B, input_channels, *S)."""
+        """Return logits (B, num_classes, *S) in fp32 for an image (B, input_channels, *S); see `deep_supervision`."""
         outputs = [member(image) for member in self.members]
         logits = torch.stack([(z[0] if isinstance(z, list | tuple) else z).float() for z in outputs])
-        if self.sigmoid:  # log Σ_k σ(z_k) − log Σ_k σ(−z_k)
+        if self.sigmoid:
             mean = functional.logsigmoid(logits).logsumexp(0) - functional.logsigmoid(-logits).logsumexp(0)
         else:
             mean = logits.log_softmax(2).logsumexp(0) - math.log(len(outputs))
@@ -64,6 +65,8 @@ class MeanOfNetworks(nn.Module):
 
 
 class _Switch(nn.Module):
+    """The attribute `decoder.deep_supervision`, which nnU-Net sets on every network."""
+
     def __init__(self, deep_supervision: bool) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision

@@ -1,4 +1,4 @@
-"""What networks return under deep supervision."""
+"""Outputs of networks under deep supervision."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nnssl.networks.layers import LAYERS
 
 
 def output_sizes(size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the sizes of nnU-Net's targets for deep supervision, finest first: every resolution but the coarsest.
+    """Return the sizes of nnU-Net's targets for deep supervision, finest first: all resolutions except the coarsest.
 
     Size i is round(n / (s_1·…·s_i)), at least 1, for an axis of n voxels.
 
     Args:
-        size: voxels an axis.
-        strides: pooling steps of every stage, the first entry all ones.
+        size: number of voxels along each axis.
+        strides: pooling steps of every stage; the first entry is all ones.
     """
     sizes, factors = [list(size)], [1] * len(size)
     for stride in strides[1:-1]:
@@ -27,15 +27,14 @@ def output_sizes(size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[
     return sizes
 
 
-def pooled_outputs(logits: Tensor, strides: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the logits at every resolution of the plan but the coarsest, finest first.
+def pool_outputs(logits: Tensor, strides: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return the logits at every resolution of the plan except the coarsest, finest first.
 
-    Output i is the mean of the logits over boxes of s_1·…·s_i voxels; the sizes are those of `output_sizes`. No
-    parameters; the gradient goes to the logits.
+    Output i is the mean of the logits over boxes of s_1·…·s_i voxels, in the sizes of `output_sizes`.
 
     Args:
-        logits: (B, C, *S).
-        strides: pooling steps of every stage, the first entry all ones.
+        logits: (B, C, *S); receive the gradient.
+        strides: pooling steps of every stage; the first entry is all ones.
 
     Returns:
         Tensors (B, C, *S_i); the first is `logits` itself.
@@ -44,12 +43,12 @@ def pooled_outputs(logits: Tensor, strides: Sequence[Sequence[int]]) -> list[Ten
     return [logits, *(interpolate(logits, size, mode="area") for size in coarser)]
 
 
-def full_size_outputs(outputs: Sequence[Tensor], mixed: bool = False) -> list[Tensor]:
-    """Return the outputs of all scales at the size of the first, interpolated linearly, in fp32 (or fp64).
+def resize_outputs(outputs: Sequence[Tensor], mixed: bool = False) -> list[Tensor]:
+    """Return the outputs of all scales at the size of the first output, interpolated linearly, in fp32 (or fp64).
 
     Args:
-        outputs: logits (B, C, *S_i), finest first; the gradient goes here.
-        mixed: the third and further ones by nearest neighbour, as in the authors' code of PLGDF.
+        outputs: logits (B, C, *S_i), finest first; receive the gradient.
+        mixed: interpolate the third and all further outputs by nearest neighbour, as the authors' code of PLGDF does.
 
     Returns:
         Tensors (B, C, *S_0).

@@ -1,4 +1,4 @@
-"""ResNet-34 encoder with the decoder of V-Net, sub-network A of the dual network with uncertainty-guided labels."""
+"""Encoder of ResNet-34 with the decoder of V-Net: sub-network A of the dual network with uncertainty-guided labels."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from nnssl.networks.layers import LAYERS, Layers, outputs_of_stages, widths
+from nnssl.networks.layers import LAYERS, Layers, collect_outputs, widths
 from nnssl.networks.vnet import VNet, VNetDecoder
 
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
-BLOCKS = (3, 4, 6, 3)  # residual blocks of ResNet-34; stages beyond its four have as many as the last
+BLOCKS = (3, 4, 6, 3)  # residual blocks in the stages of ResNet-34; further stages have as many as the last one
 
 
 class ResNet34VNet(VNet):
-    """Residual encoder of ResNet-34 and V-Net's decoder, for images of any size, 2-D or 3-D.
+    """Residual encoder of ResNet-34 with V-Net's decoder, for images of any size, 2-D or 3-D.
 
-    The stem is one convolution of size 7 without pooling; each pooling step of the plan is a stage of 3, 4, 6, 3, 3, …
-    residual blocks, whose first has that stride. 16, 32, … at most 256 channels, batch normalisation and ReLU. Skips
-    are added. Dropout of whole channels before the head. The image is padded with zeros at the high side to a multiple
-    of all strides' product, and the logits are cropped back.
-    17,930,354 parameters in 3-D for four poolings by two, one channel and two classes. Convolutions start as He et al.
-    have it, normal with variance 2 / fan-in.
-    Batch normalisation needs more than one voxel in the batch at the coarsest stage in training.
+    The stem is one convolution of size 7 without pooling. Each pooling step of the plan is a stage of 3, 4, 6, 3, 3, …
+    residual blocks; the first block of a stage has this stride. The stages have 16, 32, … at most 256 channels, batch
+    normalisation and ReLU. Skips are added. Dropout of whole channels precedes the head. The image is padded with zeros
+    at the high end of every axis to a multiple of the product of all strides, and the logits are cropped back.
+
+    The network has 17,930,354 parameters in 3-D for four poolings by two, one channel and two classes. The initial
+    weights of the convolutions are those of He et al., normal with variance 2 / fan-in. In training, batch
+    normalisation needs more than one voxel in the batch at the coarsest stage.
 
     Args:
         input_channels: image channels.
         num_classes: output channels, with the background.
-        patch_size: taken because plans name it; the network fits any size.
-        strides: pooling steps of every stage, the first entry all ones.
-        deep_supervision: return the logits at every resolution but the coarsest; `network.decoder.deep_supervision`
-            switches it later.
-        dropout: its probability.
+        patch_size: accepted because plans contain it; the network fits any size.
+        strides: pooling steps of every stage; the first entry is all ones.
+        deep_supervision: return the logits at every resolution except the coarsest;
+            `network.decoder.deep_supervision` changes this later.
+        dropout: probability of the dropout before the head.
 
     Reference: Lu et al., Enhancing dual network based semi-supervised medical image segmentation with
     uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025, ResNet sub-network; He et al., CVPR 2016.
@@ -40,18 +41,18 @@ class ResNet34VNet(VNet):
 
     @staticmethod
     def make_encoder(input_channels: int, strides: Sequence[Sequence[int]], dropout: float) -> nn.Module:  # noqa: ARG004
-        """Return the way down, which has no dropout."""
-        return _as_he(_Encoder(input_channels, strides))
+        """Return the residual encoder, which has no dropout."""
+        return _initialise_as_he(_Encoder(input_channels, strides))
 
     @staticmethod
     def make_decoder(
         num_classes: int, strides: Sequence[Sequence[int]], deep_supervision: bool, dropout: float
     ) -> VNetDecoder:
-        """Return V-Net's way up."""
-        return _as_he(VNetDecoder(num_classes, strides, deep_supervision, dropout))
+        """Return V-Net's decoder."""
+        return _initialise_as_he(VNetDecoder(num_classes, strides, deep_supervision, dropout))
 
 
-def _as_he(part: _AnyModule) -> _AnyModule:
+def _initialise_as_he(part: _AnyModule) -> _AnyModule:
     for module in part.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -63,6 +64,7 @@ class _Encoder(nn.Module):
         super().__init__()
         layers = LAYERS[len(strides[0])]
         channels = widths(len(strides))
+        self.output_channels = channels  # of every stage, as in nnU-Net's encoders
         stem = layers.convolution(input_channels, channels[0], 7, padding=3, bias=False)
         self.stages = nn.ModuleList([nn.Sequential(stem, layers.norm(channels[0]), nn.ReLU(inplace=True))])
         for i, stride in enumerate(strides[1:]):
@@ -73,11 +75,11 @@ class _Encoder(nn.Module):
             )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return outputs_of_stages(self.stages, x)
+        return collect_outputs(self.stages, x)
 
 
 class _Block(nn.Module):
-    """conv – norm – ReLU – conv – norm, plus the input (convolved where its shape changes), ReLU."""
+    """conv – norm – ReLU – conv – norm, plus the input (through a convolution where its shape changes), then ReLU."""
 
     def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int | tuple[int, ...]) -> None:
         super().__init__()

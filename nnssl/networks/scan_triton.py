@@ -1,17 +1,21 @@
-"""Triton kernels of the selective scan on CUDA, forward and backward; only a call imports Triton.
+"""Triton kernels of the selective scan on CUDA, forward and backward; Triton is imported by the first call.
+
+`selective_scan.selective_scan_reference` is the definition, with its gradient by autograd:
 
     h_t = exp(δ_t A) h_{t−1} + δ_t B_t u_t,  h_0 = 0;   y_t = Σ_m C_t[m] h_t[m] + D u_t      (per channel, m = 1..N)
 
-L is cut into chunks. `_boundaries` walks over the chunks of one channel and keeps the state that enters each: one
-weighted sum per chunk. Then all chunks are independent, so that few channels fill a GPU too: a program of `_outputs` or
-`_gradients` takes one chunk of one group and walks over the channels, with the (N, chunk) tiles of B, C in registers.
-The backward pass recomputes h inside a chunk and runs the recurrence g_t = C_t ∂y_t + exp(δ_{t+1} A) g_{t+1}. Then
+The L steps are divided into chunks. `_boundaries` visits the chunks of one channel in order and stores the state that
+enters each chunk, as one weighted sum for each chunk. After that all chunks are independent, so that a few channels
+are enough to fill a GPU. A program of `_outputs` or `_gradients` takes one chunk of one group and visits the channels
+of the group; the (N, chunk) tiles of B and C stay in registers. The backward pass recomputes h inside a chunk, and runs
+the recurrence g_t = ∂L/∂h_t = C_t ∂y_t + exp(δ_{t+1} A) g_{t+1}. With kept_t = exp(δ_t A) h_{t−1}:
 
     ∂C_t = Σ_c ∂y_t h_t;  ∂B_t = Σ_c g_t δ_t u_t;  ∂u_t = Σ_m g_t δ_t B_t + D ∂y_t;  ∂D = Σ_t ∂y_t u_t
-    ∂δ_t = Σ_m g_t (A exp(δ_t A) h_{t−1} + B_t u_t);  ∂A = Σ_t g_t exp(δ_t A) h_{t−1} δ_t
+    ∂δ_t = Σ_m g_t (A kept_t + B_t u_t);  ∂A = Σ_t g_t kept_t δ_t
 
-with Σ_c over the channels of a group. Sums over programs are partial results that torch adds: no atomics, so that runs
-repeat bit for bit. Memory is linear: per element of u, N/chunk values for each of the states, their gradients and ∂A.
+with Σ_c over the channels of a group. Each program writes partial sums that torch adds. The kernels use no atomic
+operations, so that runs repeat bit for bit. Memory is linear: for each element of u, N/chunk values of the states, of
+their gradients and of ∂A.
 
 Reference: Gu and Dao, arXiv:2312.00752, equation 2 and section 3.3.2.
 """
@@ -26,10 +30,11 @@ import torch
 from torch import Tensor
 
 CHUNK = 32  # with N = 16 a tile is 16 numbers per thread; the ten tiles of the backward pass then fit the registers
-WARPS = 1  # per program, so that scans are shuffles; Triton has had bugs in reverse scans that cross warps
-PROGRAMS = 2048  # these fill the largest GPUs; short sequences share a group's channels out among so many programs
+WARPS = 1  # of a program, so that scans are shuffles; some versions of Triton have bugs in reverse scans across warps
+PROGRAMS = 2048  # enough to fill the largest GPUs; for short sequences a group's channels are divided among programs
 
-# Set by `_kernels`. Triton looks up every name in a kernel here, annotations too, and knows only modules and its own.
+# `_kernels` sets these names. Triton looks up every name in a kernel among this module's globals, annotations included,
+# and accepts only modules and its own objects.
 constexpr: TypeAlias = int  # triton.language.constexpr
 tl: Any = None  # triton.language
 compose: Any = None  # the compiled `_compose`
@@ -44,13 +49,13 @@ def _boundaries(  # noqa: PLR0913, PLR0917 - a kernel's pointers and sizes
     x: torch.Tensor, w: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, out: torch.Tensor, channels: int,
     per_group: int, N: int, L: int, chunks: int, REVERSE: constexpr, N_PAD: constexpr, CHUNK: constexpr,
 ) -> None:  # fmt: skip
-    """Write what enters each chunk: h (x = u, w = B), or exp(δ A) g from the next chunk (x = ∂y, w = C, REVERSE)."""
+    """Write what enters each chunk: h (x = u, w = B), or exp(δ A) g of the next chunk (x = ∂y, w = C, REVERSE)."""
     row = tl.program_id(0).to(tl.int64)
     n, i = tl.arange(0, N_PAD).to(tl.int64), tl.arange(0, CHUNK)
     rate = tl.load(A + row % channels * N + n, mask=n < N, other=0.0)
     carry = tl.zeros((N_PAD,), tl.float32)
     for index in range(chunks - 1):
-        # i counts steps from the end where the carry leaves the chunk; from step t to that end it decays by `passed`
+        # i counts steps from the end where the carry leaves the chunk; on the way to that end step t decays by `passed`
         if REVERSE:
             chunk = chunks - 1 - index
             t = chunk * CHUNK + i
@@ -121,23 +126,31 @@ def _gradients(  # noqa: PLR0913, PLR0917 - a kernel's pointers and sizes
         step = tl.load(delta + at, mask=inside, other=0.0)
         value = tl.load(u + at, mask=inside, other=0.0)
         grad = tl.load(grad_y + at, mask=inside, other=0.0)
-        # kept = exp(δ_t A) h_{t−1}, scanned itself: as the difference of h_t and δ_t B_t u_t it would lose its digits
+        # kept_t has its own scan, because the difference h_t − δ_t B_t u_t would lose its digits:
+        # kept_t = a_t (kept_{t−1} + δ_{t−1} B_{t−1} u_{t−1}), and a_t h_start in the first step of the chunk
         a = tl.exp(rate[:, None] * step[None, :])
         before = tl.load(delta + at - 1, mask=inside & (i > 0), other=0.0)
         before *= tl.load(u + at - 1, mask=inside & (i > 0), other=0.0)
         source = tl.where(i[None, :] == 0, start[:, None], b_before * before[None, :])
         _, kept = tl.associative_scan((a, a * source), 1, compose)
+        # ∂C_t += ∂y_t h_t with h_t = kept_t + δ_t B_t u_t
         grad_c += grad[None, :] * (kept + b * (step * value)[None, :])
+        # g_t = C_t ∂y_t + a_{t+1} g_{t+1}; `entering` is a_{t+1} g_{t+1} at the last step of the chunk
         a_after = tl.exp(rate[:, None] * tl.load(delta + at + 1, mask=t + 1 < L, other=0.0)[None, :])
         entering = tl.load(carries + edge, mask=n < N, other=0.0)
         pulled = c * grad[None, :] + tl.where(i[None, :] == CHUNK - 1, entering[:, None], 0.0)
         _, g = tl.associative_scan((a_after, pulled), 1, compose, reverse=True)
+        # ∂B_t += g_t δ_t u_t
         grad_b += g * (step * value)[None, :]
         through_b = tl.sum(g * b, 0)
         g_kept = g * kept
+        # ∂u_t = δ_t Σ_m g_t B_t + D ∂y_t
         tl.store(du + at, through_b * step + tl.load(D + row % channels) * grad, mask=inside)
+        # ∂δ_t = u_t Σ_m g_t B_t + Σ_m A g_t kept_t
         tl.store(ddelta + at, through_b * value + tl.sum(g_kept * rate[:, None], 0), mask=inside)
+        # ∂A = Σ_t δ_t g_t kept_t
         tl.store(dA + edge, tl.sum(g_kept * step[None, :], 1), mask=n < N)
+        # ∂D = Σ_t u_t ∂y_t
         tl.store(dD + row * chunks + chunk, tl.sum(grad * value, 0))
     part = tl.program_id(1).to(tl.int64) * tl.num_programs(2) * N * L + place
     tl.store(dB + part, grad_b, mask=known)
@@ -154,7 +167,7 @@ def _kernels() -> tuple[Any, Any, Any]:
 
 
 def _launch(u: Tensor, B: Tensor, chunk: int) -> tuple[tuple[int, int, int], int, dict[str, int]]:
-    """Return the grid of the chunk kernels, the channels of one program, and what every kernel takes by name."""
+    """Return the grid of the chunk kernels, the channels of one program, and the keyword arguments of every kernel."""
     batch, channels, length = u.shape
     groups, n = B.shape[1:3]
     chunks, per_group, n_pad = -(-length // chunk), channels // groups, 1 << (n - 1).bit_length()
@@ -170,16 +183,16 @@ def forward(  # noqa: PLR0913, PLR0917 - the recurrence has six arguments
     """Return y of the recurrence and the states that `backward` needs.
 
     Args:
-        u: (B, D, L); like all tensors here float32, contiguous and on one CUDA device.
+        u: (B, D, L); this and all other tensors are float32, contiguous and on one CUDA device.
         delta: (B, D, L), not negative.
         A: (D, N), negative.
         B: (B, G, N, L); channel d uses group d // (D // G), and G divides D.
         C: (B, G, N, L).
         D: (D,).
-        chunk: steps of one program, a power of two; the same for `backward`.
+        chunk: steps of one program, a power of two; `backward` needs the same value.
 
     Returns:
-        y (B, D, L), and h before each chunk (B, D, ceil(L / chunk), N); without a graph.
+        y (B, D, L), and h before each chunk (B, D, ceil(L / chunk), N); both without a graph.
     """
     boundaries, outputs, _ = _kernels()
     grid, share, sizes = _launch(u, B, chunk)
@@ -194,7 +207,22 @@ def backward(  # noqa: PLR0913, PLR0917 - the inputs of `forward`, its states an
     grad_y: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, states: Tensor,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the gradients of u, delta, A, B, C and D for grad_y (B, D, L), `forward`'s inputs and its states."""
+    """Return the gradients of the six inputs.
+
+    Args:
+        grad_y: gradient of y, (B, D, L).
+        u: as in `forward`.
+        delta: as in `forward`.
+        A: as in `forward`.
+        B: as in `forward`.
+        C: as in `forward`.
+        D: as in `forward`.
+        states: the states that `forward` returned.
+        chunk: as in `forward`.
+
+    Returns:
+        The gradients of u, delta, A, B, C and D, each of the shape of its input.
+    """
     boundaries, _, gradients = _kernels()
     grid, share, sizes = _launch(u, B, chunk)
     carries, dA = torch.zeros_like(states), torch.empty_like(states)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from nnssl.networks.layers import LAYERS, Layers, outputs_of_stages, widths
-from nnssl.networks.outputs import pooled_outputs
+from nnssl.networks.layers import LAYERS, Layers, collect_outputs, widths
+from nnssl.networks.outputs import pool_outputs
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -17,19 +17,21 @@ DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 class UNetBCP(nn.Module):
     """U-Net of 16, 32, ... at most 256 channels, for images of any size, 2-D or 3-D.
 
-    A stage is two times convolution, batch normalisation and LeakyReLU(0.01), with dropout between the two. Max-pooling
-    (the last box of an odd size is smaller) leads down, linear interpolation to the size of the skip leads up.
-    1,813,764 parameters in 2-D for four poolings by two, one channel and four classes. Weights start as torch sets
-    them. Batch normalisation needs more than one voxel in the batch at the coarsest stage in training.
+    A stage is two blocks of convolution, batch normalisation and LeakyReLU(0.01), with dropout between the blocks. The
+    encoder reduces the size by max-pooling; at an odd size the last box is smaller. The decoder interpolates linearly
+    to the size of the skip. The initial weights are torch's defaults.
+
+    The network has 1,813,764 parameters in 2-D for four poolings by two, one channel and four classes. In training,
+    batch normalisation needs more than one voxel in the batch at the coarsest stage.
 
     Args:
         input_channels: image channels.
         num_classes: output channels, with the background.
-        patch_size: taken because plans name it; the network fits any size.
-        strides: pooling steps of every stage, the first entry all ones.
-        deep_supervision: return the logits at every resolution but the coarsest; `network.decoder.deep_supervision`
-            switches it later.
-        dropout: probability for each stage of the encoder, the last one also for all stages after it.
+        patch_size: accepted because plans contain it; the network fits any size.
+        strides: pooling steps of every stage; the first entry is all ones.
+        deep_supervision: return the logits at every resolution except the coarsest;
+            `network.decoder.deep_supervision` changes this later.
+        dropout: probability for each stage of the encoder; further stages have the last value.
 
     Reference: Ronneberger et al., U-Net, MICCAI 2015; Bai et al., Bidirectional copy-paste, CVPR 2023.
     """
@@ -58,6 +60,7 @@ class _Encoder(nn.Module):
         super().__init__()
         layers = LAYERS[len(strides[0])]
         channels = [input_channels, *widths(len(strides))]
+        self.output_channels = channels[1:]  # of every stage, as in nnU-Net's encoders
         self.stages = nn.ModuleList()
         for i, stride in enumerate(strides):
             block = _block(layers, channels[i], channels[i + 1], dropout[min(i, len(dropout) - 1)])
@@ -65,7 +68,7 @@ class _Encoder(nn.Module):
             self.stages.append(nn.Sequential(*pool, *block))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return outputs_of_stages(self.stages, x)
+        return collect_outputs(self.stages, x)
 
 
 class _Decoder(nn.Module):
@@ -88,7 +91,7 @@ class _Decoder(nn.Module):
             up = interpolate(reduction(x), skip.shape[2:], mode=self.interpolation, align_corners=True)
             x = stage(torch.cat([skip, up], dim=1))
         logits: Tensor = self.head(x)
-        return pooled_outputs(logits, self.strides) if self.deep_supervision else logits
+        return pool_outputs(logits, self.strides) if self.deep_supervision else logits
 
 
 def _block(layers: Layers, inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from nnssl.data.raw import RawDataset
 from nnssl.data.scans import ScanFacts
 from nnssl.errors import UsageError
+from nnssl.system.resources import available_cpus, free_memory_bytes
 
 BYTES_A_VOXEL = 8
 COPIES = 4  # of the image in double precision: read, normalised, resampled, and one in the making
 PROCESS_BYTES = 300_000_000
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use, at least 1; `nnUNet_def_n_proc` overrides it."""
-    with contextlib.suppress(KeyError, ValueError):
-        return max(1, int(os.environ["nnUNet_def_n_proc"]))
-    with contextlib.suppress(AttributeError):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
-
-
-def free_memory_bytes() -> int | None:
-    """Return the memory that new processes can take, None where the system does not say."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def default_processes(raw: RawDataset, facts: Iterable[ScanFacts], spacing_mm: Sequence[float] = ()) -> int:

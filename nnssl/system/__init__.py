@@ -1,1 +1,1 @@
-"""What nnssl needs of the operating system: files, worker processes, devices, resources and signals."""
+"""The operating system as nnssl uses it: files, worker processes, devices, resources and signals."""

@@ -1,4 +1,4 @@
-"""Paths of nnU-Net's three folders, and files that are either old or new but never half-written."""
+"""Paths of nnU-Net's three folders, and a writer that replaces files as a whole, so that no reader sees a part."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nnssl.errors import DataError, EnvironmentProblem
+from nnssl.names import FILE_ENDING_KEY, LABELS_KEY
 
 PLANS_KEYS = ("plans_name", "configurations", "image_reader_writer", "transpose_forward")
-DATASET_KEYS = ("labels", "file_ending")
+DATASET_KEYS = (LABELS_KEY, FILE_ENDING_KEY)
+RUN_AGAIN = "free space or choose another folder, then run the same command again"
 
 
 def environment_folder(variable: str, *, must_exist: bool = False) -> Path:
     """Return the folder that `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results` names.
+
+    Args:
+        variable: name of the environment variable.
+        must_exist: whether a missing folder is an error.
 
     Raises:
         EnvironmentProblem: the variable is not set, or its folder must exist and does not.
@@ -40,15 +46,15 @@ def environment_folder(variable: str, *, must_exist: bool = False) -> Path:
 
 
 def check_writable(folder: Path, what: str, run: str) -> None:
-    """Check, without making it, that a folder exists or can be made, and can be written to.
+    """Check that a folder can be written to, or that it can be created; the check creates nothing.
 
     Args:
         folder: the folder.
-        what: what it is, for the message.
+        what: what the folder is for, as the subject of the message.
         run: the repair, for the message.
 
     Raises:
-        EnvironmentProblem: something on the way to it is a file, or cannot be written to.
+        EnvironmentProblem: one of the folder's parents is a file, or the nearest existing folder cannot be written to.
     """
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
@@ -61,59 +67,68 @@ def check_writable(folder: Path, what: str, run: str) -> None:
 
 
 def check_output_file(path: Path) -> None:
-    """Check, without making anything, that a file can be written at `path`.
+    """Check that a file can be written at `path`; the check creates nothing.
 
     Raises:
-        EnvironmentProblem: a folder or a device has this name, or its folder cannot be written to.
+        EnvironmentProblem: a folder or a device has this name, or the folder of the file cannot be written to.
     """
     if path.exists() and not path.is_file():
-        raise EnvironmentProblem("the output is a folder or a device", where=path, run="choose another name for it")
+        raise EnvironmentProblem(
+            "the output is a folder or a device", where=path, run="choose another name for the output"
+        )
     check_writable(path.parent, "the folder of the output file", "choose another folder")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced to disk and renamed to `path`, else removed.
+def replacing(
+    path: Path, *, keep_ending: bool = False, work_folder: Path | None = None, run: str = RUN_AGAIN
+) -> Iterator[Path]:
+    """Yield a temporary path. On success its file is synced to disk and renamed to `path`, otherwise it is removed.
+
+    A reader of `path` sees the old content or the new content, never a part.
+
+    By default the temporary name is unique: several processes may write the same path at once. With `keep_ending` the
+    temporary name has the ending of `path`, because image writers choose the format by the ending. This name is always
+    the same, so that the next run replaces what a killed run left; only one process may then write `path`.
+
+    Args:
+        path: the final file; a missing folder is created.
+        keep_ending: see above. A RuntimeError, which ITK raises for a full disk, is then reported like an OSError.
+        work_folder: folder of the temporary file, on the file system of `path`; None for the folder of `path`.
+        run: the repair, for the message.
 
     Raises:
         EnvironmentProblem: the folder cannot be written, or the disk is full.
     """
-    temporary: Path | None = None
+    failures: tuple[type[Exception], ...] = (OSError, RuntimeError) if keep_ending else (OSError,)
+    folder = work_folder or path.parent
+    temporary = folder / (f".part_{path.name}" if keep_ending else f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if path.exists() and not path.is_file():
             raise FileExistsError("a folder or a device has this name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        for needed in (path.parent, folder):
+            needed.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-        temporary = None
-    except OSError as error:
-        raise EnvironmentProblem(
-            "a file could not be written",
-            where=path,
-            why=str(error),
-            run="free space or choose another folder, then run the same command again",
-        ) from error
+    except failures as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EnvironmentProblem("a file could not be written", where=path, why=lines[-1], run=run) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one piece (see `replacing`)."""
+    """Replace the file `path` by one that holds `text` (see `replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON is any nesting of plain values
-    """Write `content` as indented JSON in one piece; key order is kept."""
+    """Replace the file `path` by one that holds `content` as indented JSON, keys in their order (see `replacing`)."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -121,8 +136,8 @@ def read_json(path: Path, made_by: str = "") -> Any:  # noqa: ANN401
     """Return the content of a JSON file.
 
     Raises:
-        DataError: the file is missing or is not JSON; the message names `made_by`, the command that writes it.
-        EnvironmentProblem: the file cannot be read, for lack of permission for instance.
+        DataError: the file is missing or is not JSON; the message names `made_by`, the command that writes the file.
+        EnvironmentProblem: the file cannot be read, for example for lack of permission.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

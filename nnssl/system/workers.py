@@ -1,4 +1,4 @@
-"""Worker processes that are watched: a worker that dies is named and its case tried once more, instead of a hang."""
+"""Worker processes under supervision: when a worker dies, its case is named and tried once more; nothing hangs."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def run_parallel(
 ) -> dict[str, R]:
     """Return `{case: function(task)}` in the order of `tasks`, computed by supervised worker processes.
 
-    Each worker holds one task at a time, computes with one thread, and dies with its parent. The case of a worker that
-    is killed is tried once more when the other cases are done, alone in a fresh worker.
+    Each worker holds one task at a time, computes with one thread, and ends when its parent ends. When a worker is
+    killed, its case is tried once more after the other cases, alone in a new worker.
 
     Args:
-        function: called with one task; under the spawn start method it must be picklable.
+        function: called with one task; the spawn start method needs a picklable function.
         tasks: case name -> picklable task.
-        num_processes: number of workers; with one (or one task) the calling process does the work itself.
-        description: what is done, in a few words, for progress and messages.
+        num_processes: number of workers; with one worker, or one task, the calling process does the work itself.
+        description: the work in a few words, for progress and messages.
 
     Raises:
-        NnsslError: as raised by `function`; any other exception is wrapped in one that names the case.
+        NnsslError: `function` raised it; every other exception becomes an NnsslError that names the case.
         OutOfMemory: `function` ran out of memory.
         EnvironmentProblem: a worker died twice on the same case.
     """
     if num_processes <= 1 or len(tasks) <= 1 or multiprocessing.current_process().daemon:
-        return _in_process(function, tasks, description)
-    with _no_threads_to_lose(), _progress(description, len(tasks)) as advance:
+        return _run_in_process(function, tasks, description)
+    with _blosc2_without_threads(), _progress(description, len(tasks)) as advance:
         results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
         for case, how in died.items():
             log.warning("%s: the worker on %s died (%s); trying this case once more", description, case, how)
@@ -71,7 +71,7 @@ def run_parallel(
     return {case: results[case] for case in tasks}
 
 
-def _in_process(function: Callable[[T], R], tasks: Mapping[str, T], description: str) -> dict[str, R]:
+def _run_in_process(function: Callable[[T], R], tasks: Mapping[str, T], description: str) -> dict[str, R]:
     results = {}
     with _progress(description, len(tasks)) as advance:
         for case, task in tasks.items():
@@ -80,13 +80,13 @@ def _in_process(function: Callable[[T], R], tasks: Mapping[str, T], description:
             except NnsslError:
                 raise
             except Exception as error:
-                raise _named(case, description, error) from error
+                raise _error_of_case(case, description, error) from error
             advance()
     return results
 
 
-def _named(case: str, description: str, error: Exception) -> NnsslError:
-    """Return the error that tells which case failed."""
+def _error_of_case(case: str, description: str, error: Exception) -> NnsslError:
+    """Return the error that names the case that failed."""
     if isinstance(error, MemoryError):
         return OutOfMemory(f"{description}: out of memory on {case}", where=case, run="use fewer processes (-np 1)")
     return NnsslError(f"{description}: {case} failed", where=case, why=f"{type(error).__name__}: {error}")
@@ -101,7 +101,10 @@ class _Worker:
 
 @dataclass
 class _Pool(Generic[T, R]):
-    """One pass over the tasks; `run` returns the results and, for each case whose worker died, how it died."""
+    """One pass over the tasks.
+
+    `run` returns the results and, for each case whose worker died, the cause of death.
+    """
 
     function: Callable[[T], R]
     tasks: Mapping[str, T]
@@ -117,12 +120,12 @@ class _Pool(Generic[T, R]):
         try:
             while waiting or self.workers:
                 while waiting and len(self.workers) < self.size:
-                    self.workers.append(self._started(waiting.popleft()))
-                for worker in self._ready():
+                    self.workers.append(self._start_worker(waiting.popleft()))
+                for worker in self._wait_for_workers():
                     try:
                         kind, content, text = worker.pipe.recv()
                     except (EOFError, OSError):
-                        died[worker.case] = _how_it_died(worker.process)
+                        died[worker.case] = _cause_of_death(worker.process)
                         self._remove(worker)
                         continue
                     if kind == "error":
@@ -134,19 +137,19 @@ class _Pool(Generic[T, R]):
             self._stop()
         return results, died
 
-    def _started(self, case: str) -> _Worker:
+    def _start_worker(self, case: str) -> _Worker:
         context: Any = multiprocessing.get_context(START_METHOD)
-        ours, theirs = context.Pipe()
+        our_end, their_end = context.Pipe()
         process = context.Process(
-            target=_work, args=(self.function, theirs, self.description, os.getpid()), daemon=True
+            target=_answer_tasks, args=(self.function, their_end, self.description, os.getpid()), daemon=True
         )
         process.start()
-        theirs.close()
-        worker = _Worker(process, ours, case)
+        their_end.close()
+        worker = _Worker(process, our_end, case)
         self._send(worker, case)
         return worker
 
-    def _ready(self) -> list[_Worker]:
+    def _wait_for_workers(self) -> list[_Worker]:
         ready = set(wait([item for worker in self.workers for item in (worker.pipe, worker.process.sentinel)]))
         return [worker for worker in self.workers if worker.pipe in ready or worker.process.sentinel in ready]
 
@@ -159,7 +162,8 @@ class _Pool(Generic[T, R]):
             self._remove(worker)
 
     def _send(self, worker: _Worker, case: str) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: the next receive says so
+        # A worker may be dead by now: the next receive reports its death.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             worker.pipe.send((case, self.tasks[case]))
 
     def _remove(self, worker: _Worker) -> None:
@@ -178,7 +182,7 @@ class _Pool(Generic[T, R]):
             worker.pipe.close()
 
 
-def _how_it_died(process: BaseProcess) -> str:
+def _cause_of_death(process: BaseProcess) -> str:
     process.join(STOP_TIMEOUT_S)
     code = process.exitcode
     if code is not None and code < 0:
@@ -187,11 +191,11 @@ def _how_it_died(process: BaseProcess) -> str:
     return f"exit code {code}"
 
 
-def _work(function: Callable[[Any], Any], pipe: Connection, description: str, parent: int) -> None:
-    """Answer tasks from the pipe until the parent stops this process or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+def _answer_tasks(function: Callable[[Any], Any], pipe: Connection, description: str, parent: int) -> None:
+    """Answer tasks from the pipe until the parent stops this process or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     _use_one_thread()
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -201,10 +205,10 @@ def _work(function: Callable[[Any], Any], pipe: Connection, description: str, pa
             except NnsslError as error:
                 pipe.send(("error", error, traceback.format_exc()))
             except Exception as error:
-                pipe.send(("error", _named(case, description, error), traceback.format_exc()))
+                pipe.send(("error", _error_of_case(case, description, error), traceback.format_exc()))
 
 
-def _die_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     if START_METHOD == "fork":
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK_S)
@@ -214,7 +218,7 @@ def _die_with(parent: int) -> None:
 
 
 def _use_one_thread() -> None:
-    """Limit the thread pools of libraries that are loaded, and of those that will be."""
+    """Limit the thread pools of the libraries that are loaded, and of those that this process will load."""
     from threadpoolctl import threadpool_limits
 
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLOSC_NTHREADS"):
@@ -225,8 +229,8 @@ def _use_one_thread() -> None:
 
 
 @contextlib.contextmanager
-def _no_threads_to_lose() -> Iterator[None]:
-    """End blosc2's threads in this process for as long as it forks: a child would wait for them for ever."""
+def _blosc2_without_threads() -> Iterator[None]:
+    """End blosc2's threads while this process forks: a child inherits none of them and would wait for them for ever."""
     blosc2 = sys.modules.get("blosc2")
     before = blosc2.set_nthreads(1) if blosc2 is not None else None
     try:
@@ -238,7 +242,7 @@ def _no_threads_to_lose() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each case: a bar on a terminal, elsewhere a line now and then."""
+    """Yield a function to call after each case. It shows a bar on a terminal, elsewhere a line after each quarter."""
     from tqdm import tqdm
 
     started = last = time.monotonic()

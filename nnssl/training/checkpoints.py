@@ -136,7 +136,7 @@ def of_run(checkpoint: Mapping[str, Any], trainer: str, run: Mapping[str, Any], 
             where=folder,
             why=f"it names {ours.get('trainer', 'no trainer of nnssl')}",
         )
-    if ours["run"] != run:
+    if {"tag": "", **ours["run"]} != run:  # checkpoints of earlier versions know no tag
         raise UsageError(
             "this checkpoint belongs to a run with other settings",
             where=folder,

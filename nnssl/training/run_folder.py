@@ -1,4 +1,4 @@
-"""The folder of a run: one process at a time, an earlier run of the fold is kept, a failed start leaves nothing."""
+"""The folder of a run: its name, its lock, and a start that leaves nothing behind where it fails."""
 
 from __future__ import annotations
 
@@ -7,27 +7,71 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from nnssl.errors import EnvironmentProblem, UsageError
+from nnssl.names import (
+    CHECKPOINT_BEST,
+    CHECKPOINT_FINAL,
+    CHECKPOINT_LATEST,
+    CHECKPOINT_PATTERN,
+    DATASET_JSON,
+    FINGERPRINT_JSON,
+    FOLD_PREFIX,
+    NAME_SEPARATOR,
+    PLANS_JSON,
+    TAG_SEPARATOR,
+)
 from nnssl.system.files import read_object
 
-LATEST, BEST, FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
-MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+LATEST, BEST, FINAL = CHECKPOINT_LATEST, CHECKPOINT_BEST, CHECKPOINT_FINAL
+MODEL_FILES = (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON)
+REPLACED = ".replaced_"  # before the name of a fold's folder: the run that `--overwrite` puts aside
 log = logging.getLogger("nnssl.train")
 
 
+class ModelName(NamedTuple):
+    """The parts of a model folder's name, `TRAINER__PLANS__CONFIGURATION` or `…@TAG`."""
+
+    trainer: str
+    plans: str
+    configuration: str
+    tag: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder's name."""
+        stem = NAME_SEPARATOR.join((self.trainer, self.plans, self.configuration))
+        return f"{stem}{TAG_SEPARATOR}{self.tag}" if self.tag else stem
+
+    @classmethod
+    def parse(cls, folder: str) -> ModelName | None:
+        """Return the parts of a folder's name, None where it is no name of a model."""
+        parts = folder.split(NAME_SEPARATOR)
+        if len(parts) != 3:
+            return None
+        configuration, _, tag = parts[2].partition(TAG_SEPARATOR)
+        return cls(parts[0], parts[1], configuration, tag)
+
+
+def has_run(folder: Path) -> bool:
+    """Return whether the folder of a fold holds something that a new run would lose."""
+    return any(folder.glob(CHECKPOINT_PATTERN))
+
+
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from training the same fold; where the file system has no locks, nothing keeps them.
+def lock_fold(folder: Path) -> Iterator[None]:
+    """Keep other processes from training the same fold; a file system without locks keeps no process away.
+
+    The folders that this function made and that are still empty at the end go.
 
     Raises:
-        EnvironmentProblem: another process is training it.
+        EnvironmentProblem: another process trains the fold.
     """
-    made, number = _first_missing(folder), folder.name.removeprefix("fold_")
-    lock = FileLock(folder.with_name(f".training_{number}.lock"), timeout=0)
+    made = _first_missing(folder)
+    lock = FileLock(_lock_file(folder), timeout=0)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.suppress(NotImplementedError):
@@ -45,40 +89,62 @@ def alone_in(folder: Path) -> Iterator[None]:
             _remove_empty(folder.parent, made)
 
 
-@contextlib.contextmanager
-def in_place_of_previous(folder: Path, put_back: bool) -> Iterator[None]:
-    """Move an earlier run of the same fold aside, so that a new one never overwrites it; one is kept.
+def is_locked(folder: Path) -> bool:
+    """Return whether a process trains the fold now."""
+    file = _lock_file(folder)
+    if not file.exists():
+        return False
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+    lock.release()
+    return False
 
-    With `put_back` a new run that fails before its first checkpoint leaves nothing: its folders go, and the earlier run
-    moves back, as does the one that was kept before it.
+
+@contextlib.contextmanager
+def start_in(folder: Path, keep_on_failure: bool) -> Iterator[None]:
+    """Give a new run an empty folder; the run that stood there goes when the new one has a checkpoint or has ended.
+
+    A new run that fails before its first checkpoint leaves nothing, and the earlier run stands in its place again. The
+    caller holds the lock of the fold and has asked whether the earlier run may go.
+
+    Args:
+        folder: of the fold.
+        keep_on_failure: the logs of a failed run stay where no earlier run stood, for runs that write no checkpoint.
     """
-    made = _first_missing(folder)
-    aside = folder.with_name(f"previous_{folder.name}")
-    older = folder.with_name(f"{aside.name}_older")  # goes when the new run is there
-    moved = any(folder.glob("checkpoint_*.pth"))
+    made, aside = _first_missing(folder), folder.with_name(f"{REPLACED}{folder.name}")
+    _tidy_after_kill(folder, aside)
+    moved = has_run(folder)
     if moved:
-        if aside.exists():
-            shutil.rmtree(older, ignore_errors=True)
-            aside.rename(older)
         folder.rename(aside)
-        log.info("the earlier run of this fold now stands in %s", aside)
     try:
         yield
     except BaseException:
-        if put_back and not any(folder.glob("checkpoint_*.pth")):
-            if moved or made:
-                shutil.rmtree(folder, ignore_errors=True)
-            if moved:
-                aside.rename(folder)
-                if older.exists():
-                    older.rename(aside)
-                log.info("the earlier run stands in %s again", folder)
-            elif made:
-                _remove_empty(folder.parent, made)
-        else:
-            shutil.rmtree(older, ignore_errors=True)
+        if moved and not has_run(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            aside.rename(folder)
+            log.info("the earlier run stands in %s again", folder)
+        elif made and not keep_on_failure and not has_run(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty(folder.parent, made)
         raise
-    shutil.rmtree(older, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _tidy_after_kill(folder: Path, aside: Path) -> None:
+    """Put a run back, or delete it, that a killed process had put aside."""
+    if not aside.exists():
+        return
+    if has_run(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
 
 
 def check_other_folds(folder: Path, plans: dict[str, Any], configuration: str) -> None:
@@ -92,8 +158,9 @@ def check_other_folds(folder: Path, plans: dict[str, Any], configuration: str) -
     Raises:
         UsageError: they have another network, so that they could not be loaded any more.
     """
-    others = sorted({file.parent.name for file in folder.parent.glob("fold_*/checkpoint_*.pth")} - {folder.name})
-    file = folder.parent / "plans.json"
+    pattern = f"{FOLD_PREFIX}*/{CHECKPOINT_PATTERN}"
+    others = sorted({file.parent.name for file in folder.parent.glob(pattern)} - {folder.name})
+    file = folder.parent / PLANS_JSON
     if not others or not file.is_file():
         return
     theirs, ours = (each["configurations"][configuration]["architecture"] for each in (read_object(file), plans))
@@ -102,8 +169,12 @@ def check_other_folds(folder: Path, plans: dict[str, Any], configuration: str) -
             f"the network is another one than that of {', '.join(others)}",
             where=file,
             why="the folds of a model share this file, and prediction reads their network from it",
-            run="give the --set of the other folds, or move the model's folder away",
+            run="give the --set of the other folds, or another -tag",
         )
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".training_{folder.name.removeprefix(FOLD_PREFIX)}.lock")
 
 
 def _first_missing(folder: Path) -> Path | None:
@@ -112,7 +183,7 @@ def _first_missing(folder: Path) -> Path | None:
 
 def _remove_empty(model: Path, made: Path) -> None:
     """Remove the folders from the model's up to `made` unless another run, started meanwhile, stands in them."""
-    if not any(model.glob("*fold_*")):
+    if not any(model.glob(f"*{FOLD_PREFIX}*")):
         for name in MODEL_FILES:
             (model / name).unlink(missing_ok=True)
     for place in (model, *model.parents):

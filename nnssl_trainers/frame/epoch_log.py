@@ -1,4 +1,4 @@
-"""The record of a run, one row an epoch: `progress.jsonl` and `progress.csv` in the fold's folder."""
+"""The log of a run, one row an epoch: `progress.jsonl` and `progress.csv` in the fold's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnssl.system.files import write_text
 Row = dict[str, Any]
 
 
-class ProgressLog:
+class EpochLog:
     """Rows of numbers, written whole and in one piece after every epoch.
 
     Args:

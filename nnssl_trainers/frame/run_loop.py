@@ -1,4 +1,4 @@
-"""One run from start to end: the loop, the record, signals, and checkpoints that survive a kill at any moment."""
+"""The loop of a run: epochs, their record, signals, validation, and the end."""
 
 from __future__ import annotations
 
@@ -10,107 +10,33 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import Tensor, distributed, nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from nnssl.config import MethodConfig, config_with
-from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, UsageError
+from nnssl.config import ConfigT
+from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
 from nnssl.system.files import write_json
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import BEST, FINAL, LATEST, check_other_folds
-from nnssl.training.settings import RunSettings
-from nnssl_trainers.frame.epoch_log import ProgressLog, epoch_line
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.checkpointing import Checkpointing
+from nnssl_trainers.frame.epoch_log import epoch_line
 from nnssl_trainers.frame.validation import predict_validation_cases
 
 SECONDS_BETWEEN_PLOTS = 60.0
 log = logging.getLogger("nnssl.train")
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside DistributedDataParallel and torch.compile."""
-    if isinstance(network, DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
+class RunLoop(Checkpointing[ConfigT]):
+    """The part of the frame that runs: a run counts iterations and saves its state after every epoch."""
 
-
-class Run(nnUNetTrainer):
-    """nnU-Net's trainer with a run that counts iterations; the methods' frame (`base.py`) stands on it.
-
-    Raises:
-        UsageError: cascade configuration, unknown or impossible settings.
-    """
-
-    config_class: ClassVar[type[MethodConfig]] = MethodConfig
-    network: Any
-    grad_scaler: Any
-    was_initialized: bool
-    _best_ema: float | None
-
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
-    ) -> None:
-        plans = self.plans_of_run(plans, configuration, dataset_json)
-        plans.setdefault("continue_training", False)
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise UsageError(f"{configuration} is a cascade", why="nnssl trains 2d, 3d_lowres and 3d_fullres")
-        if self.is_ddp and device.type == "cpu":
-            self.device, self.grad_scaler = device, None
-        self.settings = RunSettings.from_plans(plans)
-        self.config: Any = config_with(self.config_class, self.settings.config)
-        self.num_epochs = self.settings.num_epochs
-        self.iteration = 0
-        self.record = ProgressLog(Path(self.output_folder))
-        self._terms: dict[str, Tensor] = {}
-        self._last_plot = 0.0
-        self._stop_requested = self._in_loop = False
-        self._resumable = True
-
-    def plans_of_run(
-        self,
-        plans: dict[str, Any],
-        configuration: str,  # noqa: ARG002
-        dataset_json: dict[str, Any],  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Return the plans, whose architecture is the deployed network; a method with another one changes a copy."""
-        return plans
-
-    @property
-    def deployed(self) -> nn.Module:
-        """The network that validation scores and the final checkpoint holds."""
-        return self.network
-
-    @property
-    def trained(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
-        """The networks that are trained by gradient, each with its optimiser."""
-        return [(self.network, self.optimizer)]
-
-    def training_mode(self) -> None:
-        """Put the networks into the mode that they train in."""
-        for network, _ in self.trained:
-            network.train()
-
-    def print_to_log_file(
-        self,
-        *args: object,
-        also_print_to_console: bool = True,  # noqa: ARG002 - nnU-Net's signature
-        add_timestamp: bool = True,
-    ) -> None:
-        """Write to nnU-Net's log file; the terminal gets one line an epoch instead."""
-        if self.local_rank == 0:
-            super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+    _last_plot = 0.0
+    _stop_requested = False
+    _in_loop = False
 
     def request_stop(self) -> None:
         """Save and stop at the next step (several processes: at the end of the epoch); outside of the loop at once.
@@ -327,87 +253,3 @@ class Run(nnUNetTrainer):
         self.deployed.eval()
         predict_validation_cases(self, unwrapped(self.deployed), save_probabilities)
         self.set_deep_supervision_enabled(True)
-
-    # ------------------------------------------------------------------ checkpoints
-
-    def state(self) -> dict[str, Any]:
-        """Return everything a continued run needs beyond the files on disk."""
-        scaler = self.grad_scaler
-        return {
-            "iteration": self.iteration,
-            "epoch": self.current_epoch,
-            "student": unwrapped(self.network).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "grad_scaler": scaler.state_dict() if scaler is not None else None,
-            "terms": {name: value.item() for name, value in self._terms.items()},
-            "rng": checkpoints.rng_state(),
-            "logging": checkpoints.plain(self.logger.get_checkpoint()),
-            "best_ema": self._best_ema,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned in an earlier session."""
-        self.iteration, self.current_epoch = state["iteration"], state["epoch"]
-        unwrapped(self.network).load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.grad_scaler is not None and state["grad_scaler"] is not None:
-            self.grad_scaler.load_state_dict(state["grad_scaler"])
-        self._terms = {name: torch.tensor(value, device=self.device) for name, value in state["terms"].items()}
-        checkpoints.set_rng_state(state["rng"])
-        self.logger.load_checkpoint(state["logging"])
-        self._best_ema = state["best_ema"]
-
-    def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint in one piece; `checkpoint_latest.pth` holds the whole state, the others are slim.
-
-        A slim one holds exactly the deployed network, as a checkpoint of nnU-Net's own trainer.
-
-        Raises:
-            EnvironmentProblem: the folder cannot be written, or the disk is full.
-        """
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
-        path = Path(filename)
-        full = path.name == LATEST
-        ours: dict[str, Any] = {
-            "trainer": type(self).__name__,
-            "run": self.settings.to_dict(),
-            "iteration": self.iteration,
-        }
-        if full:
-            ours["state"] = self.state()
-        checkpoint = {
-            "network_weights": unwrapped(self.deployed).state_dict(),
-            "optimizer_state": None,
-            "grad_scaler_state": None,
-            "logging": checkpoints.plain(self.logger.get_checkpoint()),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch,
-            "init_args": checkpoints.plain(self.my_init_kwargs),
-            "trainer_name": "nnUNetTrainer",  # the plans alone describe the deployed network
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            checkpoints.KEY: ours,
-        }
-        checkpoints.save(checkpoint, path, keep_previous=full)
-
-    def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
-        """Load a checkpoint of this method; a damaged `checkpoint_latest.pth` falls back to the one before it.
-
-        Raises:
-            EnvironmentProblem: the file is missing or damaged, or belongs to another method.
-            UsageError: it belongs to a run with other settings.
-        """
-        if not self.was_initialized:
-            self.initialize()
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            path = Path(checkpoint)
-            checkpoint = checkpoints.load_newest(path) if path.name == LATEST else checkpoints.load(path)
-        ours = checkpoints.of_run(checkpoint, type(self).__name__, self.settings.to_dict(), Path(self.output_folder))
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        if "state" in ours:
-            self.load_state(ours["state"])
-        else:
-            unwrapped(self.deployed).load_state_dict(checkpoint["network_weights"])
-            self.iteration, self.current_epoch = ours["iteration"], checkpoint["current_epoch"]
-            self._resumable = False

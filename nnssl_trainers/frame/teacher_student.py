@@ -5,29 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.config import MethodConfig, hyper
-from nnssl.errors import UsageError
 from nnssl.evaluation.structures import declared_structures
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
-from nnssl_trainers.frame.run_loop import unwrapped
-from nnssl_trainers.frame.trainer import SemiSupervisedTrainer, as_list
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.batch import as_list
+from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
 
 @dataclass(frozen=True)
-class TeacherStudentConfig(MethodConfig):
+class TeacherConfig(MethodConfig):
     """Settings of every method with an EMA teacher."""
 
     ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α", low=0.0, high=1.0)
-    strong_probability: float = hyper(
-        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
+    teacher_mode: str = hyper(
+        "eval",
+        "the teacher's mode: inference, training, or batch statistics without dropout",
+        choices=("eval", "train", "bn_train_nodrop"),
     )
+    deployed: str = hyper("teacher", "the network that is deployed", choices=("teacher", "student"))
+
+
+TeacherConfigT = TypeVar("TeacherConfigT", bound=TeacherConfig)
 
 
 def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
@@ -39,7 +45,7 @@ def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
                 module.training = False
 
 
-def arriving(tensor: Tensor) -> Callable[[], Tensor]:
+def copy_to_cpu_async(tensor: Tensor) -> Callable[[], Tensor]:
     """Start copying a tensor to the CPU; the function returned waits for that copy alone, not for later work."""
     if not tensor.is_cuda:
         return lambda: tensor
@@ -55,10 +61,8 @@ def arriving(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-class TeacherStudentTrainer(SemiSupervisedTrainer):
-    """Frame of the methods with an EMA teacher; the teacher is what is deployed."""
-
-    config_class = TeacherStudentConfig
+class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
+    """Frame of the methods with an EMA teacher; the teacher is deployed unless the setting `deployed` differs."""
 
     def initialize(self) -> None:
         """Build the student, then the teacher with the student's weights."""
@@ -76,21 +80,18 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         unwrapped(self.teacher).load_state_dict(unwrapped(self.network).state_dict())
 
     @property
-    def strong_probability(self) -> float:  # type: ignore[override]
-        """Least probability of each intensity augmentation in the strong view."""
-        return float(self.config.strong_probability)
-
-    @property
     def deployed(self) -> nn.Module:
-        """The teacher, or the student where the method's setting `deployed` says so (before `initialize` always)."""
-        named = getattr(self.config, "deployed", "teacher")
-        network: nn.Module = self.network if named == "student" else getattr(self, "teacher", self.network)
-        return network
+        """The network that the setting `deployed` names (before `initialize` always the student)."""
+        if self.config.deployed == "teacher" and hasattr(self, "teacher"):
+            teacher: nn.Module = self.teacher
+            return teacher
+        student: nn.Module = self.network
+        return student
 
     def training_mode(self) -> None:
-        """Put what learns into training mode, and the teacher into that of the method's setting `teacher_mode`."""
+        """Put what learns into training mode, and the teacher into the mode of the setting `teacher_mode`."""
         super().training_mode()
-        set_teacher_mode(self.teacher, getattr(self.config, "teacher_mode", "eval"))
+        set_teacher_mode(self.teacher, self.config.teacher_mode)
 
     def after_step(self) -> None:
         """Move the teacher towards the student."""
@@ -116,27 +117,26 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
         return self.probabilities(as_list(self.teacher(image))[0])
 
-    def pseudo_labels(self, image: Tensor, mask: Tensor, exempt: tuple[int, ...] | None) -> Callable[[], Tensor]:
-        """Start the teacher; the function returned waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
+    def pseudo_labels(self, image: Tensor, mask: Tensor, largest_only: bool) -> Callable[[], Tensor]:
+        """Start the teacher; the returned function waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
 
-        The components are found on the CPU; work that is started in between overlaps with it.
+        The CPU finds the components. Work that is started before the returned function is called overlaps with it.
 
         Args:
             image: unlabelled patches (B, C_in, *S).
             mask: (B, 1, *S), False = padding, which becomes background.
-            exempt: keep the largest component of each class (region: counted from 1) but these; None keeps all.
+            largest_only: keep only the largest component of each class (region).
         """
         probs, regions = self.teach(image), self.label_manager.has_regions
         labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
-        arrived, classes = arriving((labels * mask).to(torch.uint8)), probs.shape[1]
+        arrived, classes = copy_to_cpu_async((labels * mask).to(torch.uint8)), probs.shape[1]
 
         def wait() -> Tensor:
             found = arrived()
-            if exempt is not None and regions:
-                clean = largest_component(found.flatten(0, 1), 2).view_as(found)
-                found = torch.stack([(found if r + 1 in exempt else clean)[:, r] for r in range(found.shape[1])], dim=1)
-            elif exempt is not None:
-                found = largest_component(found[:, 0], classes, exempt)[:, None]
+            if largest_only and regions:
+                found = largest_component(found.flatten(0, 1), 2).view_as(found)
+            elif largest_only:
+                found = largest_component(found[:, 0], classes)[:, None]
             voxels = found.flatten(2).sum((0, 2)) if regions else found.flatten().bincount(minlength=classes)[1:]
             self.taught = voxels if self.taught is None else self.taught + voxels
             found = found.pin_memory() if self.device.type == "cuda" else found
@@ -154,25 +154,6 @@ class TeacherStudentTrainer(SemiSupervisedTrainer):
         missing = ", ".join(name for name, count in zip(names, taught.tolist(), strict=True) if not count)
         hint = "the students will forget it; give the run more iterations (-num_iterations)"
         return [f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
-
-    def classes_named(self, setting: str) -> tuple[int, ...]:
-        """Return the labels (regions: their numbers from 1) that a setting lists, as in `1,3`; `none` is none.
-
-        Raises:
-            UsageError: there is no such label.
-        """
-        text = str(getattr(self.config, setting))
-        heads, regions = self.label_manager.num_segmentation_heads, self.label_manager.has_regions
-        known = range(1, heads + 1 if regions else heads)
-        names = [] if text == "none" else [part.strip() for part in text.split(",")]
-        if any(not name.isdecimal() or int(name) not in known for name in names):
-            kind = "regions" if regions else "labels"
-            raise UsageError(
-                f"{setting}={text} is not allowed",
-                where=f"--set {setting}={text}",
-                why=f"{kind} of this data set: {', '.join(map(str, known))}",
-            )
-        return tuple(map(int, names))
 
     def state(self) -> dict[str, Any]:
         """Return the state with the teacher in it."""

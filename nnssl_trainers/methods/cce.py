@@ -23,20 +23,21 @@ The mean of both probabilities is deployed. Departures from the paper, and readi
   have the same intensity augmentations. Padding of unlabelled patches does not count, nor does the ignore label in L_s.
 - Regions: each is a problem of two classes; the entropies of all of them have one percentile, but that of eq. 16.
 
-The public code optimises something else (`preset=code`): CE + Dice + α·eq. 6 + an undocumented cosine distance of the
-students, and eq. 13 for student 1 alone with a hard target. Its EFS and contrast carry no gradient; it has no CPS.
+`preset=paper` has the paper's networks, optimiser and loss on labels (CE + Dice of the foreground). The public code
+optimises something else (`preset=code`): CE + Dice + α·eq. 6 + an undocumented cosine distance of the students, and
+eq. 13 for student 1 alone with a hard target. Its EFS and contrast carry no gradient; it has no CPS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nnssl.config import Value, hyper
+from nnssl.config import DEFAULT_PRESET, Value, changed, hyper
 from nnssl.ingredients.consistency import (
     confident_disagreement_mse,
     cosine_distance,
@@ -48,65 +49,54 @@ from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.ingredients.supervised import foreground_dice, masked_cross_entropy
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
-from nnssl_trainers.frame.trainer import Batch, as_list, full_size_target
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
 from nnssl_trainers.parts.decoder_features import DecoderFeatures
 from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits, softmax
 
 THIRD_TERM: dict[str, Any] = {"attract": 1.0, "off": 0.0, "repel": "repel"}
-CODE: dict[str, Value] = {"supervised": "paper", "cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight": 0.0}
-CODE |= {"ue_students": "student1", "ue_target": "hard", "cosine_weight": 1.0}
+DRAWN_SHARE = 0.01  # of a class's uncertain voxels, from the public code
+PAPER: dict[str, Value] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "nesterov": False}
+PAPER |= {"weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
+PAPER |= {"learning_rate_factor": 0.1, "learning_rate_interval": 2500 / 6000}
+CODE: dict[str, Value] = {"cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight": 0.0}
 
 
 @dataclass(frozen=True)
 class CCEConfig(TwoStudentsConfig):
-    """Settings of the dual network with uncertainty-guided pseudo-labels."""
+    """Settings of the dual network; `preset` also chooses the loss on labels, see the module's docstring."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"code": CODE}
-    preset: str = hyper("paper", "the paper's method, or what its public code optimises", choices=("paper", "code"))
-    student1: str = hyper("resnet34_vnet", "network of student 1 (A): plan, residual, a network's name or class path")
-    student2: str = hyper("vnet", "network of student 2 (B): as student1")
-    deployed: str = hyper("mean", "the network that is deployed", choices=("mean", "student1", "student2"))
-    supervised: str = hyper(
-        "nnunet", "loss on labels: nnU-Net's, or CE and Dice with squares, foreground only", choices=("nnunet", "paper")
-    )
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": CODE}
+    network: str = changed(TwoStudentsConfig, "network", "resnet34_vnet")
+    student2: str = changed(TwoStudentsConfig, "student2", "vnet")
+    deployed: str = changed(TwoStudentsConfig, "deployed", "mean")
     disagreement_weight: float = hyper(0.5, "weight of eq. 6 beside the labels", "α (eq. 2)", low=0.0)
     confidence: float = hyper(0.6, "least probability of confident foreground", "γ (eq. 5)", low=0.0, high=1.0)
-    disagreement: str = hyper("xor", "exactly one or any student is confident", "∘ (eq. 5)", choices=("xor", "or"))
-    disagreement_target: str = hyper("labels", "what eq. 6 compares with", choices=("labels", "peer"))
-    disagreement_distance: str = hyper("mse", "squared error or divergence in eq. 6", choices=("mse", "kl"))
+    disagreement_distance: Literal["mse", "kl"] = hyper(
+        "mse", "squared error or divergence in eq. 6", choices=("mse", "kl")
+    )
     cps_weight: float = hyper(1.0, "weight of cross pseudo supervision", "L_cps (eq. 8)", low=0.0)
     cps_threshold: float = hyper(0.6, "probability that a pseudo-label exceeds", "τ (eq. 7)", low=0.0, high=1.0)
-    below_threshold: str = hyper(
-        "auto", "voxels below τ; auto: ignore for > 2 classes", choices=("auto", "background", "ignore")
-    )
     efs_weight: float = hyper(1.0, "weight of entropy-filtered supervision", "L_efs (eq. 11)", low=0.0)
     entropy_percentile: float = hyper(70.0, "percentile above which entropy is high", "k", low=0.0, high=100.0)
-    efs_target: str = hyper("fused", "labels of both students, or of the other one", choices=("fused", "cross"))
     ue_weight: float = hyper(1.0, "weight of the uncertainty loss", "L_ue (eq. 13)", low=0.0)
     ue_temperature: float = hyper(0.5, "temperature of its target", "T (eq. 15)", low=1e-3)
-    ue_target: str = hyper("soft", "tempered probabilities, or the likeliest class", choices=("soft", "hard"))
-    ue_students: str = hyper("both", "the students that learn by it", choices=("both", "student1"))
     contrast_weight: float = hyper(0.1, "largest weight of the contrast of features", "λ_c (eq. 1)", low=0.0)
-    contrast_students: str = hyper("loser", "the student with the higher Dice loss, or both", choices=("loser", "both"))
-    contrast_share: float = hyper(0.01, "share of a class's uncertain voxels that is drawn", low=0.0, high=1.0)
-    prototypes: str = hyper("agreement", "certain voxels of eq. 16, or of eq. 10", choices=("agreement", "filtered"))
     prototype_term: str = hyper("attract", "distance of prototypes in eq. 20", choices=tuple(THIRD_TERM))
-    cosine_weight: float = hyper(0.0, "weight of the students' cosine distance (public code)", low=0.0)
     rampup_share: float = hyper(0.0, "share of the run in which CPS, EFS and UE gain weight", low=0.0, high=1.0)
 
 
-class CCETrainer(TwoStudentsTrainer):
+class CCETrainer(TwoStudentsTrainer[CCEConfig]):
     """Dual network with uncertainty-guided pseudo-labels; see the module's docstring for the algorithm."""
 
     config_class = CCEConfig
     needs_student2 = True
-    strong_probability = 0.0
 
     def initialize(self) -> None:
         """Build the students, and keep their features where the contrast needs them."""
         super().initialize()
-        self.features = [DecoderFeatures(s) for s in self.students] if self.config.contrast_weight else []
+        self.features = [DecoderFeatures(unwrapped(s)) for s in self.students] if self.config.contrast_weight else []
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms; in pre-training those of the labels alone."""
@@ -127,8 +117,8 @@ class CCETrainer(TwoStudentsTrainer):
         probs = softmax((unlabelled[0].detach(), unlabelled[1].detach()))
         terms |= {name: ramp * term for name, term in self.cross_terms(unlabelled, probs, mask).items()}
         terms |= {name: ramp * term for name, term in self.uncertainty_terms((a, b), counted).items()}
-        if self.config.cosine_weight:
-            terms["cosine"] = self.config.cosine_weight * cosine_distance(*softmax((a, b)), counted)
+        if self.config.preset == "code":
+            terms["cosine"] = cosine_distance(*softmax((a, b)), counted)
         if features:
             terms |= self.contrast_terms(features, probs, mask_u, dice, step)
         return terms
@@ -140,15 +130,12 @@ class CCETrainer(TwoStudentsTrainer):
         c, manager, probs = self.config, self.label_manager, softmax(logits)
         regions, heads = manager.has_regions, outputs[0][0].shape[1]
         labels, known = class_labels(full_size_target(batch), heads, regions, manager.ignore_label)
-        target = labels if c.disagreement_target == "labels" else None
-        errors = confident_disagreement_mse(
-            *probs, target, c.confidence, c.disagreement, known, c.disagreement_distance
-        )
+        errors = confident_disagreement_mse(*probs, labels, c.confidence, "xor", known, c.disagreement_distance)
         dice = [foreground_dice(p, labels, known) for p in probs]
-        if c.supervised == "paper":
-            losses = [masked_cross_entropy(z, labels, known) + d for z, d in zip(logits, dice, strict=True)]
-        else:
+        if c.preset == DEFAULT_PRESET:
             losses = [self.supervised_loss(each, batch) for each in outputs]
+        else:
+            losses = [masked_cross_entropy(z, labels, known) + d for z, d in zip(logits, dice, strict=True)]
         sums = [loss + c.disagreement_weight * error for loss, error in zip(losses, errors, strict=True)]
         return {f"supervised_{i}": loss for i, loss in enumerate(sums, start=1)}, dice
 
@@ -157,41 +144,40 @@ class CCETrainer(TwoStudentsTrainer):
         c, terms = self.config, {}
         pairs = list(enumerate(zip(logits, probs[::-1], strict=True), start=1))
         if c.cps_weight:
-            automatic = "background" if probs[0].shape[1] == 2 else "ignore"
-            below: Any = automatic if c.below_threshold == "auto" else c.below_threshold
             for i, (own, peer) in pairs:
+                below: Any = "background" if peer.shape[1] == 2 else "ignore"
                 labels = cross_pseudo_labels(peer, c.cps_threshold, below)
                 counted = mask & (labels >= 0).unsqueeze(1)
                 terms[f"cps_{i}"] = c.cps_weight * masked_cross_entropy(own, labels.clamp_min(0), counted)
         if c.efs_weight:
             ignore, fused = entropy_ignore_mask(*probs, c.entropy_percentile, mask), fuse_labels(*probs)
-            for i, (own, peer) in pairs:
-                target = fused if c.efs_target == "fused" else peer.max(1).indices
-                terms[f"efs_{i}"] = c.efs_weight * entropy_filtered_loss(own, target, ignore, mask)
+            for i, (own, _) in pairs:
+                terms[f"efs_{i}"] = c.efs_weight * entropy_filtered_loss(own, fused, ignore, mask)
         return terms
 
     def uncertainty_terms(self, logits: Pair, mask: Tensor) -> dict[str, Tensor]:
         """Return L_ue of the students that have one, eq. 13-15, on all patches."""
-        c, terms = self.config, {}
-        taught = (2 if c.ue_students == "both" else 1) if c.ue_weight else 0
-        for i, own, peer in zip(range(taught), logits, logits[::-1], strict=False):
-            loss = kl_weighted_cross_entropy(own, peer, c.ue_temperature, mask, hard=c.ue_target == "hard")
-            terms[f"ue_{i + 1}"] = c.ue_weight * loss
-        return terms
+        c, as_code = self.config, self.config.preset == "code"
+        pairs = [(1, *logits)] if as_code else [(1, *logits), (2, *logits[::-1])]
+        if not c.ue_weight:
+            return {}
+        return {
+            f"ue_{i}": c.ue_weight * kl_weighted_cross_entropy(own, peer, c.ue_temperature, mask, hard=as_code)
+            for i, own, peer in pairs
+        }
 
     def contrast_terms(
         self, features: list[Tensor], probs: Pair, mask: Tensor, dice: list[Tensor], step: int
     ) -> dict[str, Tensor]:
-        """Return λ(t)·L_c, eq. 16-20, of the student with the higher Dice loss (student 2 on a tie) or of both."""
-        c, k = self.config, self.config.entropy_percentile
+        """Return λ(t)·L_c, eq. 16-20, of the student with the higher Dice loss (student 2 on a tie)."""
+        c = self.config
         weight = c.contrast_weight * gaussian_rampup(step, self.settings.num_iterations - self.pretrain_iterations)
-        third, share = THIRD_TERM[c.prototype_term], c.contrast_share or None
+        options = {"third_term": THIRD_TERM[c.prototype_term], "sample_fraction": DRAWN_SHARE, "mask": mask}
         pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # by region
         losses = []
         for z, own, peer in zip(features, pairs, pairs[::-1], strict=True):
-            options = {"third_term": third, "sample_fraction": share, "mask": mask, "reliable": c.prototypes}
-            each = [prototype_contrast(z, p, q, k, **options) for p, q in zip(own, peer, strict=True)]
+            each = [
+                prototype_contrast(z, p, q, c.entropy_percentile, **options) for p, q in zip(own, peer, strict=True)
+            ]
             losses.append(weight * torch.stack(each).mean())
-        if c.contrast_students == "both":
-            return {f"contrast_{i}": loss / 2 for i, loss in enumerate(losses, start=1)}
         return {"contrast": torch.where(dice[0] > dice[1], losses[0], losses[1])}

@@ -29,33 +29,38 @@ The equations follow the paper's description of them in words. Departures, and r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from nnssl.config import hyper
+from nnssl.config import Value, changed, hyper
 from nnssl.ingredients.consistency import robust_cross_entropy
 from nnssl.ingredients.contrastive import nt_xent
-from nnssl.ingredients.perturb import augmented_copy
+from nnssl.ingredients.perturb import augment_patches
 from nnssl.ingredients.schedules import sigmoid_rampup
 from nnssl.ingredients.thresholds import DynamicThresholdMap
-from nnssl_trainers.frame.run_loop import unwrapped
-from nnssl_trainers.frame.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
-from nnssl_trainers.frame.trainer import Batch, as_list
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.batch import Batch, as_list
+from nnssl_trainers.frame.data_streams import StrongViewConfig
+from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 from nnssl_trainers.parts.region_logits import class_logits
 
 CELLS = {2: 64, 3: 32}  # along each axis of the threshold map, by number of axes
+PAPER: dict[str, Value] = {"learning_rate": 0.01, "learning_rate_schedule": "cosine", "weight_decay": 5e-4}
+PAPER |= {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "ce_only": True}
 
 
 @dataclass(frozen=True)
-class DPTMConfig(TeacherStudentConfig):
+class DPTMConfig(StrongViewConfig, TeacherConfig):
     """Settings of DPTM."""
 
-    ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "β (eq. 1)", low=0.0, high=1.0)
-    deployed: str = hyper("teacher", "the network that is deployed", choices=("teacher", "student"))
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
+
+    ema_decay: float = changed(TeacherConfig, "ema_decay", 0.99, symbol="β (eq. 1)")
     pseudo_label_weight: float = hyper(0.5, "largest weight of the pseudo-labels", "λ_u (eq. 4)", low=0.0)
     rampup_share: float = hyper(0.2, "share of the run over which that weight rises", low=0.0, high=1.0)
     contrast_weight: float = hyper(0.1, "weight of the contrastive term; 0: without it", "λ_c (eq. 4)", low=0.0)
@@ -72,7 +77,7 @@ class DPTMConfig(TeacherStudentConfig):
     ce_only: bool = hyper(False, "cross-entropy without Dice on labels", "eq. 2")
 
 
-class DPTMTrainer(TeacherStudentTrainer):
+class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
     """DPTM; see the module's docstring for the algorithm and its departures from the paper."""
 
     config_class = DPTMConfig
@@ -111,7 +116,7 @@ class DPTMTrainer(TeacherStudentTrainer):
         """Put two layers behind the features, trained by the student's optimiser."""
         layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection_dim)
         self.projection = nn.Sequential(*layers).to(self.device)
-        self.optimizer.add_param_group({"params": list(self.projection.parameters())})
+        self.train_with_student(self.projection)
         if self.is_ddp:
             self.projection = self.distributed(self.projection)
 
@@ -123,7 +128,7 @@ class DPTMTrainer(TeacherStudentTrainer):
         terms = {"supervised": self.supervised_loss(labelled, batch)}
         if c.contrast_weight:
             seen = self.features.take()
-            self.encoder(augmented_copy(torch.cat([batch.image_l, weak])))
+            self.encoder(augment_patches(torch.cat([batch.image_l, weak])))
             first, second = self.projection(torch.cat([seen, self.features.take()])).chunk(2)
             terms["contrast"] = c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
         if c.pseudo_label_weight:

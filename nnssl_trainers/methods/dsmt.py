@@ -18,88 +18,86 @@ Departures from the paper, and readings where it is silent or contradicts itself
   would pull the students to the flat distribution). The default propagates, as the paper's text says.
 - Eq. 9-10 use each voxel's confidence; with the printed mean the mask would be one constant. The threshold factor and
   the steepness of eq. 8-9 are not given: -0.5 and 10.
-- Eq. 17 as printed gives 1 to what lies outside the box; here labels have 1, pseudo-labels γ (`weights=literal`).
+- Eq. 17 as printed gives 1 to what lies outside the box; here labels have 1, pseudo-labels γ, as in eq. 16.
 - Pre-training mixes both ways, so that the whole labelled batch is used (`pretrain_mix=one` for one way); of S2's
   nothing is said: the same images, at the same time. Self-training starts with fresh momentum and the first
   learning rate; nnU-Net's schedule takes it to zero at the end of the run, not of pre-training (as the paper's).
 - δ rises over the first 2,000 iterations of self-training, in short runs over all of it: at once, a student 2 that has
   not learned a structure takes it away from student 1 (`contrast_rampup=0` for the paper's constant).
-- Networks, optimiser, learning rate and augmentations are nnU-Net's unless a setting names the paper's networks.
-  Mamba-UNet, from scratch, learns by AdamW, whose rate has the factor β (`mamba_optimizer=sgd`: the paper's optimiser).
+- Networks, optimiser, learning rate and augmentations are nnU-Net's; `preset=paper` sets the paper's. Mamba-UNet, from
+  scratch, learns by AdamW, whose rate has the factor β (`optimizer=sgd`: the paper's optimiser).
 - Labelled padding and the padding of unlabelled patches count as background. The teacher sees no intensity changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nnssl.config import hyper
+from nnssl.config import Value, changed, hyper
 from nnssl.ingredients.consistency import soft_dice_distance
 from nnssl.ingredients.ema import ema_update
 from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
 from nnssl.ingredients.refinement import enhance, neighbourhood
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl_trainers.frame.run_loop import unwrapped
-from nnssl_trainers.frame.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
-from nnssl_trainers.frame.trainer import Batch, full_size_target, halves
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.batch import Batch, full_size_target, split_in_half
+from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
 from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss
 
+PAPER: dict[str, Value] = {"network": "bcp", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+PAPER |= {"nesterov": False, "weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
+PAPER |= {"learning_rate_factor": 0.9, "learning_rate_interval": 1 / 12}  # every 2,500 of 30,000 iterations
+PAPER |= {"pretrain_mix": "one", "pretrain_least": 0, "contrast_rampup": 0}
+
 
 @dataclass(frozen=True)
-class DSMTConfig(TwoStudentsConfig, TeacherStudentConfig):
+class DSMTConfig(TwoStudentsConfig, TeacherConfig):
     """Settings of DSMT-Net."""
 
-    strong_probability: float = hyper(
-        0.0, "least probability of each intensity augmentation of the unlabelled patches", low=0.0, high=1.0
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
+    deployed: str = changed(
+        TwoStudentsConfig, "deployed", "student1", choices=("student1", "teacher", "student2", "mean")
     )
-    deployed: str = hyper(
-        "student1", "the network that is deployed", choices=("student1", "teacher", "student2", "mean")
-    )
-    pretrain_share: float = hyper(0.25, "share of the run that is pre-training on labels", low=0.0, high=1.0)
-    pretrain_least: int = hyper(2000, "least iterations of pre-training, but at most half of the run", low=0)
+    pretrain_share: float = changed(TwoStudentsConfig, "pretrain_share", 0.25)
+    pretrain_least: int = changed(TwoStudentsConfig, "pretrain_least", 2000)
+    teacher_mode: str = changed(TeacherConfig, "teacher_mode", "bn_train_nodrop")
     pretrain_mix: str = hyper("both", "labelled mixes of a step; none: nnU-Net's own", choices=("both", "one", "none"))
     copy_paste: bool = hyper(True, "mix patches; off: labelled and unlabelled patches stay apart")
     box_ratio: float = hyper(2 / 3, "side of the pasted box in units of the patch", low=0.0, high=1.0)
     noise_std: float = hyper(0.0, "standard deviation of noise on the students' unlabelled patches", low=0.0)
     pseudo_label_weight: float = hyper(0.5, "weight of pseudo-labels beside labels", "γ (eq. 16-17)", low=0.0)
-    weights: str = hyper("copy_paste", "whom eq. 17 gives weight 1", choices=("copy_paste", "literal"))
     largest_component: bool = hyper(True, "keep the largest component of each class of the pseudo-labels")
-    scattered_classes: str = hyper("none", "classes that keep all their components, for instance 1,3")
-    teacher_mode: str = hyper("bn_train_nodrop", "the teacher's mode", choices=("bn_train_nodrop", "train", "eval"))
-    teacher_view: str = hyper("weak", "patches the teacher sees: unchanged or the students'", choices=("weak", "same"))
-    dice: str = hyper("auto", "Dice form (auto: by dimension)", choices=("auto", "squared_batch", "linear_sample"))
     contrast_weight: float = hyper(0.5, "weight of the other student's enhanced prediction", "δ (text: σ)", low=0.0)
     contrast_rampup: int = hyper(2000, "iterations in which that weight rises to δ, at most all of step 2", low=0)
-    propagation: str = hyper(
-        "propagate", "label enhancement", "eq. 12-13", choices=("propagate", "literal", "pairwise", "off")
+    propagation: Literal["propagate", "literal", "off"] = hyper(
+        "propagate", "label enhancement", "eq. 12-13", choices=("propagate", "literal", "off")
     )
     propagation_iterations: int = hyper(3, "rounds of propagation", "k", low=0)
-    window_scope: str = hyper("pixel", "one window a voxel or a patch", "eq. 5", choices=("pixel", "image"))
     threshold_factor: float = hyper(-0.5, "confidence threshold in standard deviations from the mean", "γ (eq. 8)")
     mask_steepness: float = hyper(10.0, "steepness of the confidence mask", "α (eq. 9)", low=0.0)
     retention: float = hyper(0.1, "weight of a voxel's own prediction beside its window", "κ", low=0.0)
-    similarity_temperature: float = hyper(0.0, "temperature of eq. 7; 0: the patch's mean dissimilarity", "τ", low=0.0)
-    scale_intensities: bool = hyper(True, "scale patches to [0, 1] by their 0.5 % and 99.5 % quantiles for eq. 5-6")
+    similarity_temperature: float | None = hyper(
+        None, "temperature of eq. 7; auto: the patch's mean dissimilarity", "τ", low=1e-6
+    )
 
 
-class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
+class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConfig]):
     """DSMT-Net; see the module's docstring for the algorithm and its departures from the paper."""
 
-    config_class = DSMTConfig  # type: ignore[assignment]
+    config_class = DSMTConfig
 
     def initialize(self) -> None:
         """Build the networks, and the loss of labels and pseudo-labels inside and outside the box."""
         super().initialize()
-        own: Any = "squared_batch" if len(self.configuration_manager.patch_size) == 2 else "linear_sample"
-        self.scattered = self.classes_named("scattered_classes")
         self.mixed_loss = MixedSegmentationLoss(
-            dice=own if self.config.dice == "auto" else self.config.dice,
+            dice="squared_batch" if len(self.configuration_manager.patch_size) == 2 else "linear_sample",
             scale_weights=tuple(getattr(self.loss, "weight_factors", (1.0,))),
             regions=self.label_manager.has_regions,
             ignore_label=self.label_manager.ignore_label,
@@ -118,7 +116,7 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
         if self.config.pretrain_mix == "none":
             outputs = [self.outputs_of(student, [batch.image_l])[0] for student in self.students]
             return {f"supervised_{i + 1}": self.supervised_loss(z, batch) for i, z in enumerate(outputs)}
-        (a, b), (y_a, y_b) = halves(batch.image_l), halves(full_size_target(batch))
+        (a, b), (y_a, y_b) = split_in_half(batch.image_l), split_in_half(full_size_target(batch))
         ways = [(a, b, y_a, y_b), (b, a, y_b, y_a)][: 1 if self.config.pretrain_mix == "one" else 2]
         images = [copy_paste(outside, inside, mask) for outside, inside, *_ in ways]
         terms = {}
@@ -131,24 +129,23 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
     def self_training_losses(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Return each student's weighted L_psup and L_con, eq. 14-19."""
         weak, strong, padded = batch.unlabelled
-        seen = weak if self.config.teacher_view == "weak" else strong
-        guesses = self.pseudo_labels(seen, padded, self.scattered if self.config.largest_component else None)
-        (x_b, x_a), (y_b, y_a) = halves(batch.image_l), halves(full_size_target(batch))  # b first: see x_a below
+        guesses = self.pseudo_labels(weak, padded, self.config.largest_component)
+        x_b, x_a = split_in_half(batch.image_l)  # x_a, from the end of the batch, has the forced foreground: see x_U
+        y_b, y_a = split_in_half(full_size_target(batch))
         noise = self.config.noise_std
-        u_a, u_b = halves(strong + noise * torch.randn_like(strong) if noise else strong)
-        images = [copy_paste(x_b, u_b, mask), copy_paste(u_a, x_a, mask)]  # x_L, x_U; x_a has the forced foreground
+        u_a, u_b = split_in_half(strong + noise * torch.randn_like(strong) if noise else strong)
+        images = [copy_paste(x_b, u_b, mask), copy_paste(u_a, x_a, mask)]  # x_L, x_U
         outputs = [self.outputs_of(student, images) for student in self.students]
         probs = [[self.probabilities(z[0]) for z in both] for both in outputs]
         targets = self.enhanced(probs, images)
-        guess_a, guess_b = halves(guesses())
+        guess_a, guess_b = split_in_half(guesses())
         gamma = self.config.pseudo_label_weight
-        outside, inside = (1.0, gamma) if self.config.weights == "literal" else (gamma, 1.0)
         weights, (step, length) = self.loss_weights(batch.iteration), self.self_training(batch.iteration)
         delta = self.config.contrast_weight * gaussian_rampup(step, min(self.config.contrast_rampup, length))
         terms, contrast = {}, {}
-        for i, (weight, (z_l, z_u)) in enumerate(zip(weights, outputs, strict=False)):
+        for i, (weight, (z_l, z_u)) in enumerate(zip(weights[: len(outputs)], outputs, strict=True)):
             on_l = self.mixed_loss(z_l, y_b, guess_b, mask, 1.0, gamma)
-            on_u = self.mixed_loss(z_u, guess_a, y_a, mask, outside, inside)
+            on_u = self.mixed_loss(z_u, guess_a, y_a, mask, gamma, 1.0)
             terms[f"supervised_{i + 1}"] = weight * (on_l + on_u)
             if targets:
                 form: Any = "linear" if self.config.propagation == "literal" else "squared"
@@ -174,12 +171,7 @@ class DSMTTrainer(TwoStudentsTrainer, TeacherStudentTrainer):
             return []
         if c.propagation == "off" or not c.propagation_iterations:
             return probs
-        around = neighbourhood(
-            torch.cat(images).float(),
-            window_scope=c.window_scope,
-            temperature=c.similarity_temperature or None,
-            scale=c.scale_intensities,
-        )
+        around = neighbourhood(torch.cat(images).float(), temperature=c.similarity_temperature)
         better = partial(
             enhance,
             image=around,

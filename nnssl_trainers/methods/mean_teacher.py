@@ -24,26 +24,34 @@ Departures from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from nnssl.config import hyper
+from nnssl.config import Value, hyper
 from nnssl.ingredients.consistency import probability_mse
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl_trainers.frame.teacher_student import TeacherStudentConfig, TeacherStudentTrainer
-from nnssl_trainers.frame.trainer import Batch
+from nnssl_trainers.frame.batch import Batch
+from nnssl_trainers.frame.data_streams import StrongViewConfig
+from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
+
+PAPER: dict[str, Value] = {"optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0, "ema_decay": 0.999}
+PAPER |= {"learning_rate_schedule": "constant", "augmentation": "paper"}
 
 
 @dataclass(frozen=True)
-class MeanTeacherConfig(TeacherStudentConfig):
+class MeanTeacherConfig(StrongViewConfig, TeacherConfig):
     """Settings of Mean Teacher."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
 
     consistency_weight: float = hyper(1.0, "largest weight of the consistency term", "λ_max", low=0.0)
     rampup_share: float = hyper(0.4, "share of the run over which the weight rises", "T", low=0.0, high=1.0)
 
 
-class MeanTeacherTrainer(TeacherStudentTrainer):
+class MeanTeacherTrainer(TeacherStudentTrainer[MeanTeacherConfig]):
     """Mean Teacher; see the module's docstring for the algorithm and its departures from the paper."""
 
     config_class = MeanTeacherConfig

@@ -15,16 +15,15 @@ with labelled patches (x_l, y_l), unlabelled ones x_u, and η = clip(0.1·N(0, 1
 
 The student's finest output is deployed. Departures from the paper (P) and from the authors' code (C):
 - Student, optimiser, learning rate (polynomial, not constant), augmentations and sampling are nnU-Net's
-  (`student=vnet_multiscale`: the paper's network). Unlabelled patches get its geometry, and only the noise above.
+  (`preset=paper`: the paper's, with `network=vnet_multiscale`). Unlabelled patches get the geometry, and only the noise
+  above.
 - P prints a sum over voxels outside 1/S for D in eq. 8, 10⁶ times larger than C's mean inside, which is taken here.
-- C has the cube instead of the square in eq. 8, which is 0 for two classes, and KL(P̂‖P_s) (`consistency=code`).
-- C lets the gradient into sharp_T, which draws uncertain voxels to 0.5 (`sharpening_detach=off`), and sharpens channels
-  one by one, so that more than two classes do not sum to 1 (`sharpening=binary`).
-- C's Dice lacks the factor 2 (`dice=halved_batch`); C updates the teacher twice (`ema_twice=on`) and shrinks the
-  student's tensors by 2e-4 a step (`extra_decay=2e-4`); C interpolates the scales after the second by nearest neighbour
-  (`upsampling=mixed`) and ramps in stairs (`rampup_stairs=40`). `preset=code` does all of these.
+- `preset=code` is what C does instead of the equations: the cube instead of the square in eq. 8, which is 0 for two
+  classes, with KL(P̂‖P_s); a gradient into sharp_T, which draws uncertain voxels to 0.5; each channel sharpened alone,
+  so that more than two classes do not sum to 1; Dice without the factor 2; two updates of the teacher a step; the
+  student's tensors shrunk by 2e-4 a step; scales after the second by nearest neighbour; a ramp in 40 stairs.
 - P ramps to the last step, C over 6,000 of 15,000, here 0.4 of the run. P does not give α_t, α and K: C's are taken.
-- P's algorithm has x_u in L_semi, its text and C have not (`semi_on=both`). C alone has noise on labelled patches.
+- P's algorithm has x_u in L_semi, its text and C have not: not here. C alone has noise on labelled patches: here, too.
 - C counts padding, here no unlabelled term does. C picks a checkpoint on the test set; here the last one counts.
 - Regions: sigmoids, ŷ > 0.5, each sharpened alone. C works for K = B_l = 2 and two classes; here for any.
 """
@@ -33,85 +32,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from nnssl.config import MethodConfig, Value, hyper
+from nnssl.config import Value, changed, hyper
 from nnssl.ingredients.consistency import multiscale_consistency, sharpening_loss
 from nnssl.ingredients.ema import ema_update, shrink, warmed_up_decay
 from nnssl.ingredients.mixing import predominant_mixup
-from nnssl.ingredients.perturb import clipped_noise
+from nnssl.ingredients.perturb import add_clipped_noise
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl.networks.outputs import full_size_outputs
-from nnssl.registry import NETWORKS
-from nnssl_trainers.frame.architecture import PLAN, RESIDUAL, plans_with_network
-from nnssl_trainers.frame.run_loop import unwrapped
-from nnssl_trainers.frame.teacher_student import TeacherStudentTrainer
-from nnssl_trainers.frame.trainer import Batch, as_list, full_size_target
+from nnssl.networks.outputs import resize_outputs
+from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
+from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.segmentation_loss import SegmentationLoss
 
 UNIT_VARIANCE = ("ZScoreNormalization", "CTNormalization")
-CODE: dict[str, Value] = {"ema_twice": True, "extra_decay": 2e-4, "upsampling": "mixed", "dice": "halved_batch"}
-CODE |= {"sharpening": "binary", "sharpening_detach": False, "consistency": "code", "rampup_stairs": 40}
+EXTRA_DECAY, STAIRS = 2e-4, 40  # of the authors' code
+PAPER: dict[str, Value] = {"network": "vnet_multiscale", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+PAPER |= {"nesterov": False, "weight_decay": 1e-4, "learning_rate_schedule": "constant", "augmentation": "paper"}
+PAPER |= {"rampup_share": 1.0}
 
 
 @dataclass(frozen=True)
-class PLGDFConfig(MethodConfig):
-    """Settings of PLGDF."""
+class PLGDFConfig(TeacherConfig):
+    """Settings of PLGDF; `preset=code` also changes what no setting names, see the module's docstring."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"code": CODE}
-    preset: str = hyper("paper", "the equations, or what the authors' code does instead", choices=("paper", "code"))
-    student: str = hyper(PLAN, f"network: {PLAN}, {RESIDUAL}, {', '.join(NETWORKS)}, or a class path")
-    deployed: str = hyper("student", "the network that is deployed", choices=("student", "teacher"))
-    ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α_t", low=0.0, high=1.0)
-    ema_twice: bool = hyper(False, "move the teacher twice a step, the second time its parameters only")
-    extra_decay: float = hyper(0.0, "share that the student's tensors lose after every step", low=0.0, high=1.0)
-    teacher_mode: str = hyper("train", "the teacher's mode", choices=("train", "bn_train_nodrop", "eval"))
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": {}}
+    deployed: str = changed(TeacherConfig, "deployed", "student")
+    ema_decay: float = changed(TeacherConfig, "ema_decay", 0.99, symbol="α_t")
+    teacher_mode: str = changed(TeacherConfig, "teacher_mode", "train")
     copies: int = hyper(2, "noisy copies of an unlabelled patch", "K", low=1)
     noise_std: float = hyper(0.1, "standard deviation of the noise, images having 1", "σ", low=0.0)
     noise_limit: float = hyper(0.2, "largest change by noise", low=0.0)
-    noise_mask: bool = hyper(False, "no noise where all channels are exactly 0, as outside a masked brain")
-    noise_on_labelled: bool = hyper(True, "noise on labelled patches, too")
     mix: bool = hyper(True, "mix the noisy copies with labelled patches; off: the copies as they are")
     mix_alpha: float = hyper(0.75, "both parameters of the Beta distribution", "α (eq. 1)", low=0.01)
     scales: int = hyper(4, "largest number of the network's outputs that learn, finest first", "n", low=1)
-    scale_sum: str = hyper(
-        "half_sum", "CE + Dice over the scales; nnunet: its weights and sizes", choices=("half_sum", "mean", "nnunet")
-    )
-    upsampling: str = hyper("linear", "of coarse scales; mixed: from the third nearest", choices=("linear", "mixed"))
-    dice: str = hyper("squared_batch", "form of the Dice loss", "eq. 10", choices=("squared_batch", "halved_batch"))
     semi_weight: float = hyper(1.0, "weight of L_semi", low=0.0)
-    semi_on: str = hyper("mix", "patches of L_semi: mixed, or also unmixed ones", choices=("mix", "both"))
     sharpening_weight: float = hyper(1.0, "largest weight of L_sharp", "w (eq. 11)", low=0.0)
-    sharpening: str = hyper("normalised", "over the classes, or each alone", choices=("normalised", "binary"))
-    sharpening_detach: bool = hyper(True, "no gradient through the sharpened prediction")
     temperature: float = hyper(0.1, "temperature of sharpening", "T", low=0.01, high=1.0)
     consistency_weight: float = hyper(1.0, "largest weight of L_consis", "w (eq. 11)", low=0.0)
-    consistency: str = hyper("paper", "form of L_consis", "eq. 7-8", choices=("paper", "urpc", "code"))
     rampup_share: float = hyper(0.4, "share of the run over which both weights rise", "t_max", low=0.0, high=1.0)
-    rampup_stairs: int = hyper(0, "steps of that rise; 0: smooth", low=0)
 
 
-class PLGDFTrainer(TeacherStudentTrainer):
+class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
     """PLGDF; see the module's docstring for the algorithm and its departures from paper and code."""
 
-    config_class = PLGDFConfig  # type: ignore[assignment]
-    strong_probability = 0.0  # the strong view is not used
+    config_class = PLGDFConfig
     unused_heads: ClassVar[bool] = True  # those beyond the learned scales
 
-    def plans_of_run(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
-        """Return a copy of the plans with the student as their network."""
-        return plans_with_network(plans, configuration, self.config_class, "student")
+    @property
+    def as_code(self) -> bool:
+        """Whether the run does what the authors' code does instead of the equations."""
+        return self.config.preset == "code"
 
     def initialize(self) -> None:
         """Build the networks, the loss of labels and pseudo-labels, and the unit of the noise."""
         super().initialize()
-        own, labels = tuple(getattr(self.loss, "weight_factors", (1.0,)))[: self.config.scales], self.label_manager
-        factors = {"half_sum": [1.0] * len(own), "mean": [2 / len(own)] * len(own), "nnunet": [2 * w for w in own]}
-        weights = tuple(factors[self.config.scale_sum])
-        self.segmentation_loss = SegmentationLoss(self.config.dice, weights, labels.has_regions, labels.ignore_label)
+        count, labels = len(getattr(self.loss, "weight_factors", (1.0,))[: self.config.scales]), self.label_manager
+        self.segmentation_loss = SegmentationLoss(
+            "halved_batch" if self.as_code else "squared_batch", (1.0,) * count, labels.has_regions, labels.ignore_label
+        )
         raw = [name not in UNIT_VARIANCE for name in self.configuration_manager.normalization_schemes]
         axes = [1] * len(self.configuration_manager.patch_size)
         self.raw_channels = torch.tensor(raw, device=self.device).view(-1, *axes) if any(raw) else None
@@ -119,36 +102,25 @@ class PLGDFTrainer(TeacherStudentTrainer):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of eq. 9, those with weight 0 left out."""
         c, (raw, _, padded) = self.config, batch.unlabelled
-        labelled = self.noisy(batch.image_l) if c.noise_on_labelled else batch.image_l
-        mask, copies = padded.to(raw.dtype), self.noisy(_repeated(raw, c.copies))
+        labelled, mask, copies = self.noisy(batch.image_l), padded.to(raw.dtype), self.noisy(_repeated(raw, c.copies))
         guess = self.guess(copies) if c.semi_weight else None
         mixed = self.mixed(copies, labelled) if c.semi_weight or c.consistency_weight else copies[:0]
-        both = c.semi_weight and c.semi_on == "both"
-        raw = raw if both or c.sharpening_weight or c.consistency_weight else raw[:0]
+        raw = raw if c.sharpening_weight or c.consistency_weight else raw[:0]
         native = as_list(self.network(torch.cat([labelled, mixed, raw])))[: c.scales]
-        known, others = _split(native, len(labelled))
-        scales = full_size_outputs(others, mixed=c.upsampling == "mixed")
-        halves = learned = _split(scales, len(mixed))
-        if c.scale_sum == "nnunet":
-            learned = _split(others, len(mixed))
-        else:
-            known = full_size_outputs(known, mixed=c.upsampling == "mixed")
+        known, others = (resize_outputs(z, mixed=self.as_code) for z in _split(native, len(labelled)))
+        on_mixed, on_raw = _split(others, len(mixed))
         terms = {"supervised": self.segmentation_loss(known, full_size_target(batch), torch.ones_like(mask[:1]))}
         if guess is not None:
             target, counts = _repeated(guess, c.copies), _repeated(mask, c.copies)
-            loss = self.segmentation_loss(learned[0], target, counts)
-            if both:
-                loss = loss + self.segmentation_loss(learned[1], guess, mask)
-            terms["semi"] = c.semi_weight * loss
+            terms["semi"] = c.semi_weight * self.segmentation_loss(on_mixed, target, counts)
         rampup, regions = self.rampup(batch.iteration), self.label_manager.has_regions
         if c.sharpening_weight:
-            probs, counts = torch.cat([self.probabilities(z) for z in halves[1]]), _repeated(mask, len(scales))
-            binary = regions or c.sharpening == "binary"
-            loss = sharpening_loss(probs, c.temperature, c.sharpening_detach, binary, counts)
+            probs, counts = torch.cat([self.probabilities(z) for z in on_raw]), _repeated(mask, len(others))
+            loss = sharpening_loss(probs, c.temperature, not self.as_code, regions or self.as_code, counts)
             terms["sharpening"] = c.sharpening_weight * rampup * loss
-        if c.consistency_weight and len(scales) > 1:
+        if c.consistency_weight and len(others) > 1:
             counts = _repeated(mask, c.copies + 1)
-            loss = multiscale_consistency(scales, c.consistency, counts, regions)
+            loss = multiscale_consistency(others, "code" if self.as_code else "paper", counts, regions)
             terms["consistency"] = c.consistency_weight * rampup * loss
         return terms
 
@@ -157,7 +129,7 @@ class PLGDFTrainer(TeacherStudentTrainer):
         unit: Tensor | float = 1.0
         if self.raw_channels is not None:
             unit = torch.where(self.raw_channels, image.std(tuple(range(2, image.ndim)), keepdim=True), 1.0)
-        return clipped_noise(image, self.config.noise_std, self.config.noise_limit, unit, self.config.noise_mask)
+        return add_clipped_noise(image, self.config.noise_std, self.config.noise_limit, unit)
 
     def guess(self, copies: Tensor) -> Tensor:
         """Return ŷ (B_u, 1, *S), or regions (B_u, R, *S), from the copies (K·B_u, C, *S), the first copies first."""
@@ -172,19 +144,18 @@ class PLGDFTrainer(TeacherStudentTrainer):
         return predominant_mixup(copies, labelled[partners], self.config.mix_alpha)[0]
 
     def rampup(self, iteration: int) -> float:
-        """Return w(t) / w, eq. 11; with stairs t falls to the last of them."""
-        length, stairs = self.config.rampup_share * self.settings.num_iterations, self.config.rampup_stairs
-        reached = iteration * stairs // length * length / stairs if stairs and length else iteration
+        """Return w(t) / w, eq. 11; with the stairs of the authors' code t falls to the last stair."""
+        length = self.config.rampup_share * self.settings.num_iterations
+        reached = iteration * STAIRS // length * length / STAIRS if self.as_code and length else iteration
         return gaussian_rampup(reached, length)
 
     def after_step(self) -> None:
-        """Move the teacher; where asked for as in the authors' code: move it before, too, and shrink the student."""
-        c, teacher, student = self.config, unwrapped(self.teacher), unwrapped(self.network)
-        if c.ema_twice:
-            ema_update(teacher, student, c.ema_decay)
-        if c.extra_decay:
-            shrink(student, c.extra_decay)
-        ema_update(teacher, student, warmed_up_decay(self.iteration, c.ema_decay), buffers=not c.ema_twice)
+        """Move the teacher; as in the authors' code: move it before, too, and shrink the student."""
+        decay, teacher, student = self.config.ema_decay, unwrapped(self.teacher), unwrapped(self.network)
+        if self.as_code:
+            ema_update(teacher, student, decay)
+            shrink(student, EXTRA_DECAY)
+        ema_update(teacher, student, warmed_up_decay(self.iteration, decay), buffers=not self.as_code)
 
 
 def _repeated(x: Tensor, times: int) -> Tensor:

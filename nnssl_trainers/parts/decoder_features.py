@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnssl.errors import UsageError
-from nnssl_trainers.frame.run_loop import unwrapped
 
 
 class DecoderFeatures:
@@ -20,14 +19,14 @@ class DecoderFeatures:
     logits. In evaluation nothing is kept.
 
     Args:
-        network: nnU-Net's, or one with `decoder.head`; also inside torch.compile or DistributedDataParallel.
+        network: nnU-Net's, or one with `decoder.head`; not wrapped by torch.compile or DistributedDataParallel.
 
     Raises:
         UsageError: the network has no such layer.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        decoder: Any = getattr(unwrapped(network), "decoder", None)
+        decoder: Any = getattr(network, "decoder", None)
         layer: Any = getattr(decoder, "head", None)
         if isinstance(layer, nn.Sequential):
             layer = layer[-1]
@@ -37,7 +36,7 @@ class DecoderFeatures:
             layer = decoder.seg_layers[-1]
         if layer is None:
             raise UsageError(
-                f"the features of {type(unwrapped(network)).__name__} are not known",
+                f"the features of {type(network).__name__} are not known",
                 why="a network needs decoder.head, or decoder.seg_layers as nnU-Net's",
                 run="--set contrast_weight=0, or another network",
             )

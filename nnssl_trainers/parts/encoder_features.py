@@ -17,7 +17,9 @@ class EncoderFeatures:
     sums up the gradients of all passes of a step as long as one of them went through its own forward.
 
     Args:
-        network: one of nnU-Net's, not wrapped; its encoder returns the features of all stages, deepest last.
+        network: a network, not wrapped, whose encoder returns the features of all stages, deepest last, and tells their
+            numbers as `output_channels`: nnU-Net's and those of `nnssl.networks`. With `channels_last` the features
+            are the last axis.
 
     Attributes:
         width: number of features.
@@ -32,15 +34,16 @@ class EncoderFeatures:
             raise UsageError(
                 f"{type(network).__name__} has no encoder whose features can be contrasted",
                 where="architecture of the plans",
-                why="nnU-Net's own networks, plain and residual, have one",
-                run="--set contrast_weight=0, or plans with nnU-Net's network",
+                why="the networks of nnU-Net and of nnssl have one",
+                run="--set contrast_weight=0, or another network",
             )
         self.width = int(encoder.output_channels[-1])  # type: ignore[index]
+        self._channel_axis = -1 if getattr(encoder, "channels_last", False) else 1
         self._latest: Tensor | None = None
         encoder.register_forward_hook(self._keep)
 
     def _keep(self, _encoder: nn.Module, _image: tuple[Tensor, ...], stages: list[Tensor]) -> None:
-        self._latest = stages[-1].float().flatten(2).mean(2)
+        self._latest = stages[-1].movedim(self._channel_axis, 1).float().flatten(2).mean(2)
 
     def take(self) -> Tensor:
         """Return the features (B, width) of the latest pass, their mean over space, fp32, with its graph; once."""

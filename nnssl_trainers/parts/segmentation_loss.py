@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.ingredients.eager_gradient import derived_at_once
+from nnssl.ingredients.eager_gradient import with_eager_gradient
 from nnssl.ingredients.supervised import DiceForm, masked_dice_bce, masked_dice_ce
 
 
@@ -52,7 +52,7 @@ class SegmentationLoss(_OneOutput):
             mask: (B or 1, 1, *S), 1 = counts.
         """
         terms = [
-            weight * derived_at_once(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
+            weight * with_eager_gradient(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
             for weight, logits in zip(self.scale_weights, outputs, strict=False)
             if weight
         ]
@@ -94,7 +94,7 @@ class MixedSegmentationLoss(_OneOutput):
         for weight, logits in zip(weights, outputs, strict=False):
             if weight:
                 targets = [_nearest(image, logits) for image in (outside, inside, mask)]
-                terms.append(weight * derived_at_once(self._both, logits, *targets, weight_outside, weight_inside))
+                terms.append(weight * with_eager_gradient(self._both, logits, *targets, weight_outside, weight_inside))
         return torch.stack(terms).sum() / sum(weights)
 
     def _both(

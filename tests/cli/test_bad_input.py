@@ -24,6 +24,7 @@ from tests.cli.bad_input_world import (
     PHANTOM,
     PLAN,
     PREDICT,
+    RESUME,
     TRAIN,
     World,
     cut,
@@ -169,10 +170,10 @@ def test_sigterm_in_training_and_continued(world: World, capsys: pytest.CaptureF
         if trainer.iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    command = f"{TRAIN} -num_iterations 5 --no_val"
+    command = f"{RESUME} -num_iterations 5 --no_val"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SemiSupervisedTrainer, "after_step", after_step)
-        assert world.run(command) == 75
+        assert world.run(command, "--overwrite") == 75
     captured = capsys.readouterr()
     assert captured.err.count("error: stopped by a signal; the run is saved") == 1
     assert "3 of 5 iterations" in captured.err
@@ -281,7 +282,7 @@ def test_full_disk(name: str, fork_server: Any, world: World) -> None:
         assert made <= RECORDS
         assert all(json.loads((world.root / record).read_text()) for record in made if record.endswith(".json"))
     elif name == "second checkpoint":
-        assert_run_moved_aside(world, complete, after)
+        assert_run_replaced(world, after)
     elif command == PLAN:
         assert not [state for state in made if state.endswith(".tmp")]
         assert world.run(PLAN) == 0
@@ -290,14 +291,14 @@ def test_full_disk(name: str, fork_server: Any, world: World) -> None:
         assert not made
 
 
-def assert_run_moved_aside(world: World, before: dict[str, str], after: dict[str, str]) -> None:
-    """Check that the earlier run is whole in its new place, and that the checkpoint of the new one is whole."""
+def assert_run_replaced(world: World, after: dict[str, str]) -> None:
+    """Check that the new run alone stands in its folder, and that its checkpoint is whole."""
     from nnssl.training import checkpoints
 
-    fold = str(world.fold.relative_to(world.root))
-    aside = fold.replace("fold_0", "previous_fold_0")
-    earlier = {name.replace(fold, aside): state for name, state in before.items() if name.startswith(fold)}
-    assert {name: state for name, state in after.items() if name.startswith(aside)} == earlier
+    model = str(world.model.relative_to(world.root))
+    assert {Path(name).parts[-1] for name in after if Path(name).parent == Path(model) and after[name] == "folder"} == {
+        "fold_0"
+    }
     assert {path.name for path in world.fold.glob("*.pth*")} == {"checkpoint_best.pth"}
     assert checkpoints.load(world.fold / "checkpoint_best.pth")["current_epoch"] == 1
 

@@ -23,7 +23,7 @@ def test_two_folders_are_enough(tmp_path, capsys):
     assert [line.split()[0] for line in lines[2:4]] == ["core", "rim"]
     assert lines[-1] == f"written: {predictions / 'summary.json'}"
     summary = json.loads((predictions / "summary.json").read_text())
-    assert summary["conventions"]["protocol"] == "standard"
+    assert summary["conventions"]["metrics"] == "standard"
 
 
 def test_json_is_strict_and_alone_on_standard_output(tmp_path, capsys):

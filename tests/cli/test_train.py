@@ -2,23 +2,28 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nnssl.cli.methods import main as methods
 from nnssl.cli.train import main
-from nnssl.training.checkpoints import load
+from nnssl.training.checkpoints import load, save
+from nnssl.training.record import RunRecord
+from nnssl.training.runs import runs
 
 
 @pytest.fixture
 def dataset(make_tiny, monkeypatch) -> Path:
     """Return a hand-made preprocessed data set; it has no manifests, so that check is left out."""
     from nnssl.planning import preprocessing
-    from nnssl_trainers.frame.run_loop import Run
+    from nnssl_trainers.frame.run_loop import RunLoop
 
     monkeypatch.setattr(preprocessing, "check_preprocessed", lambda *_: None)
-    monkeypatch.setattr(Run, "_plot", lambda _: None)
+    monkeypatch.setattr(RunLoop, "_plot", lambda _: None)
     return make_tiny()
 
 
@@ -26,15 +31,17 @@ def train(dataset: Path, *extra: str) -> int:
     return main([dataset.name, "3d_fullres", "0", "-device", "cpu", *extra])
 
 
-def results(dataset: Path, trainer: str = "MeanTeacherTrainer") -> Path:
-    return dataset.parents[1] / "nnUNet_results" / dataset.name / f"{trainer}__nnUNetPlans__3d_fullres" / "fold_0"
+def results(dataset: Path, trainer: str = "MeanTeacherTrainer", tag: str = "") -> Path:
+    model = f"{trainer}__nnUNetPlans__3d_fullres" + (f"@{tag}" if tag else "")
+    return dataset.parents[1] / "nnUNet_results" / dataset.name / model / "fold_0"
 
 
 def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     assert train(dataset, "-num_iterations", "3", "-seed", "9", "--set", "ema_decay=0.5", "rampup_share=0") == 0
-    folder = results(dataset)
+    folder = results(dataset, tag="seed9,iterations3,ema_decay=0.5,rampup_share=0.0")
     files = {file.name for file in folder.iterdir()}
-    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.jsonl", "progress.csv", "debug.json"} <= files
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.jsonl", "progress.csv"} <= files
+    assert {"debug.json", "run.json"} <= files
     assert not {"checkpoint_latest.pth", "checkpoint_previous.pth"} & files
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {f.name for f in folder.parent.iterdir()}
     summary = json.loads((folder / "validation" / "summary.json").read_text())
@@ -47,42 +54,157 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     run = load(folder / "checkpoint_final.pth")["nnssl_semi"]["run"]
     assert run == {
         "num_iterations": 3, "seed": 9, "labelled": None, "bf16": False,
-        "config": {"ema_decay": 0.5, "rampup_share": 0.0},
+        "config": {"ema_decay": 0.5, "rampup_share": 0.0}, "tag": "seed9,iterations3,ema_decay=0.5,rampup_share=0.0",
     }  # fmt: skip
     assert json.loads((folder.parent / "plans.json").read_text())["nnssl_semi"]["run"] == run
     assert "nnssl_predict" in capsys.readouterr().out
 
 
-def test_continue_validate_and_start_anew(dataset, capsys) -> None:
+def test_continue_validate_and_refuse_to_replace(dataset, capsys) -> None:
     assert train(dataset, "-num_iterations", "2", "--no_val") == 0
-    weights = (results(dataset) / "checkpoint_final.pth").read_bytes()
+    file = results(dataset, tag="iterations2") / "checkpoint_final.pth"
+    weights = file.read_bytes()
     assert train(dataset, "--c", "--no_val") == 0
-    assert (results(dataset) / "checkpoint_final.pth").read_bytes() == weights
+    assert file.read_bytes() == weights
     assert train(dataset, "--val", "--json") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["summary"].endswith("summary.json")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["summary"].endswith("summary.json")
+    assert result["settings"]["num_iterations"] == 2
     assert train(dataset, "--c", "-num_iterations", "4") == 2
     assert "stored 2, asked 4" in capsys.readouterr().err
-    assert train(dataset, "-num_iterations", "1", "--no_val") == 0
-    aside = results(dataset).with_name("previous_fold_0") / "checkpoint_final.pth"
-    assert aside.read_bytes() == weights
+    assert train(dataset, "-num_iterations", "2", "--no_val") == 2
+    message = capsys.readouterr().err
+    assert "a run of this name exists already" in message
+    assert "--overwrite replaces it; -tag NAME keeps both" in message
+    assert "--c continues it" not in message  # it is done
+    assert file.read_bytes() == weights
+    assert train(dataset, "-num_iterations", "2", "--no_val", "--overwrite", "--c") == 2
+    assert train(dataset, "-num_iterations", "2", "--no_val", "--overwrite") == 0
+    assert [folder.name for folder in file.parents[1].glob("*fold*")] == ["fold_0"]
+
+
+def test_an_overwrite_that_fails_keeps_the_earlier_run(dataset, monkeypatch, capsys) -> None:
+    from nnssl_trainers.frame.run_loop import RunLoop
+
+    assert train(dataset, "-num_iterations", "2", "--no_val") == 0
+    file = results(dataset, tag="iterations2") / "checkpoint_final.pth"
+    weights = file.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(RunLoop, "run_training", fail)
+    assert train(dataset, "-num_iterations", "2", "--no_val", "--overwrite") == 5
+    assert file.read_bytes() == weights
+    assert json.loads((file.parent / "run.json").read_text())["state"] == "done"
 
 
 def test_best_weights_probabilities_and_no_checkpoints(dataset) -> None:
     assert train(dataset, "-tr", "SupervisedTrainer", "-num_iterations", "2", "--npz", "--val_best") == 0
-    assert len(list((results(dataset, "SupervisedTrainer") / "validation").glob("*.npz"))) == 2
+    folder = results(dataset, "SupervisedTrainer", "iterations2")
+    assert len(list((folder / "validation").glob("*.npz"))) == 2
     assert train(dataset, "-num_iterations", "1", "--disable_checkpointing", "--no_val") == 0
-    assert not list(results(dataset).glob("*.pth"))
+    assert not list(results(dataset, tag="iterations1").glob("*.pth"))
+
+
+def test_a_run_has_a_record(dataset) -> None:
+    assert train(dataset, "-tr", "SupervisedTrainer", "-num_iterations", "2", "-seed", "3", "-network", "vnet") == 0
+    folder = results(dataset, "SupervisedTrainer", "seed3,iterations2,network=vnet")
+    record = RunRecord.read(folder)
+    assert record is not None
+    assert (record.state, record.iteration, record.fold) == ("done", 2, "0")
+    assert record.settings.config == {"network": "vnet"}
+    assert record.scores is not None
+    assert set(record.scores.dice_by_label) == {"1", "2"}
+    (session,) = record.sessions
+    assert session.command == (
+        f"nnssl_train {dataset.name} 3d_fullres 0 -tr SupervisedTrainer -num_iterations 2 -seed 3 --set network=vnet"
+    )
+    assert record.seconds_per_iteration is not None
+    assert session.peak_memory_bytes > 0
+    assert all(vars(record.data).values())
+    assert train(dataset, "-tr", "SupervisedTrainer", "--val", "--npz") == 0
+    assert len(RunRecord.read(folder).sessions) == 2
+
+
+def test_settings_and_seeds_stand_side_by_side(dataset, capsys) -> None:
+    short = ("-tr", "SupervisedTrainer", "-num_iterations", "1", "--no_val")
+    variants = [("--set", f"momentum={value}") for value in ("0.5", "0.7", "0.9")] + [("-seed", "1"), ("-seed", "2")]
+    for extra in variants:
+        assert train(dataset, *short, *extra) == 0
+    assert train(dataset, *short, "-tag", "mine") == 0
+    tags = {run.tag for run in runs(dataset.name)}
+    named = {f"iterations1,momentum={value}" for value in ("0.5", "0.7", "0.9")}
+    assert tags == named | {"seed1,iterations1", "seed2,iterations1", "mine"}
+    weights = {(run.folder / "checkpoint_final.pth").read_bytes() for run in runs(dataset.name)}
+    assert len(weights) == 6
+    capsys.readouterr()
+    assert train(dataset, "-tr", "SupervisedTrainer", "--c", "--no_val") == 2
+    assert "6 runs fit: choose one" in capsys.readouterr().err
+    assert train(dataset, *short, "-seed", "2", "--c") == 0
+    assert train(dataset, "-tr", "SupervisedTrainer", "--c", "--no_val", "-tag", "mine") == 0
+    assert train(dataset, *short, "-tag", "a/b") == 2
+
+
+KILLED = """
+import os, signal, sys
+import nnssl.planning.preprocessing, nnssl.training.settings
+from nnssl_trainers.frame.run_loop import RunLoop
+
+nnssl.planning.preprocessing.check_preprocessed = lambda *_: None
+nnssl.training.settings.ITERATIONS_PER_EPOCH = 1
+finish = RunLoop._finish_epoch
+
+def finish_and_die(self, *arguments):
+    finish(self, *arguments)
+    if self.iteration == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLoop._finish_epoch = finish_and_die
+from nnssl.cli.train import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_variants_are_killed_listed_and_continued_by_tag(dataset, monkeypatch) -> None:
+    monkeypatch.setattr("nnssl.training.settings.ITERATIONS_PER_EPOCH", 1)
+    short = [dataset.name, "3d_fullres", "0", "-device", "cpu", "-tr", "SupervisedTrainer", "--no_val"]
+    tags = ["iterations4,momentum=0.5", "iterations4,momentum=0.7", "seed1,iterations4"]
+    variants = [("--set", "momentum=0.5"), ("--set", "momentum=0.7"), ("-seed", "1")]
+    for extra in variants:
+        words = [sys.executable, "-c", KILLED, *short, "-num_iterations", "4", *extra]
+        assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert {(run.tag, run.progress) for run in runs(dataset.name)} == {(tag, "stopped at 2 of 4") for tag in tags}
+    for tag in tags:
+        assert main([*short, "--c", "-tag", tag]) == 0
+    assert {(run.tag, run.progress) for run in runs(dataset.name)} == {(tag, "done") for tag in tags}
+    assert all(len(RunRecord.read(run.folder).sessions) == 2 for run in runs(dataset.name))
+
+
+def test_runs_of_earlier_versions_go_on(dataset) -> None:
+    assert train(dataset, "-tr", "SupervisedTrainer", "-num_iterations", "1", "--no_val", "-tag", "default") == 0
+    folder = results(dataset, "SupervisedTrainer")
+    (folder / "run.json").unlink()
+    final = load(folder / "checkpoint_final.pth")
+    del final["nnssl_semi"]["run"]["tag"]
+    save(final, folder / "checkpoint_final.pth")
+    assert train(dataset, "-tr", "SupervisedTrainer", "--val") == 0
+    (run,) = runs(dataset.name)
+    assert (run.tag, run.state) == ("", "done")
+    assert run.validation_dice is not None
 
 
 def test_pretrained_weights_are_where_training_starts(dataset) -> None:
     assert train(dataset, "-tr", "SupervisedTrainer", "-num_iterations", "1", "--no_val", "-seed", "1") == 0
-    file = results(dataset, "SupervisedTrainer") / "checkpoint_final.pth"
+    file = results(dataset, "SupervisedTrainer", "seed1,iterations1") / "checkpoint_final.pth"
     assert train(dataset, "-num_iterations", "1", "--no_val", "-pretrained_weights", str(file)) == 0
+    assert (results(dataset, tag="iterations1,pretrained") / "checkpoint_final.pth").is_file()
 
 
 def test_fold_all_trains_on_every_labelled_case(dataset) -> None:
     assert main([dataset.name, "3d_fullres", "all", "-device", "cpu", "-num_iterations", "1", "--no_val"]) == 0
-    assert (results(dataset).with_name("fold_all") / "checkpoint_final.pth").is_file()
+    assert (results(dataset, tag="iterations1").with_name("fold_all") / "checkpoint_final.pth").is_file()
 
 
 def test_methods_as_json_and_text(capsys) -> None:
@@ -93,7 +215,8 @@ def test_methods_as_json_and_text(capsys) -> None:
     assert methods(["--verbose"]) == 0
     text = capsys.readouterr().out
     assert "--set ema_decay=0.99 (α)" in text
-    assert "--set weights=copy_paste: whom eq. 17 gives weight 1 [copy_paste, literal]" in text
+    assert "--set learning_rate=auto: first learning rate" in text
+    assert "--set preset=default: named group of settings; a setting that is given itself wins [default, paper]" in text
     assert "--set copy_paste=on: mix patches; off: labelled and unlabelled patches stay apart [on, off]" in text
 
 
@@ -103,7 +226,7 @@ def test_the_plans_name_is_given_without_its_tag(dataset, capsys) -> None:
 
 
 def test_leftovers_of_a_killed_session_go(dataset) -> None:
-    leftover = results(dataset) / ".checkpoint_latest.pth.x1.tmp"
+    leftover = results(dataset, tag="iterations1") / ".checkpoint_latest.pth.x1.tmp"
     leftover.parent.mkdir(parents=True)
     leftover.write_text("half")
     assert train(dataset, "-num_iterations", "1", "--no_val") == 0

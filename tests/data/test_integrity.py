@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnssl.data.integrity import ChannelIntensity, ScanFacts, check_dataset, label_values, shift_warnings
+from nnssl.data.integrity import ChannelIntensity, ScanFacts, check_dataset
 from nnssl.data.raw import read_raw_dataset
 from nnssl.errors import DataError
 from nnssl.system.files import content_hash
@@ -230,7 +230,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "channels as a vector image": (
         lambda f: [write(f / U1.replace("u1_0001", "u1_0000"), vectors(), vector=True), (f / U1).unlink()],
-        ("u1_0000.nii.gz has 2 spacing(s) for 3 axes", "one channel for each"),
+        ("u1_0000.nii.gz has 2 spacing(s) for 3 axes", "one file for each channel"),
     ),
     "NaN": (lambda f: write(f / U1, with_value(voxels(1), np.nan)), (U1, "1 of 210 voxels", "NaN or infinite")),
     "infinite": (lambda f: write(f / L1, with_value(voxels(1), -np.inf)), (L1, "1 of 210 voxels", "NaN or infinite")),
@@ -261,7 +261,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "one scan in two folders": (
         lambda f: copy_scan(f, "imagesTr/l2", "imagesUn/l2"),
-        ("l2 stands in", "imagesTr and in", "imagesUn", "keep it in one folder"),
+        ("l2 stands in", "imagesTr and in", "imagesUn", "keep the scan in one folder"),
     ),
     "one name in two folders": (
         lambda f: [write(f / f"imagesTs/u1_{c}.nii.gz", voxels(500 + i)) for i, c in enumerate(CHANNELS)],
@@ -310,45 +310,6 @@ def test_long_lists_are_shortened(folder: Path) -> None:
     problems = problems_of(folder)
     assert len(problems) == 11
     assert problems[-1] == "… and 3 more"
-
-
-@pytest.mark.parametrize(
-    ("labels", "order", "fragment"),
-    [
-        (["background", "core"], None, "must map names to values"),
-        ({"0": "background", "1": "core"}, None, "turn it round"),
-        ({"background": 1, "core": 0}, None, "background is 1"),
-        ({"background": 0, "core": 2}, None, "must be consecutive: [0, 1]"),
-        ({"background": 0, "core": "1"}, None, "core is '1', it must be an integer"),
-        ({"background": 0, "core": True}, None, "core is True"),
-        ({"background": 0, "core": 1, "ignore": 3}, None, "ignore is 3, it must be the highest value: 2"),
-        ({"background": 0, "whole": [1, 2], "core": 2}, None, "one value for each of whole, core"),
-        ({"background": 0, "whole": [1, 2], "core": [2]}, [1], "one value for each of whole, core"),
-    ],
-)
-def test_malformed_labels(labels: object, order: object, fragment: str) -> None:
-    values, problems = label_values({"labels": labels, "regions_class_order": order})
-    assert values == ()
-    assert len(problems) == 1
-    assert fragment in problems[0]
-
-
-@pytest.mark.parametrize(
-    ("labels", "order", "expected"),
-    [
-        ({"background": 0, "core": 1}, None, (0, 1)),
-        ({"background": 0, "core": 1, "ignore": 2}, None, (0, 1, 2)),
-        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}, [1, 2], (0, 1, 2, 3, 4)),
-        ({"background": 0, "core": [1]}, None, (0, 1)),
-    ],
-)
-def test_good_labels_are_those_of_nnunet(labels: dict[str, object], order: object, expected: tuple[int, ...]) -> None:
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    manager = LabelManager(labels, order)
-    ignored = [manager.ignore_label] if manager.has_ignore_label else []
-    assert label_values({"labels": labels, "regions_class_order": order}) == (expected, [])
-    assert [*manager.all_labels, *ignored] == list(expected)
 
 
 def test_ignore_label_and_regions_in_files(folder: Path) -> None:
@@ -441,91 +402,3 @@ def test_flat_pictures_have_no_orientation(folder: Path) -> None:
     write(folder / "labelsTr" / "a.png", np.eye(5, 6, dtype=np.uint8), (1.0, 1.0))
     scan = check(folder)["a"]
     assert (scan.shape, scan.spacing_mm, scan.orientation) == ((1, 5, 6), (999.0, 1.0, 1.0), "")
-
-
-def made_up(kind: str, count: int, seed: int, **changes: object) -> dict[str, ScanFacts]:
-    """Scans with the scatter of a homogeneous data set."""
-    rng = np.random.default_rng(seed)
-    facts = {}
-    for number in range(count):
-        mean, std = 300 * rng.normal(1, 0.15), 90 * rng.normal(1, 0.1)
-        facts[f"{kind}{number}"] = ScanFacts(
-            case=f"{kind}{number}",
-            kind=kind,
-            shape=tuple(int(n) for n in rng.normal([40, 48, 48], 3)),
-            spacing_mm=tuple(float(mm) for mm in rng.normal([2, 1.2, 1.2], 0.05)),
-            orientation="RAS",
-            content_hash="",
-            source_hash="",
-            intensity=(ChannelIntensity(mean, std, mean - 2 * std, mean + 2 * std),),
-        )
-        if changes:
-            facts[f"{kind}{number}"] = replace(facts[f"{kind}{number}"], **changes)
-    return facts
-
-
-@pytest.mark.parametrize("labelled", [1, 2, 5, 30])
-def test_no_warning_on_homogeneous_scans(labelled: int) -> None:
-    for seed in range(40):
-        parts = [
-            made_up("labelled", labelled, seed),
-            made_up("unlabelled", 60, seed + 100),
-            made_up("test", 9, seed + 200),
-        ]
-        assert shift_warnings(parts[0] | parts[1] | parts[2]) == []
-
-
-def test_no_warning_on_identical_spacings() -> None:
-    facts = made_up("labelled", 4, 0, spacing_mm=(1.0, 1.0, 1.0)) | made_up(
-        "unlabelled", 9, 1, spacing_mm=(1.0, 1.0, 1.0)
-    )
-    assert shift_warnings(facts) == []
-
-
-def test_no_warning_without_something_to_compare() -> None:
-    assert shift_warnings(made_up("labelled", 4, 0)) == []
-    assert shift_warnings({}) == []
-
-
-@pytest.mark.parametrize("kind", ["unlabelled", "test"])
-@pytest.mark.parametrize(
-    ("family", "changes"),
-    [
-        ("spacing", {"spacing_mm": (5.0, 1.2, 1.2), "shape": (16, 48, 48)}),
-        ("size", {"shape": (40, 120, 48), "spacing_mm": (2.0, 1.2, 1.2)}),
-        ("intensity", {"intensity": (ChannelIntensity(900.0, 90.0, 700.0, 1100.0),)}),
-        ("intensity", {"intensity": (ChannelIntensity(300.0, 400.0, 0.0, 1100.0),)}),
-        ("orientation", {"orientation": "LPI"}),
-    ],
-)
-def test_a_shifted_group_gives_one_line(kind: str, family: str, changes: dict[str, object]) -> None:
-    lines = shift_warnings(made_up("labelled", 5, 0) | made_up(kind, 20, 1, **changes))
-    assert len(lines) == 1
-    assert lines[0].startswith(f"{family}: ")
-    assert f"{kind} scans" in lines[0]
-
-
-def test_the_line_names_both_medians_and_the_most_deviating_cases() -> None:
-    facts = made_up("labelled", 5, 0, spacing_mm=(2.0, 1.0, 1.0), shape=(10, 40, 40))
-    facts |= made_up("unlabelled", 5, 1, spacing_mm=(4.0, 1.0, 1.0), shape=(5, 40, 40))
-    facts["unlabelled3"] = replace(facts["unlabelled3"], spacing_mm=(5.0, 1.0, 1.0), shape=(4, 40, 40))
-    (line,) = shift_warnings(facts)
-    assert "4 mm against 2 mm" in line
-    assert "most deviating: unlabelled3 (5 mm)" in line
-
-
-def test_single_scans_that_stand_apart_are_named() -> None:
-    facts = made_up("labelled", 5, 0) | made_up("unlabelled", 40, 1)
-    facts["unlabelled7"] = replace(facts["unlabelled7"], shape=(40, 300, 48))
-    (line,) = shift_warnings(facts)
-    assert line.startswith("size: unlabelled scans (1 of 40) stand apart")
-    assert "unlabelled7 (" in line
-    assert line.count("unlabelled") == 2
-
-
-def test_single_scans_of_another_orientation_are_named() -> None:
-    facts = made_up("labelled", 5, 0) | made_up("unlabelled", 6, 1)
-    facts["unlabelled2"] = replace(facts["unlabelled2"], orientation="")
-    (line,) = shift_warnings(facts)
-    assert line.startswith("orientation: 1 of 6 unlabelled scans")
-    assert "unlabelled2 (none)" in line

@@ -10,8 +10,8 @@ import SimpleITK as sitk
 from nnssl.cli.convert import main as convert
 from nnssl.data.protocols import (
     FOLDER,
-    Case,
     Protocol,
+    ProtocolCase,
     budget_of,
     find_protocol,
     is_of_protocol,
@@ -112,18 +112,18 @@ def test_names_and_contradictions() -> None:
         assert word in str(caught.value)
 
 
-def fold_of(protocol: Protocol, labelled: list[Case], unlabelled: list[Case]) -> dict:
+def fold_of(protocol: Protocol, labelled: list[ProtocolCase], unlabelled: list[ProtocolCase]) -> dict:
     lists = protocol.lists({case.patient: case.domain for case in labelled})
     return protocol_fold(protocol, lists, labelled, unlabelled)
 
 
-def cases(text: str) -> list[Case]:
-    return [Case(f"{name}_{frame}", name[:2], name[0]) for name in text.split() for frame in (1, 2)]
+def cases(text: str) -> list[ProtocolCase]:
+    return [ProtocolCase(f"{name}_{frame}", name[:2], name[0]) for name in text.split() for frame in (1, 2)]
 
 
 def test_lists_become_a_fold_without_test_cases() -> None:
     protocol = Protocol("f", "s", ("1",), train=("b1", "a1"), validation=("a2",), test=("a3",))
-    fold = fold_of(protocol, cases("a1 a2 a3 b1"), [*cases("a2 a3 b9"), Case("b1_3", "b1", "b")])
+    fold = fold_of(protocol, cases("a1 a2 a3 b1"), [*cases("a2 a3 b9"), ProtocolCase("b1_3", "b1", "b")])
     assert fold == {
         "train": ["a1_1", "a1_2", "b1_1", "b1_2"],
         "val": ["a2_1", "a2_2"],

@@ -8,10 +8,12 @@ import pytest
 from nnssl.data.splits import (
     FoldCases,
     LabelBudget,
+    cases_of_run,
     check_splits,
     completed_split,
     fold_cases,
     make_splits,
+    parse_fold,
     read_splits,
 )
 from nnssl.errors import DataError, UsageError
@@ -23,6 +25,19 @@ PATIENTS = {case: case.split("_")[0] for case in LABELLED + UNLABELLED}
 
 def patients_of(cases: list[str]) -> set[str]:
     return {PATIENTS[case] for case in cases}
+
+
+@pytest.mark.parametrize(("text", "fold"), [("0", 0), ("12", 12), ("all", "all")])
+def test_folds_that_a_user_names(text: str, fold: int | str) -> None:
+    assert parse_fold(text) == fold
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.0", "first", "ALL", "²", "١", " 1"])
+def test_what_is_no_fold(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a fold") as caught:
+        parse_fold(text, "-f")
+    assert caught.value.where == f"-f {text}"
+    assert "number or 'all'" in caught.value.why
 
 
 def test_folds_are_grouped_by_patient_and_cover_every_case() -> None:
@@ -224,3 +239,12 @@ def test_read_splits(tmp_path: Path) -> None:
     assert caught.value.run == "nnssl_plan_and_preprocess -d Dataset007_Toy"
     (tmp_path / "splits_final.json").write_text(json.dumps(FOLDS))
     assert read_splits(tmp_path) == FOLDS
+
+
+def test_cases_of_a_run_come_from_the_preprocessed_folder(tmp_path: Path) -> None:
+    splits = [{"train": ["a1", "a2", "b1"], "val": ["c1"], "unlabelled": ["u"], "labelled_order": ["a", "b"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(splits))
+    dataset_json = {"cases": {case: {"patient": case[0]} for case in ("a1", "a2", "b1", "c1")}}
+    found = cases_of_run(tmp_path, dataset_json, 0, LabelBudget.parse("1"))
+    assert found == FoldCases(("a1", "a2"), ("b1", "u"), ("c1",))
+    assert cases_of_run(tmp_path, dataset_json, 0, None).labelled == ("a1", "a2", "b1")

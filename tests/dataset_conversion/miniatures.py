@@ -72,6 +72,11 @@ def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source
     return raw
 
 
+def convert_folder(source: Path, *options: str) -> int:
+    """Convert images of a folder as data set 5 and return the exit code."""
+    return main(["folder", "-i", str(source), "-d", "5", "-np", "1", *options])
+
+
 def use_raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make an empty nnUNet_raw the one in use."""
     root = tmp_path / "nnUNet_raw"

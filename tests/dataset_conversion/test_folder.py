@@ -6,7 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.dataset_conversion.miniatures import ORIGIN, assert_scan, converted, label, read, refused, scan, write
+from tests.dataset_conversion.miniatures import (
+    ORIGIN,
+    assert_scan,
+    convert_folder,
+    converted,
+    label,
+    names,
+    read,
+    refused,
+    scan,
+    write,
+)
 
 
 @pytest.fixture
@@ -102,3 +113,33 @@ def test_same_voxels(tmp_path: Path, monkeypatch, capsys, download: Path) -> Non
     assert json.loads((raw.folder / "conversion.json").read_text())["cases"]["e"]["inputs"].keys() == {
         "unlabelled/e.mha"
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["-channel", "a", "b", "-images", "images/*"], "1 glob(s) for 2 channel(s)"),
+        (["-label_values", "0", "1", "1"], "repeats a value"),
+        (["-label_values", "0", "1", "-label_names", "x", "y"], "2 name(s) for 2 -label_values"),
+        (["-labels", "/labels/*"], "empty or absolute"),
+        (["-test", ""], "empty or absolute"),
+    ],
+)
+def test_wrong_options(world: tuple[Path, Path], capsys, options: list[str], expected: str) -> None:
+    source, folder = world
+    assert convert_folder(source, *options) == 2
+    assert expected in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_two_channels_need_no_other_globs(world: tuple[Path, Path]) -> None:
+    source, folder = world
+    for seed, case in enumerate("abc"):
+        write(source / "second" / f"{case}.nrrd", scan(10 + seed))
+    assert convert_folder(source, "-channel", "a", "b", "-images", "images/*", "second/*") == 0
+    assert len(names(folder / "imagesTr")) == 6
+
+
+def test_a_given_glob_that_matches_nothing_is_named(world: tuple[Path, Path], capsys) -> None:
+    assert convert_folder(world[0], "-test", "tset/*") == 3
+    assert "-test tset/* matches no file" in capsys.readouterr().err

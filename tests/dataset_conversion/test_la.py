@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl.dataset_conversion.engine.writer import convert
-from tests.dataset_conversion.miniatures import assert_scan, converted, names, refused, scan, write
+from nnssl.dataset_conversion.api import convert
+from tests.dataset_conversion.miniatures import assert_scan, converted, label, names, refused, scan, write
 
 CASES = ("0RZDK210BSMWAA6467LU", "1D7CUD1955YZPGK8XHJX")
 SPACING = (0.625, 0.625, 0.625)
@@ -65,3 +65,10 @@ def test_a_part_that_is_missing_is_said(tmp_path: Path, monkeypatch, download: P
     result = convert("la", download, 27, num_processes=1)
     assert (result.labelled, result.test) == (2, 0)
     assert result.notes == (f"Testing Set is missing in {download}: its cases are left out",)
+
+
+def test_a_folder_named_like_a_file_is_in_the_report(tmp_path: Path, monkeypatch, capsys) -> None:
+    source = tmp_path / "la"
+    (source / "Training Set" / "x" / "lgemri.nrrd").mkdir(parents=True)
+    write(source / "Training Set" / "x" / "laendo.nrrd", label([1]))
+    assert "lgemri.nrrd cannot be read" in refused(tmp_path, monkeypatch, capsys, "la", source)

@@ -98,7 +98,7 @@ def test_every_problem_is_in_one_report(tmp_path: Path, monkeypatch, capsys, dow
     (download / "Training" / "Labeled" / "B1B1B1").mkdir()
     message = refused(tmp_path, monkeypatch, capsys, "mnms", download)
     assert "A0S9V9_sa_gt.nii.gz is missing" in message
-    assert "V4W8Z5_sa.nii.gz holds 5x6x4x4 voxels, a fourth axis with a place 9 is expected" in message
+    assert "V4W8Z5_sa.nii.gz holds 5x6x4x4 voxels, a fourth axis with a position 9 is expected" in message
     assert f"{TABLE}: the row of I8N8Y1 has the vendor 'E'" in message
     assert "Training/Labeled/B1B1B1 has no row in the table" in message
 

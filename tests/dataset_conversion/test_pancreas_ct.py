@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
-from nnssl.dataset_conversion.engine.dicom import DicomSeries
-from nnssl.dataset_conversion.engine.sources import UnreadableError
 from tests.dataset_conversion.miniatures import (
     DICOM_SPACING,
     ORIGIN,
@@ -129,29 +126,6 @@ def test_every_problem_is_in_one_report(tmp_path: Path, monkeypatch, capsys, dow
     ):
         assert text in message
     assert len(message.splitlines()) == 7
-
-
-@pytest.mark.parametrize(
-    ("break_it", "text"),
-    [
-        (lambda folder: [path.unlink() for path in sorted(folder.iterdir())[1:]], "is the only slice"),
-        (lambda folder: shutil.copy(folder / "1-2.dcm", folder / "1-9.dcm"), "have the same position"),
-        (lambda folder: write_dicom(folder, hounsfield(1)[:1], series=9), "slices of 2 series"),
-        (lambda folder: (folder / "1-3.dcm").write_bytes(b"<html>"), "1-3.dcm"),
-        (lambda folder: write_dicom(folder, hounsfield(1), shifts_mm={3: 6.0}), "3 between 1-3.dcm and 1-4.dcm"),
-    ],
-)
-def test_broken_series_are_explained(tmp_path: Path, break_it: Any, text: str) -> None:
-    folder = write_dicom(tmp_path / "series", hounsfield(1))
-    break_it(folder)
-    with pytest.raises(UnreadableError, match=text):
-        DicomSeries(tuple(sorted(folder.glob("*.dcm")))).read()
-
-
-def test_rounded_positions_are_no_gap(tmp_path: Path) -> None:
-    folder = write_dicom(tmp_path / "series", hounsfield(1), shifts_mm={1: 0.05})
-    image = DicomSeries(tuple(folder.glob("*.dcm"))).read()
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), hounsfield(1))
 
 
 def test_wrong_nesting_names_the_right_folder(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:

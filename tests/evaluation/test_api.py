@@ -9,7 +9,7 @@ import pytest
 
 import nnssl
 from nnssl.errors import DataError, UsageError
-from nnssl.evaluation.api import default_num_processes, evaluate
+from nnssl.evaluation.api import evaluate
 from tests.evaluation.folders_for_tests import LABELS, label_array, write_folders, write_labels
 
 
@@ -78,13 +78,13 @@ def test_the_file_is_the_returned_summary_with_its_conventions(tmp_path):
     references, predictions = write_folders(tmp_path)
     output = tmp_path / "elsewhere" / "scores.json"
     result = evaluate(
-        str(references), str(predictions), output_file=output, protocol="paper", nsd_tolerance_mm=2.5, num_processes=1
+        str(references), str(predictions), output_file=output, metrics="paper", nsd_tolerance_mm=2.5, num_processes=1
     )
     assert result.summary_file == output
     assert not (predictions / "summary.json").exists()
     written = json.loads(output.read_text())
     assert written == result.summary
-    assert written["conventions"]["protocol"] == "paper"
+    assert written["conventions"]["metrics"] == "paper"
     assert written["conventions"]["nsd_tolerance_mm"] == 2.5
     assert list(written)[:2] == ["foreground_mean", "mean"]
     assert {"hd95_vox_pooled", "asd_vox"} <= set(written["mean"]["1"])
@@ -185,8 +185,8 @@ def replace_by_a_file(folder):
 
 FAULTS = {
     "no json": (lambda r, p: (p / "dataset.json").unlink(), UsageError, "nothing says which labels"),
-    "no references": (lambda r, p: remove_files(r), DataError, r"there are no \.nii\.gz files"),
-    "no predictions": (lambda r, p: remove_files(p), DataError, r"there are no \.nii\.gz files"),
+    "no references": (lambda r, p: remove_files(r), DataError, r"holds no \.nii\.gz files"),
+    "no predictions": (lambda r, p: remove_files(p), DataError, r"holds no \.nii\.gz files"),
     "no folder": (lambda r, p: shutil.rmtree(r), DataError, "the reference folder does not exist"),
     "a file": (lambda r, p: replace_by_a_file(r), DataError, "the reference folder is a file"),
     "other names": (lambda r, p: rename_files(p), DataError, "no prediction has the name"),
@@ -221,7 +221,8 @@ def test_faulty_folders_are_refused_and_nothing_is_written(tmp_path, fault):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "voxel"}, "unknown protocol"),
+        ({"metrics": "voxel"}, "unknown metric set"),
+        ({"protocol": "voxel"}, "unknown metric set"),
         ({"nsd_tolerance_mm": -1.0}, "tolerance"),
         ({"nsd_tolerance_mm": math.nan}, "tolerance"),
         ({"num_processes": 0}, "processes"),
@@ -246,10 +247,8 @@ def test_evaluate_is_the_public_function():
     assert nnssl.evaluate is evaluate
 
 
-def test_the_number_of_processes_stays_within_nnunets_and_the_cores(monkeypatch):
-    from nnunetv2 import configuration
-
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    for of_nnunet, expected in ((2, 2), (8, 3), (0, 1)):
-        monkeypatch.setattr(configuration, "default_num_processes", of_nnunet)
-        assert default_num_processes() == expected
+def test_the_old_spelling_of_the_metric_set(tmp_path):
+    references, predictions = write_folders(tmp_path, cases=1)
+    result = evaluate(references, predictions, protocol="paper")
+    assert result.conventions["metrics"] == "paper"
+    assert result.summary == evaluate(references, predictions, metrics="paper").summary

@@ -10,7 +10,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnssl.errors import DataError
-from nnssl.evaluation.mask_pairs import CaseFiles, Measurement, measure_case, read_labels
+from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case, read_labels
 from nnssl.evaluation.metrics import segmentation_metrics, voxel_metrics
 from nnssl.evaluation.structures import Structures
 from tests.evaluation.folders_for_tests import SPACING, label_array, write_labels
@@ -19,7 +19,7 @@ STRUCTURES = Structures({1: "core", 2: "rim", (1, 2): "both"}, None, frozenset({
 
 
 def measured(tmp_path, prediction, reference, structures=STRUCTURES, paper=False, reader=SimpleITKIO, **geometry):
-    files = CaseFiles(
+    files = FilePair(
         "case",
         write_labels(tmp_path / "reference" / "case.nii.gz", reference),
         write_labels(tmp_path / "prediction" / "case.nii.gz", prediction, **geometry),
@@ -29,7 +29,7 @@ def measured(tmp_path, prediction, reference, structures=STRUCTURES, paper=False
 
 def test_placement_may_differ_where_that_is_asked_for(tmp_path):
     array = label_array(1)
-    files = CaseFiles(
+    files = FilePair(
         "case",
         write_labels(tmp_path / "reference" / "case.nii.gz", array),
         write_labels(tmp_path / "prediction" / "case.nii.gz", array, origin=(5.0, 0.0, 0.0)),
@@ -57,7 +57,7 @@ def test_a_case_has_the_metrics_of_its_arrays_with_the_spacing_in_array_order(tm
     assert list(found) == [1, 2, (1, 2)]
 
 
-def test_the_standard_protocol_has_no_voxel_figures(tmp_path):
+def test_the_standard_metrics_have_no_voxel_figures(tmp_path):
     found = measured(tmp_path, label_array(1), label_array(2))
     assert {"hd95_vox_pooled", "asd_vox"}.isdisjoint(found[1])
 
@@ -71,8 +71,8 @@ def test_flat_images_are_measured_in_their_plane(tmp_path):
     NaturalImage2DIO().write_seg(prediction[None], str(path), {})
     image = read_labels(NaturalImage2DIO, path)
     np.testing.assert_array_equal(image.values, prediction)
-    assert image.spacing_mm.tolist() == [1, 1]
-    files = CaseFiles("a", path, path)
+    assert image.spacing_mm == (1, 1)
+    files = FilePair("a", path, path)
     assert measure_case(Measurement(NaturalImage2DIO, STRUCTURES, 1.0, False), files)[1]["hd95_mm"] == 0
 
 

@@ -54,9 +54,9 @@ def test_absent_structures_and_single_cases_show_no_number(tmp_path):
     assert "±" not in cells["core"][0]
 
 
-def test_the_paper_protocol_adds_its_columns_and_says_what_they_are(tmp_path):
+def test_the_paper_metrics_add_their_columns_and_says_what_they_are(tmp_path):
     references, predictions = write_folders(tmp_path)
-    result = evaluate(references, predictions, protocol="paper")
+    result = evaluate(references, predictions, metrics="paper")
     text = results_table(result)
     cells = rows(text)
     assert cells["structure"][5:7] == ["HD95 vox", "ASD vox"]

@@ -42,6 +42,18 @@ def test_several_models_are_listed_with_the_options_that_select_each(results):
     assert "-d Dataset001_A -tr U -p P -c 2d   (folds 0 3)" in caught.value.why
 
 
+def test_tags_tell_runs_of_one_method_apart(results):
+    plain = make_folder(results)
+    tagged = make_folder(results, configuration="2d@seed1")
+    with pytest.raises(UsageError) as caught:
+        find_model(ModelQuery())
+    assert "-c 2d   (folds 0)" in caught.value.why
+    assert "-c 2d -tag seed1   (folds 0)" in caught.value.why
+    assert find_model(ModelQuery(tag="seed1")).path == tagged
+    assert find_model(ModelQuery(tag="default")).path == plain
+    assert find_model(ModelQuery(folder=tagged)).tag == "seed1"
+
+
 @pytest.mark.parametrize(
     ("query", "chosen"),
     [

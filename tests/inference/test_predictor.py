@@ -13,7 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnssl.errors import EnvironmentProblem, OutOfMemory, UsageError
 from nnssl.inference.api import DiskJob, predict_files
 from nnssl.inference.inputs import cases_in_folder
-from nnssl.inference.predictor import Predictor, pick_device, using_threads
+from nnssl.inference.predictor import Predictor, using_threads
 from tests.inference.model_for_tests import make_scan, read_mask, write_model, write_scans
 
 
@@ -177,16 +177,6 @@ def test_checkpoint_of_a_network_with_other_layers(results, tmp_path):
     with pytest.raises(EnvironmentProblem, match="does not fit") as caught:
         Predictor.from_folder(model, device="cpu")
     assert re.fullmatch(r"of \d+ weights \d+ are missing, \d+ are of another network", caught.value.why)
-
-
-def test_device(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert pick_device() == torch.device("cpu")
-    with pytest.raises(EnvironmentProblem, match="no cuda device"):
-        pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device() == torch.device("cuda")
 
 
 def test_out_of_memory_names_the_case(model, scans, tmp_path, monkeypatch):

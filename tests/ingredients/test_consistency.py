@@ -10,6 +10,7 @@ from nnssl.ingredients.consistency import (
     cosine_distance,
     entropy_filtered_loss,
     kl_weighted_cross_entropy,
+    kl_weighted_cross_entropy_reference,
     probability_mse,
     robust_cross_entropy,
     soft_dice_distance,
@@ -308,6 +309,22 @@ def test_kl_weighted_gradient_against_differences(shape: tuple[int, ...], hard: 
             lambda z, given=given: kl_weighted_cross_entropy(z, peer.double(), 0.7, given, hard),
             student.double().requires_grad_(),
         )
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])
+@pytest.mark.parametrize("mask", ["none", "some", "shared", "empty"])
+def test_kl_weighted_is_the_reference(shape: tuple[int, ...], hard: bool, mask: str) -> None:
+    student, peer = random_pair(*shape)
+    student = student.clone().requires_grad_()
+    some = torch.rand(shape[0], 1, *shape[2:], generator=torch.Generator().manual_seed(6)) > 0.4
+    given = {"none": None, "some": some, "shared": some[:1], "empty": torch.zeros_like(some)}[mask]
+    found = kl_weighted_cross_entropy(student, peer, 0.7, given, hard)
+    expected = kl_weighted_cross_entropy_reference(student, peer, 0.7, given, hard)
+    torch.testing.assert_close(found, expected)
+    gradient, wanted = (torch.autograd.grad(2.5 * value, student)[0] for value in (found, expected))
+    torch.testing.assert_close(gradient, wanted)
+    assert bool(gradient.any()) == (mask != "empty")
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 2, 3, 4, 2)])

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.ingredients import box_filter, refinement
+from nnssl.ingredients import refinement
 from nnssl.ingredients.refinement import (
     Neighbourhood,
     confidence_mask,
@@ -20,77 +19,17 @@ from nnssl.ingredients.refinement import (
     propagate_labels,
     scale_intensities,
 )
-
-SHAPES = [(2, 2, 5, 6), (2, 1, 3, 4, 5)]
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def classes(*shape: int, seed: int = 0) -> Tensor:
-    return (4 * drawn(*shape, seed=seed)).softmax(1)
-
-
-def sides(*shape: int, low: int = 3, high: int = 7) -> Tensor:
-    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(9))
-
-
-def places(shape: torch.Size) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(n) for n in shape)))
-
-
-def window_places(centre: tuple[int, ...], side: int, shape: torch.Size, border: str) -> list[tuple[int, ...] | None]:
-    """Every neighbour's place; None = a zero outside the image."""
-    found: list[tuple[int, ...] | None] = []
-    for offset in itertools.product(range(-(side // 2), (side - 1) // 2 + 1), repeat=len(shape)):
-        place = tuple(c + o for c, o in zip(centre, offset, strict=True))
-        nearest = tuple(min(max(p, 0), n - 1) for p, n in zip(place, shape, strict=True))
-        if border == "replicate" or place == nearest:
-            found.append(nearest)
-        elif border == "zero":
-            found.append(None)
-    return found
-
-
-def naive_similarity(image: Tensor, window: Tensor, border: str) -> Tensor:
-    result = torch.zeros_like(image[:, :1])
-    for b, centre in itertools.product(range(len(image)), places(image.shape[2:])):
-        here = image[(b, slice(None), *centre)]
-        near = window_places(centre, int(window[(b, 0, *centre)]), image.shape[2:], border)
-        values = [image[(b, slice(None), *p)] if p else torch.zeros_like(here) for p in near]
-        result[(b, 0, *centre)] = -torch.stack([(v - here).square().mean() for v in values]).mean()
-    return result
-
-
-def naive_propagate(
-    probs: Tensor, weight_of, mask: Tensor, window: Tensor, iterations: int, retention: float
-) -> Tensor:
-    for _ in range(iterations):
-        new = probs.clone()
-        for b, centre in itertools.product(range(len(probs)), places(probs.shape[2:])):
-            near = window_places(centre, int(window[(b, 0, *centre)]), probs.shape[2:], "replicate")
-            weights = [float(weight_of(b, centre, p)) for p in near]
-            here, m = probs[(b, slice(None), *centre)], mask[(b, 0, *centre)]
-            total = sum(w * probs[(b, slice(None), *p)] for w, p in zip(weights, near, strict=True)) / len(near)
-            neighbours = (total + retention * here) / (sum(weights) / len(near) + retention)
-            new[(b, slice(None), *centre)] = m * here + (1 - m) * neighbours
-        probs = new
-    return probs
-
-
-def step_image(height: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor([0, 0, height, height], dtype=dtype).expand(1, 1, 4, 4)
-
-
-def step_probs() -> Tensor:
-    foreground = torch.tensor([0.1, 0.4, 0.8, 0.95], dtype=torch.float64).expand(1, 1, 4, 4)
-    return torch.cat([1 - foreground, foreground], 1)
-
-
-def rows(values: Tensor, *expected: float, row: int = 0, atol: float = 1e-6) -> None:
-    wanted = torch.tensor(expected, dtype=values.dtype)
-    torch.testing.assert_close(values[0, -1, row], wanted, atol=atol, rtol=0)
+from tests.ingredients.refinement_cases import (
+    SHAPES,
+    classes,
+    drawn,
+    naive_propagate,
+    naive_similarity,
+    rows,
+    sides,
+    step_image,
+    step_probs,
+)
 
 
 def delta() -> Tensor:
@@ -152,6 +91,7 @@ def test_gradient_of_a_single_bright_voxel() -> None:
 
 
 # --- similarity
+
 
 TABLE = {
     (3, "replicate"): ([0, -0.0208333, -0.0208333, 0], 1),
@@ -217,18 +157,6 @@ def test_samples_do_not_mix_however_they_are_grouped(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(a, b)
     alone = torch.cat([enhance(p[None], i[None]) for p, i in zip(probs, image, strict=True)])
     torch.testing.assert_close(alone, together[1])
-
-
-def test_off_the_cpu_the_windows_come_from_their_range_without_a_look() -> None:
-    window, image = torch.empty(2, 1, 4, 4, dtype=torch.int64, device="meta"), torch.empty(2, 1, 4, 4, device="meta")
-    for window_range, expected in (((3, 7), [3, 5, 7]), ((2, 6), [3, 5, 7]), ((1, 4), [1, 3, 5])):
-        assert [side for side, _ in box_filter.sided_windows(window, image, "valid", window_range)] == expected
-    assert local_similarity(image, window).shape == (2, 1, 4, 4)
-
-
-def test_a_window_needs_a_voxel() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        local_similarity(step_image(1.0), 0)
 
 
 def test_normalised_similarity() -> None:

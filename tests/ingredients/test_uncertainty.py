@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.ingredients.uncertainty import entropy, entropy_ignore_mask, percentile_of
+from nnssl.ingredients.uncertainty import entropy, entropy_ignore_mask, masked_percentile
 from tests.ingredients.cce_vectors import H_A, H_B, PROBS_A, PROBS_B
 
 
@@ -51,7 +51,7 @@ def test_entropy_of_a_certain_voxel_is_zero_with_a_finite_gradient() -> None:
 def test_percentiles_are_numpys(percentile: float, count: int) -> None:
     values = torch.randn(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
     expected = np.percentile(values.numpy(), percentile)
-    assert percentile_of(values, percentile).item() == pytest.approx(expected, abs=1e-12)
+    assert masked_percentile(values, percentile).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("percentile", [0, 33.3, 100])
@@ -60,7 +60,7 @@ def test_percentiles_of_the_values_that_count(percentile: float) -> None:
     values = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64)
     mask = torch.rand(4, 5, 6, generator=generator) > 0.6
     expected = np.percentile(values[mask].numpy(), percentile)
-    assert percentile_of(values, percentile, mask).item() == pytest.approx(expected, abs=1e-12)
+    assert masked_percentile(values, percentile, mask).item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.gpu
@@ -69,21 +69,21 @@ def test_percentiles_of_the_values_that_count(percentile: float) -> None:
 def test_percentiles_on_a_device_that_nothing_waits_for(percentile: float) -> None:
     values = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(1))
     for mask in (None, values > -0.5):
-        on_device = percentile_of(values.cuda(), percentile, None if mask is None else mask.cuda())
-        assert on_device.item() == pytest.approx(percentile_of(values, percentile, mask).item(), abs=1e-6)
+        on_device = masked_percentile(values.cuda(), percentile, None if mask is None else mask.cuda())
+        assert on_device.item() == pytest.approx(masked_percentile(values, percentile, mask).item(), abs=1e-6)
 
 
 def test_percentiles_beyond_the_limit_of_torch_quantile() -> None:
     values = torch.zeros(2**24 + 3)
     values[:4] = 1.0
-    assert percentile_of(values, 100).item() == 1.0
-    assert percentile_of(values, 50).item() == 0.0
+    assert masked_percentile(values, 100).item() == 1.0
+    assert masked_percentile(values, 50).item() == 0.0
 
 
 @pytest.mark.parametrize("percentile", [-1.0, 100.5])
 def test_percentiles_out_of_range(percentile: float) -> None:
     with pytest.raises(ValueError, match="percentile must be"):
-        percentile_of(torch.zeros(3), percentile)
+        masked_percentile(torch.zeros(3), percentile)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_percentiles_out_of_range(percentile: float) -> None:
     ],
 )
 def test_ignored_voxels_hand_values(percentile: float, delta_a: float, delta_b: float, ignored: list[int]) -> None:
-    assert percentile_of(entropy(PROBS_A), percentile).item() == pytest.approx(delta_a, abs=1e-6)
-    assert percentile_of(entropy(PROBS_B), percentile).item() == pytest.approx(delta_b, abs=1e-6)
+    assert masked_percentile(entropy(PROBS_A), percentile).item() == pytest.approx(delta_a, abs=1e-6)
+    assert masked_percentile(entropy(PROBS_B), percentile).item() == pytest.approx(delta_b, abs=1e-6)
     found = entropy_ignore_mask(PROBS_A, PROBS_B, percentile)
     assert found.dtype == torch.bool
     assert found.shape == (1, 1, 8)

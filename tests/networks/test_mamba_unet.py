@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnssl.networks import load_network, mamba_unet
 from nnssl.networks.mamba_unet import CrossScan, MambaUNet, PatchExpand, PatchMerge, VSSBlock, scan_orders, token_steps
-from nnssl.networks.outputs import pooled_outputs
+from nnssl.networks.outputs import pool_outputs
 
 TWO, THREE = [[1, 1], *[[2, 2]] * 4], [[1, 1, 1], *[[2, 2, 2]] * 4]
 ANISOTROPIC = [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [1, 2, 2]]
@@ -313,7 +313,7 @@ def test_deep_supervision(size: tuple[int, ...]) -> None:
     plain, supervised = tiny(strides).eval(), tiny(strides, deep_supervision=True).eval()
     supervised.load_state_dict(plain.state_dict())
     x = image(2, 1, *size)
-    outputs, expected = supervised(x), pooled_outputs(plain(x), strides)
+    outputs, expected = supervised(x), pool_outputs(plain(x), strides)
     assert len(outputs) == len(strides) - 1
     for output, wanted in zip(outputs, expected, strict=True):
         torch.testing.assert_close(output, wanted)

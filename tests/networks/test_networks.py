@@ -15,7 +15,7 @@ from nnssl.errors import UsageError
 from nnssl.networks import load_network
 from nnssl.networks.cce_pair import CCEPair
 from nnssl.networks.layers import widths
-from nnssl.networks.outputs import full_size_outputs, pooled_outputs
+from nnssl.networks.outputs import pool_outputs, resize_outputs
 from nnssl.networks.resnet34_vnet import ResNet34VNet
 from nnssl.networks.unet_bcp import UNetBCP
 from nnssl.networks.vnet import VNet
@@ -269,16 +269,16 @@ def test_outputs_at_full_size(dim: int, mode: str) -> None:
     sizes = [[4, 6, 8][:dim], [4, 3, 4][:dim], [2, 3, 2][:dim]]
     outputs = [image(1, 2, *size).half() for size in sizes]
     for mixed, third in ((False, mode), (True, "nearest")):
-        full = full_size_outputs(outputs, mixed)
+        full = resize_outputs(outputs, mixed)
         assert all(z.dtype == torch.float32 for z in full)
         for z, output, how in zip(full, outputs, (mode, mode, third), strict=True):
             torch.testing.assert_close(z, nn.functional.interpolate(output.float(), sizes[0], mode=how))
-    assert full_size_outputs([image(1, 2, *sizes[0]).double()])[0].dtype == torch.float64
+    assert resize_outputs([image(1, 2, *sizes[0]).double()])[0].dtype == torch.float64
 
 
-def test_pooled_outputs_are_means_over_boxes() -> None:
+def test_pool_outputs_are_means_over_boxes() -> None:
     logits = image(1, 2, 4, 8, 8).requires_grad_()
-    outputs = pooled_outputs(logits, [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]])
+    outputs = pool_outputs(logits, [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]])
     assert [tuple(output.shape[2:]) for output in outputs] == [(4, 8, 8), (4, 4, 4), (2, 2, 2)]
     for output, (d, h, w) in zip(outputs, [(1, 1, 1), (1, 2, 2), (2, 4, 4)], strict=True):
         for z, y, x in torch.cartesian_prod(*[torch.arange(n) for n in output.shape[2:]]).tolist():
@@ -292,14 +292,14 @@ def test_pooled_outputs_are_means_over_boxes() -> None:
 def test_pooled_sizes_round_half_to_even_and_never_vanish(
     size: tuple[int, int], expected: list[tuple[int, int]]
 ) -> None:
-    outputs = pooled_outputs(image(1, 1, *size), [[1, 1], [2, 2], [2, 2], [2, 2]])
+    outputs = pool_outputs(image(1, 1, *size), [[1, 1], [2, 2], [2, 2], [2, 2]])
     assert [tuple(output.shape[2:]) for output in outputs] == expected
 
 
 @pytest.mark.parametrize("strides", [[[1, 1]], [[1, 1], [2, 2]]])
 def test_one_output_when_there_is_no_resolution_between(strides: list[list[int]]) -> None:
     logits = image(1, 2, 4, 4)
-    (output,) = pooled_outputs(logits, strides)
+    (output,) = pool_outputs(logits, strides)
     assert output is logits
 
 

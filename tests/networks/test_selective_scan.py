@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnssl.networks import selective_scan as module
-from nnssl.networks.selective_scan import selective_scan
+from nnssl.networks.selective_scan import selective_scan, selective_scan_reference
 
 NAMES = ["u", "δ", "A", "B", "C", "D"]
 
@@ -32,7 +33,7 @@ def make(
 
 
 def naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """Return y, one step and one channel after the other."""
+    """Return y, one channel and one step after the other, with the group of each channel looked up."""
     B, C = (x if x.ndim == 4 else x[:, None] for x in (B, C))
     share = u.shape[1] // B.shape[1]
     rows = []
@@ -76,7 +77,7 @@ def chunks_of(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ((2, 4, 2, 3, 13), None, 2.0),  # the chunk as it comes
     ],
 )
-def test_values_and_gradients_against_the_loop(
+def test_values_and_gradients_are_those_of_the_reference(
     shape: tuple[int, int, int | None, int, int],
     chunk: int | None,
     decay: float,
@@ -90,10 +91,18 @@ def test_values_and_gradients_against_the_loop(
     exact = [x.detach().double().requires_grad_() for x in inputs]
     y = selective_scan(*inputs)
     assert y.dtype == dtype
-    check(values_and_gradients(y, inputs), values_and_gradients(naive(*exact), exact), tolerance)
+    check(values_and_gradients(y, inputs), values_and_gradients(selective_scan_reference(*exact), exact), tolerance)
 
 
-def test_hand_values() -> None:
+@pytest.mark.parametrize("shape", [(2, 4, None, 3, 7), (2, 6, 3, 2, 8), (1, 3, 3, 4, 5), (3, 2, 1, 1, 1)])
+def test_the_reference_against_a_loop_over_channels(shape: tuple[int, int, int | None, int, int]) -> None:
+    inputs = make(shape)
+    expected = values_and_gradients(naive(*inputs), inputs)
+    check(values_and_gradients(selective_scan_reference(*inputs), inputs), expected, 1e-12)
+
+
+@pytest.mark.parametrize("selective_scan", [selective_scan, selective_scan_reference])
+def test_hand_values(selective_scan: Callable[..., Tensor]) -> None:
     rows = [[1.0, 2.0, -1.0], [0.5, 0.2, 0.1], [1.0, 0.5, 2.0], [1.0, 1.0, -1.0]]
     u, delta, B, C = (torch.tensor([[row]], dtype=torch.float64) for row in rows)
     A, D = -torch.ones(1, 1, dtype=torch.float64), torch.full((1,), 0.5, dtype=torch.float64)
@@ -198,8 +207,8 @@ def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_automatic_choice(cuda: bool, installed: set[str], best: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_installed", installed.__contains__)
-    assert module._best_backend(cuda) == best
+    monkeypatch.setattr(module, "_is_installed", installed.__contains__)
+    assert module._choose_backend(cuda) == best
     inputs = make((1, 2, 1, 2, 3))
     assert torch.equal(selective_scan(*inputs), selective_scan(*inputs, backend="chunked"))
 
@@ -212,8 +221,8 @@ def test_importing_needs_neither_triton_nor_mamba_ssm(monkeypatch: pytest.Monkey
     spec.loader.exec_module(another)
     inputs = make((1, 2, 1, 2, 3))
     assert torch.equal(another.selective_scan(*inputs), selective_scan(*inputs))
-    assert not another._installed("triton")
-    assert another._installed("torch")
+    assert not another._is_installed("triton")
+    assert another._is_installed("torch")
 
 
 class Largest(TorchDispatchMode):
@@ -264,4 +273,4 @@ def test_backends_agree_on_a_gpu(backend: str, groups: int) -> None:
 
     expected = run("chunked")
     check(run(backend), [x.double() for x in expected], 1e-4)
-    assert torch.equal(selective_scan(*inputs), selective_scan(*inputs, backend=module._best_backend(True)))
+    assert torch.equal(selective_scan(*inputs), selective_scan(*inputs, backend=module._choose_backend(True)))

@@ -42,12 +42,12 @@ def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     import nnssl_trainers.frame.run_loop
 
     monkeypatch.setattr(
-        nnssl_trainers.frame.run_loop.Run,
+        nnssl_trainers.frame.run_loop.RunLoop,
         "num_val_iterations_per_epoch",
         property(lambda _: 1, lambda *_: None),
         raising=False,
     )
-    monkeypatch.setattr(nnssl_trainers.frame.run_loop.Run, "_plot", lambda _: None)
+    monkeypatch.setattr(nnssl_trainers.frame.run_loop.RunLoop, "_plot", lambda _: None)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnssl.registry import METHODS
-from nnssl_trainers.frame.run_loop import unwrapped
+from nnssl_trainers.frame.architecture import unwrapped
 
 
 def test_stock_predictor_loads_the_final_checkpoint_without_us(make_trainer, tmp_path, monkeypatch) -> None:

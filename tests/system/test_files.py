@@ -133,6 +133,64 @@ def test_replacing_names_a_disk_that_is_full(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_ending_is_kept_for_image_writers(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.nii.gz"
+    with replacing(path, keep_ending=True) as temporary:
+        assert temporary == path.with_name(".part_a.nii.gz")
+        temporary.write_text("content")
+    assert path.read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    (tmp_path / ".part_a.nii.gz").write_text("left over, and longer than the new content")
+    with replacing(path, keep_ending=True) as temporary:
+        assert not temporary.exists()
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_temporary_file_may_lie_elsewhere(tmp_path: Path) -> None:
+    path, work = tmp_path / "images" / "a.nii.gz", tmp_path / "work"
+    with replacing(path, keep_ending=True, work_folder=work) as temporary:
+        assert temporary.parent == work
+        temporary.write_text("content")
+    assert path.read_text() == "content"
+    assert list(work.iterdir()) == []
+
+
+def test_a_runtime_error_of_an_image_writer_is_a_disk_problem(tmp_path: Path) -> None:
+    def fail(**options: bool) -> None:
+        with replacing(tmp_path / "a.nii.gz", run="repair", **options) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("ITK\nno space")
+
+    with pytest.raises(EnvironmentProblem, match="could not be written") as caught:
+        fail(keep_ending=True)
+    assert (caught.value.why, caught.value.run) == ("no space", "repair")
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_writes_nothing_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    with pytest.raises(EnvironmentProblem, match="could not be written"), replacing(path, keep_ending=True):
+        pass
+    assert not path.exists()
+
+
 def test_writing_below_a_file_or_over_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

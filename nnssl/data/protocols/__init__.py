@@ -1,21 +1,24 @@
-"""Published protocols: which patients learn with labels, validate and test. Names and order only, one JSON file each.
+"""Published protocols: which patients train, validate and test. Each JSON file holds names and their order only.
 
-A file `FAMILY.json` has `source` (who published it), `budgets` (the published label budgets), and either the lists
-`train` (in the order in which a budget takes them), `validation` and `test`, or `rule`, for protocols that are
-published without lists: `{"seed": 0, "validation": 10, "test": 20}` shuffles the sorted patients with that seed, takes
-the test and the validation patients from its end, and the others learn in the shuffled order.
+A file `FAMILY.json` has the keys `source` (who published the protocol) and `budgets` (the published label budgets), and
+one of two descriptions of the patients:
 
-Where the published labelled lists of a file's budgets do not contain each other, `labelled` holds them, `{"4": [...],
-"10": [...]}`: each budget is then a protocol of its own, in whose order its list comes first.
+- The lists `train`, `validation` and `test`. A label budget takes patients in the order of `train`.
+- A `rule`, for protocols that are published without lists. `{"seed": 0, "validation": 10, "test": 20}` shuffles the
+  sorted patients with that seed. The last 20 patients of the shuffled order test, the 10 before these validate, and the
+  others train in this order.
 
-With `domains`, `{"labelled": ["A", "B"], "unlabelled": ["B"], "test": ["C"]}`, the patients come from the domains that
-`cases` of dataset.json names: those of `labelled` fill the order that a budget takes, those of `unlabelled` learn
-without labels, and every patient of a `test` domain that nobody learns from is a test patient.
+Optional keys:
+
+- `labelled`, `{"4": [...], "10": [...]}`, where the published lists of labelled patients do not contain each other.
+  Each budget is then a protocol of its own, whose order begins with its own list.
+- `domains`, `{"labelled": ["A", "B"], "unlabelled": ["B"], "test": ["C"]}`. `cases` of dataset.json names the domain of
+  each patient. A label budget takes patients of the `labelled` domains; patients of the `unlabelled` domains train
+  without labels; all patients of a `test` domain from which no patient trains are test patients.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +28,8 @@ import numpy as np
 
 from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.splits import LabelBudget
-from nnssl.errors import DataError, UsageError
+from nnssl.errors import DataError, UsageError, unknown_name
+from nnssl.names import CASES_KEY, LABELLED_ORDER, SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json
 
 FOLDER = Path(__file__).parent
@@ -33,7 +37,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Lists:
-    """The patients of a protocol in one data set; `order` are those that may keep their labels, first come first."""
+    """The patients of a protocol in one data set; `order` holds the patients that may keep their labels, in order."""
 
     train: tuple[str, ...]
     order: tuple[str, ...]
@@ -43,7 +47,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol file; see the module's docstring."""
+    """One protocol file; the docstring of the module explains the keys."""
 
     family: str
     source: str
@@ -57,24 +61,24 @@ class Protocol:
 
     @property
     def names(self) -> list[str]:
-        """What `-protocol` takes for training: `acdc-7`, `mnms-2pct`."""
+        """The values of `-protocol` for training: `acdc-7`, `mnms-2pct`."""
         return [f"{self.family}-{budget.replace('%', 'pct')}" for budget in self.budgets]
 
     def of_budget(self, name: str, budget: str) -> Protocol:
-        """Return the protocol `name` of one budget: this one, but for the published labelled list of that budget."""
+        """Return the protocol `name` of one budget: this protocol, with the labelled list of the budget first."""
         first = tuple(self.labelled.get(budget, ()))
         if not first:
             return self
         return replace(self, family=name, train=(*first, *(patient for patient in self.train if patient not in first)))
 
     def lists(self, people: Mapping[str, str]) -> Lists:
-        """Return the patients' parts.
+        """Return which patients train, validate and test.
 
         Args:
-            people: patient -> domain of every patient with labels in the data set.
+            people: patient -> domain, for every patient of the data set that has labels.
 
         Raises:
-            DataError: patients or domains of the protocol are missing.
+            DataError: the data set lacks patients or domains of the protocol.
         """
         if not self.rule:
             missing = sorted({*self.train, *self.validation} - set(people))
@@ -95,10 +99,11 @@ class Protocol:
         unseen = set(self.domains.get("test", ())) - learned
         absent = sorted((learned | unseen) - set(people.values()))
         if absent:
+            there = sorted(domain for domain in people.values() if domain)
             raise DataError(
                 f"the protocol {self.family} needs domains that the data set does not have",
                 where="dataset.json: cases",
-                why=f"missing: {', '.join(absent)}; there are: {', '.join(sorted(filter(None, people.values())))}",
+                why=f"missing: {', '.join(absent)}; the data set has: {', '.join(dict.fromkeys(there))}",
             )
         known = [name for name in shuffled if not learned or people[name] in learned]
         tested = {name for name in shuffled if people[name] in unseen}
@@ -123,8 +128,8 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What a protocol needs to know of a case."""
+class ProtocolCase:
+    """A case as a protocol sees it."""
 
     name: str
     patient: str
@@ -132,51 +137,55 @@ class Case:
 
 
 def protocol_fold(
-    protocol: Protocol, lists: Lists, labelled: Sequence[Case], unlabelled: Sequence[Case]
+    protocol: Protocol, lists: Lists, labelled: Sequence[ProtocolCase], unlabelled: Sequence[ProtocolCase]
 ) -> dict[str, Any]:
-    """Return the one fold of a protocol, as `splits_final.json` holds it.
+    """Return the only fold of a protocol, as `splits_final.json` holds it.
 
-    Its additional keys are `protocol`, and `test`: labelled cases that nothing may be learned from. Of the unlabelled
-    scans those of the training patients take part; with a rule, those of its domains. Where the protocol has no
-    validation patients `val` is `train`, which a label budget narrows to the labelled cases.
+    The fold has two more keys: `protocol`, and `test` with the labelled cases that no training may use. Unlabelled
+    scans of the training patients take part; with a rule, unlabelled scans of the rule's domains. Where the protocol
+    has no validation patients, `val` is `train`, which a label budget narrows to the labelled cases.
     """
     closed = {*lists.validation, *lists.test}
     learned = {*protocol.domains.get("labelled", ()), *protocol.domains.get("unlabelled", ())}
     more = [case for case in unlabelled if case.patient not in closed and (not learned or case.domain in learned)]
-    train = _of(lists.train, labelled)
+    train = _cases_of(lists.train, labelled)
     return {
         "train": train,
-        "val": _of(lists.validation, labelled) or train,
-        "unlabelled": [case.name for case in more if protocol.rule or case.patient in lists.train],
-        "labelled_order": list(lists.order),
-        "test": _of(lists.test, labelled),
+        "val": _cases_of(lists.validation, labelled) or train,
+        UNLABELLED_KEY: [case.name for case in more if protocol.rule or case.patient in lists.train],
+        LABELLED_ORDER: list(lists.order),
+        "test": _cases_of(lists.test, labelled),
         "protocol": protocol.family,
     }
 
 
-def _of(people: Sequence[str], cases: Sequence[Case]) -> list[str]:
+def _cases_of(people: Sequence[str], cases: Sequence[ProtocolCase]) -> list[str]:
     wanted = set(people)
     return sorted(case.name for case in cases if case.patient in wanted)
 
 
 def protocol_splits(name: str, raw: RawDataset) -> list[dict[str, Any]]:
-    """Return the folds of a protocol in a raw data set; test patients may stand in imagesTr, in imagesTs, or be absent.
+    """Return the folds of a protocol in a raw data set.
 
-    The lists that `nnssl_convert -protocol` wrote are taken as they are.
+    Test patients may be in imagesTr, in imagesTs, or missing. The function takes lists that `nnssl_convert -protocol`
+    wrote as they are.
 
     Raises:
         UsageError: no such protocol.
-        DataError: patients or domains are missing.
+        DataError: the data set lacks patients or domains of the protocol.
     """
     protocol, _ = find_protocol(name)
-    written = raw.folder / "splits_final.json"
+    written = raw.folder / SPLITS_JSON
     if written.is_file() and is_of_protocol(folds := read_json(written), name):
         return list(folds)
-    about = raw.dataset_json.get("cases", {})
+    about = raw.dataset_json.get(CASES_KEY, {})
 
-    def known(cases: Iterable[RawCase]) -> list[Case]:
+    def known(cases: Iterable[RawCase]) -> list[ProtocolCase]:
         entries = ((case, about.get(case.name, {})) for case in cases)
-        return [Case(case.name, entry.get("named", case.patient), entry.get("domain", "")) for case, entry in entries]
+        return [
+            ProtocolCase(case.name, entry.get("named", case.patient), entry.get("domain", ""))
+            for case, entry in entries
+        ]
 
     labelled = known(raw.labelled.values())
     lists = protocol.lists({case.patient: case.domain for case in labelled})
@@ -184,7 +193,7 @@ def protocol_splits(name: str, raw: RawDataset) -> list[dict[str, Any]]:
 
 
 def is_of_protocol(splits: Any, name: str) -> bool:  # noqa: ANN401 - whatever the file holds
-    """Return whether fold 0 of a `splits_final.json` is that of a protocol."""
+    """Return whether the content of a `splits_final.json` follows a protocol."""
     first = splits[0] if isinstance(splits, list) and splits else None
     return isinstance(first, dict) and first.get("protocol") == find_protocol(name)[0].family
 
@@ -195,28 +204,24 @@ def find_protocol(name: str) -> tuple[Protocol, str | None]:
     Raises:
         UsageError: no such protocol; the message lists the names.
     """
-    protocols = [read_protocol(path) for path in sorted(FOLDER.glob("*.json"))]
-    for protocol in protocols:
-        if name == protocol.family:
-            return protocol, None
+    families = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+    family, _, _ = name.rpartition("-")  # no name of a budget holds a dash
+    if name in families:
+        return read_protocol(families[name]), None
+    if family in families:
+        protocol = read_protocol(families[family])
         if name in protocol.names:
             budget = protocol.budgets[protocol.names.index(name)]
             return protocol.of_budget(name, budget), budget
-    known = [text for protocol in protocols for text in protocol.names]
-    close = difflib.get_close_matches(name, known, n=1)
-    raise UsageError(
-        f"unknown protocol '{name}'",
-        where=f"-protocol {name}",
-        why=f"known protocols: {', '.join(known)}",
-        run=f"-protocol {close[0]}" if close else "",
-    )
+    known = [text for path in families.values() for text in read_protocol(path).names]
+    raise unknown_name("protocol", name, known, option="-protocol")
 
 
 def budget_of(name: str, labelled: str | int | None, fold: int | str) -> str:
     """Return the label budget of a protocol, for commands that also take `-labelled` and a fold.
 
     Raises:
-        UsageError: no such protocol, it has no budget, or the other options contradict it.
+        UsageError: no such protocol, a protocol without a budget, or other options contradict the protocol.
     """
     protocol, budget = find_protocol(name)
     if budget is None:
@@ -234,13 +239,14 @@ def read_protocol(path: Path) -> Protocol:
     """Return the protocol of a file of this folder.
 
     Raises:
-        DataError: a list repeats a patient, a patient is in two lists, or a budget or its labelled list is none.
+        DataError: a list repeats a patient, a patient is in two lists, or a labelled list does not fit its budget.
+        UsageError: a budget is not a label budget.
     """
     content = read_json(path)
     lists = {key: tuple(content.get(key, ())) for key in ("train", "validation", "test")}
     people = [name for names in lists.values() for name in names]
     if len(people) != len(set(people)):
-        raise DataError("a patient stands twice in a protocol", where=path)
+        raise DataError("a protocol names a patient twice", where=path)
     for budget in content["budgets"]:
         LabelBudget.parse(budget)
     rest: dict[str, Any] = {key: content[key] for key in ("rule", "domains", "labelled") if key in content}

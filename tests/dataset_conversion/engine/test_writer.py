@@ -2,32 +2,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from nnssl.cli.convert import main
 from nnssl.dataset_conversion.engine import case_files as cases
-from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.system.files import content_hash
-from tests.dataset_conversion.miniatures import assert_scan, label, names, refused, scan, use_raw, write
+from tests.dataset_conversion.miniatures import assert_scan, convert_folder, label, names, scan, use_raw, write
 from tests.dataset_conversion.test_acdc import download as acdc  # noqa: F401 - a fixture
-
-
-@pytest.fixture
-def world(tmp_path: Path, monkeypatch) -> tuple[Path, Path]:
-    source = tmp_path / "mine"
-    for seed, case in enumerate("abc"):
-        write(source / "images" / f"{case}.nrrd", scan(seed))
-        write(source / "labels" / f"{case}.nrrd", label([1]))
-    return source, use_raw(tmp_path, monkeypatch) / "Dataset005_Folder"
-
-
-def convert(source: Path, *options: str) -> int:
-    return main(["folder", "-i", str(source), "-d", "5", "-np", "1", *options])
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -36,7 +19,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 def test_manifest_lists_inputs_and_outputs(world: tuple[Path, Path]) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     manifest = json.loads((folder / "conversion.json").read_text())
     assert manifest["converter"] == "folder"
     assert manifest["cases"]["b"]["inputs"] == {
@@ -47,30 +30,23 @@ def test_manifest_lists_inputs_and_outputs(world: tuple[Path, Path]) -> None:
     assert names(folder) == ["conversion.json", "dataset.json", "imagesTr", "labelsTr"]
 
 
-def test_dry_run_writes_nothing(world: tuple[Path, Path], capsys) -> None:
-    source, folder = world
-    assert convert(source, "--dry_run") == 0
-    assert not folder.exists()
-    assert "3 labelled, 0 unlabelled, 0 test cases: 3 to convert, 0 there already" in capsys.readouterr().out
-
-
 def test_a_repeated_run_writes_nothing_again(world: tuple[Path, Path], capsys) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     before = stamps(folder)
-    assert convert(source, "--json") == 0
+    assert convert_folder(source, "--json") == 0
     assert stamps(folder) == before
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["kept"] == 3
 
 
 def test_what_is_damaged_changed_or_new_is_converted(world: tuple[Path, Path]) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     before = stamps(folder)
     (folder / "labelsTr" / "a.nii.gz").write_bytes(b"damaged")
     write(source / "images" / "b.nrrd", scan(10))
     write(source / "unlabelled" / "d.nrrd", scan(11))
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     after = stamps(folder)
     assert {name for name in before if before[name] == after[name]} == {
         "imagesTr/c_0000.nii.gz", "labelsTr/c.nii.gz",
@@ -91,12 +67,12 @@ def test_a_stopped_run_goes_on(world: tuple[Path, Path], monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(cases, "_save", stop_at_the_fourth)
-        assert convert(source) == 130
+        assert convert_folder(source) == 130
     assert not (folder / "dataset.json").exists()
     calls.clear()
     monkeypatch.setattr(cases, "_save", lambda image, target: (calls.append(target.name), real(image, target))[1])
-    assert convert(source) == 0
-    assert calls == ["b_0000.nii.gz", "b.nii.gz", "c_0000.nii.gz", "c.nii.gz"]
+    assert convert_folder(source) == 0
+    assert calls == [f".part_{name}.nii.gz" for name in ("b_0000", "b", "c_0000", "c")]
     assert names(folder) == ["conversion.json", "dataset.json", "imagesTr", "labelsTr"]
 
 
@@ -119,7 +95,7 @@ def test_a_full_disk_is_exit_code_4(world: tuple[Path, Path]) -> None:
     assert "No space left on device" in done.stderr
     assert names(folder) == [".conversion", "imagesTr"]
     assert names(folder / "imagesTr") == names(folder / ".conversion") == []
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     assert_scan(folder / "imagesTr" / "a_0000.nii.gz", scan(9, (30, 30, 30)))
 
 
@@ -140,21 +116,21 @@ def test_splits_of_a_protocol_go_with_it(acdc: Path, tmp_path: Path, monkeypatch
 
 def test_files_of_a_killed_run_are_removed(world: tuple[Path, Path]) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     (folder / "dataset.json").unlink()
     (folder / "imagesTr" / "z_0000.nii.gz").write_bytes(b"left")
     (folder / "labelsTr" / "z.nii.gz").write_bytes(b"left")
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     assert names(folder / "labelsTr") == [f"{case}.nii.gz" for case in "abc"]
     assert names(folder / "imagesTr") == [f"{case}_0000.nii.gz" for case in "abc"]
 
 
 def test_files_of_others_are_refused(world: tuple[Path, Path], capsys) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     foreign = folder / "imagesTr" / "z_0000.nii.gz"
     foreign.write_bytes(b"mine")
-    assert convert(source) == 3
+    assert convert_folder(source) == 3
     assert f"{foreign} was not made by nnssl_convert" in capsys.readouterr().err
     assert foreign.read_bytes() == b"mine"
 
@@ -164,19 +140,19 @@ def test_one_process_writes_at_a_time(world: tuple[Path, Path], capsys) -> None:
     lock = folder / ".conversion" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text(str(os.getpid()))
-    assert convert(source) == 4
+    assert convert_folder(source) == 4
     assert "another nnssl_convert writes this data set" in capsys.readouterr().err
     assert names(folder) == [".conversion"]
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     lock.write_text(str(gone.pid))
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     assert not lock.exists()
 
 
 def test_two_workers_write_the_same(world: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
     source, folder = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "other"))
     assert main(["folder", "-i", str(source), "-d", "5", "-np", "2"]) == 0
     other = tmp_path / "other" / folder.name
@@ -188,94 +164,8 @@ def test_two_workers_write_the_same(world: tuple[Path, Path], tmp_path: Path, mo
 
 def test_cases_that_are_gone_are_not_left_in_silence(world: tuple[Path, Path], capsys) -> None:
     source, _ = world
-    assert convert(source) == 0
+    assert convert_folder(source) == 0
     for name in ("images/c.nrrd", "labels/c.nrrd"):
         (source / name).unlink()
-    assert convert(source) == 3
+    assert convert_folder(source) == 3
     assert "holds 1 case(s) that this conversion does not make (c)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "expected"),
-    [
-        (["-d", "0"], 2, "1 to 999"),
-        (["-d", "5", "-o", "../x"], 2, "-o"),
-        (["-d", "5", "-np", "0"], 2, "-np 0"),
-        (["-d", "5", "-protocol", "acdc7"], 2, "-protocol acdc-7"),
-        (["-d", "5", "-i", "/no/such/folder"], 2, "/no/such/folder"),
-    ],
-)
-def test_wrong_options(world: tuple[Path, Path], capsys, options: list[str], code: int, expected: str) -> None:
-    source, folder = world
-    assert main(["folder", "-i", str(source), *options]) == code
-    assert expected in capsys.readouterr().err
-    assert not folder.exists()
-
-
-def test_a_folder_of_the_user_is_left_alone(world: tuple[Path, Path], capsys) -> None:
-    source, folder = world
-    (folder / "imagesTr").mkdir(parents=True)
-    assert convert(source) == 2
-    assert "was not made by nnssl_convert" in capsys.readouterr().err
-    assert convert(source, "-o", "Other") == 2
-    assert "the id 5 is taken" in capsys.readouterr().err
-
-
-def test_help_lists_every_converter_and_imports_nothing_heavy() -> None:
-    code = "import sys; from nnssl.cli.convert import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += "print([m for m in ('torch', 'numpy', 'SimpleITK', 'nnunetv2') if m in sys.modules])"
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines()[-1] == "[]"
-    for name in ("acdc", "la", "msd", "h5", "folder", *CONVERTERS):
-        assert re.search(rf"^ +{name}\b", printed, re.MULTILINE), name
-
-
-@pytest.mark.parametrize("name", CONVERTERS)
-def test_every_converter_says_where_its_data_come_from(name: str) -> None:
-    entry = CONVERTERS[name]
-    assert callable(entry.load())
-    assert entry.name == name
-    assert all((entry.title, entry.owner, entry.licence, entry.citation))
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["-channel", "a", "b", "-images", "images/*"], "1 glob(s) for 2 channel(s)"),
-        (["-label_values", "0", "1", "1"], "repeats a value"),
-        (["-label_values", "0", "1", "-label_names", "x", "y"], "2 name(s) for 2 -label_values"),
-        (["-labels", "/labels/*"], "empty or absolute"),
-        (["-test", ""], "empty or absolute"),
-    ],
-)
-def test_wrong_options_of_folder(world: tuple[Path, Path], capsys, options: list[str], expected: str) -> None:
-    source, folder = world
-    assert convert(source, *options) == 2
-    assert expected in capsys.readouterr().err
-    assert not folder.exists()
-
-
-def test_two_channels_need_no_other_globs(world: tuple[Path, Path]) -> None:
-    source, folder = world
-    for seed, case in enumerate("abc"):
-        write(source / "second" / f"{case}.nrrd", scan(10 + seed))
-    assert convert(source, "-channel", "a", "b", "-images", "images/*", "second/*") == 0
-    assert len(names(folder / "imagesTr")) == 6
-
-
-def test_a_given_glob_that_matches_nothing_is_named(world: tuple[Path, Path], capsys) -> None:
-    assert convert(world[0], "-test", "tset/*") == 3
-    assert "-test tset/* matches no file" in capsys.readouterr().err
-
-
-def test_a_folder_named_like_a_file_is_in_the_report(tmp_path: Path, monkeypatch, capsys) -> None:
-    source = tmp_path / "la"
-    (source / "Training Set" / "x" / "lgemri.nrrd").mkdir(parents=True)
-    write(source / "Training Set" / "x" / "laendo.nrrd", label([1]))
-    assert "lgemri.nrrd cannot be read" in refused(tmp_path, monkeypatch, capsys, "la", source)
-
-
-def test_label_values_that_are_no_class_numbers_name_the_file(world: tuple[Path, Path], capsys) -> None:
-    write(world[0] / "labels" / "b.nrrd", label([200]))
-    assert convert(world[0]) == 3
-    assert f"b, {world[0] / 'labels' / 'b.nrrd'}" in capsys.readouterr().err

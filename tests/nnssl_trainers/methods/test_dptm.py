@@ -14,11 +14,10 @@ from torch.nn import functional
 
 from nnssl.errors import StoppedBySignal, UsageError
 from nnssl.ingredients.contrastive import nt_xent
-from nnssl.ingredients.perturb import augmented_copy
+from nnssl.ingredients.perturb import augment_patches
 from nnssl.ingredients.thresholds import DynamicThresholdMap
-from nnssl.networks import plans_entry
 from nnssl.training import checkpoints
-from nnssl_trainers.frame.trainer import as_list
+from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.methods.dptm import summed_over_processes
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 
@@ -49,7 +48,7 @@ def reference(trainer, batch, thresholds: DynamicThresholdMap, boxes: torch.Tens
     log_p = (trainer.network(x_s)[0] / 0.5).log_softmax(1).gather(1, guess)
     n = mask.sum()
     u = trainer.network.encoder(torch.cat([x_l, x_s]))[-1].flatten(2).mean(2)
-    v = trainer.network.encoder(augmented_copy(torch.cat([x_l, x_w])))[-1].flatten(2).mean(2)
+    v = trainer.network.encoder(augment_patches(torch.cat([x_l, x_w])))[-1].flatten(2).mean(2)
     return {
         "supervised": trainer.loss(trainer.network(x_l), batch.target_l).item(),
         "pseudo_label": 0.5 * (-(q * above * mask * log_p).sum() / n).item(),
@@ -233,16 +232,12 @@ def test_stopped_and_continued_is_uninterrupted_bit_by_bit(stop_after: int, make
     assert (second.threshold_map.map != 1 / 3).any()
 
 
-def test_a_network_without_encoder_is_an_error_at_the_start(make_tiny, make_trainer) -> None:
-    folder = make_tiny(2)
-    plans = json.loads((folder / "nnUNetPlans.json").read_text())
-    plan = plans["configurations"]["2d"]
-    plan["architecture"] = plans_entry("unet_bcp", plan)
-    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
-    with pytest.raises(UsageError, match="UNetBCP has no encoder") as error:
-        make_trainer("DPTMTrainer", 2).initialize()
+def test_a_network_without_encoder_is_an_error_at_the_start(make_trainer) -> None:
+    network = "nnssl.networks.cce_pair.CCEPair"
+    with pytest.raises(UsageError, match="CCEPair has no encoder") as error:
+        make_trainer("DPTMTrainer", 2, config={"network": network}).initialize()
     assert "contrast_weight=0" in error.value.run
-    trainer = make_trainer("DPTMTrainer", 2, config={"contrast_weight": 0})
+    trainer = make_trainer("DPTMTrainer", 2, config={"network": network, "contrast_weight": 0})
     trainer.initialize()
     terms = trainer.training_losses(trainer._on_device(next(trainer.get_dataloaders()[0])))
     assert set(terms) == {"supervised", "pseudo_label"}

@@ -22,7 +22,7 @@ def make(name: str, dim: int = 2, deep_supervision: bool = True) -> nn.Module:
         options = {"width": 8, "state_size": 2, "blocks": 1} if name == "mamba_unet" else {}
         return load_network(name, 1, 3, [16] * dim, STRIDES[dim], deep_supervision=deep_supervision, **options)
     (plan,) = tiny_plans(dim, [16] * dim)["configurations"].values()
-    entry = architecture("student1", name, plan, {})
+    entry = architecture("network", name, plan)
     return build_network(json.loads(json.dumps(entry)), 1, 3, deep_supervision=deep_supervision)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nnssl.ingredients.consistency import multiscale_consistency
+from nnssl.ingredients.multiscale_gradient import multiscale_consistency_reference, multiscale_value_and_gradients
 
 FOREGROUNDS = [(0.9, 0.3), (0.8, 0.4), (0.6, 0.2), (0.5, 0.5)]
 PRESETS = ["paper", "urpc", "code"]
@@ -76,6 +77,30 @@ def test_against_loops(preset: str, shape: tuple[int, ...], regions: bool) -> No
     for region, given in ((mask, mask), (torch.ones_like(mask), None)):
         value = multiscale_consistency(logits, preset, given, regions).item()
         assert value == pytest.approx(naive(probs, preset, region), abs=1e-7)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("shape", "regions"), [((2, 3, 3, 4), False), ((2, 4, 2, 3, 2), False), ((2, 2, 4, 3), True)])
+@pytest.mark.parametrize("mask", ["none", "some", "shared", "empty"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_value_and_gradients_are_those_of_the_reference(
+    preset: str, shape: tuple[int, ...], regions: bool, mask: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = [2 * torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    some = torch.rand(shape[0], 1, *shape[2:], generator=generator) > 0.4
+    given = {"none": None, "some": some, "shared": some[:1], "empty": torch.zeros_like(some)}[mask]
+    expected = multiscale_consistency_reference(logits, preset, given, regions)
+    value, gradients = multiscale_value_and_gradients(logits, preset, given, regions)
+    torch.testing.assert_close(value, expected, atol=tolerance, rtol=tolerance)
+    assert bool(value) == (mask != "empty")
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, logits), strict=True):
+        torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
+        assert bool(wanted.any()) == (mask != "empty")
+    loss = multiscale_consistency(logits, preset, given, regions)
+    assert torch.equal(loss, value)
+    for found, wanted in zip(torch.autograd.grad(loss, logits), gradients, strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,208 @@
+"""One run in this process, or in one process for each device; and its record."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
+from nnssl.registry import Method
+from nnssl.system.resources import cpu_count
+from nnssl.system.signals import on_signals
+from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash
+from nnssl.training.run_folder import BEST
+
+log = logging.getLogger("nnssl.train")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, as plain values that reach the processes of distributed training.
+
+    Attributes:
+        method: what trains.
+        plans: nnU-Net's plans with the settings of the run in them.
+        dataset_json: description of the data set.
+        configuration: for instance `3d_fullres`.
+        fold: fold number, or "all".
+        device: `cpu`, `cuda` or `mps`.
+        command: the command line of the run, for its record.
+        resume: checkpoint to continue from, None for a new run.
+        pretrained_weights: checkpoint to start from.
+        do_training: train; False validates only.
+        validate: `last`, `best`, or None for no validation.
+        save_probabilities: also write the probabilities of the validation cases.
+        disable_checkpointing: write no checkpoint.
+    """
+
+    method: Method
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    configuration: str
+    fold: int | str
+    device: str
+    command: str
+    resume: str | None = None
+    pretrained_weights: str | None = None
+    do_training: bool = True
+    validate: str | None = "last"
+    save_probabilities: bool = False
+    disable_checkpointing: bool = False
+
+
+def run_job(job: Job, num_processes: int = 1) -> None:
+    """Do a job in this process, or in several processes of this machine.
+
+    Raises:
+        NnsslError: whatever ends the run; of several processes the first error that one of them meets.
+    """
+    if num_processes > 1:
+        _spawn(job, num_processes)
+    else:
+        _work(job)
+
+
+def _work(job: Job, world_size: int = 1) -> None:
+    import torch
+
+    if job.device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpu_count())) // world_size or 1)
+    elif job.device == "cuda":
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    chatter = io.StringIO()
+    with contextlib.redirect_stdout(chatter):
+        trainer = job.method.load()(
+            plans=job.plans,
+            configuration=job.configuration,
+            fold=job.fold,
+            dataset_json=job.dataset_json,
+            device=torch.device(job.device),
+        )
+    trainer.disable_checkpointing = job.disable_checkpointing
+    with on_signals(lambda *_: trainer.request_stop()):
+        if job.resume:
+            trainer.load_checkpoint(job.resume)
+        elif job.pretrained_weights:
+            trainer.load_pretrained(job.pretrained_weights)
+        with _recorded(job, trainer):
+            if job.do_training:
+                trainer.run_training()
+            if job.validate == "best":
+                trainer.load_checkpoint(str(Path(trainer.output_folder) / BEST))
+            if job.validate:
+                trainer.perform_actual_validation(job.save_probabilities)
+
+
+@contextlib.contextmanager
+def _recorded(job: Job, trainer: Any) -> Iterator[None]:  # noqa: ANN401 - the frame's trainer
+    """Keep `run.json` while the block runs; one process of a distributed run does."""
+    if trainer.local_rank != 0:
+        yield
+        return
+    folder = Path(trainer.output_folder)
+    state: State = "failed"
+    record = _begun(job, trainer, folder)
+    if job.do_training:
+        record.write(folder)
+    try:
+        yield
+        state = "done" if trainer.iteration >= trainer.settings.num_iterations else "stopped"
+    except (StoppedBySignal, KeyboardInterrupt):
+        state = "stopped"
+        raise
+    finally:
+        _write_end(record, folder, state if job.do_training else record.state, trainer)
+
+
+def _begun(job: Job, trainer: Any, folder: Path) -> RunRecord:  # noqa: ANN401
+    """Return the record of the run at the begin of a session."""
+    import torch
+
+    device = torch.cuda.get_device_name() if job.device == "cuda" else job.device
+    session = new_session(job.command, device, trainer.iteration)
+    earlier = RunRecord.read(folder) if job.resume else None
+    preprocessed = Path(trainer.preprocessed_dataset_folder_base)
+    record = RunRecord(
+        dataset=preprocessed.name,
+        trainer=job.method.class_name,
+        plans=job.plans["plans_name"],
+        configuration=job.configuration,
+        fold=str(job.fold),
+        settings=trainer.settings,
+        state="running" if job.do_training else "done",
+        iteration=trainer.iteration,
+        sessions=(*(earlier.sessions if earlier else ()), session),
+        plans_hash=plans_hash(job.plans),
+        data=DataHashes.of(preprocessed, trainer.fold_cases()),
+        seconds_per_iteration=earlier.seconds_per_iteration if earlier else None,
+        scores=earlier.scores if earlier else None,
+    )
+    return record if job.do_training or earlier is None else dataclasses.replace(record, state=earlier.state)
+
+
+def _write_end(record: RunRecord, folder: Path, state: State, trainer: Any) -> None:  # noqa: ANN401
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 0
+    try:
+        record.ended(folder, state, trainer.iteration, peak).write(folder)
+    except EnvironmentProblem as error:  # a full disk must not hide how the run itself ended
+        log.warning("warning: the record of the run could not be written: %s", error.why)
+
+
+def _spawn(job: Job, world_size: int) -> None:
+    """Run one process for each rank; the first error that one of them meets is raised here."""
+    from torch.multiprocessing.spawn import spawn
+
+    os.environ["MASTER_ADDR"] = "localhost"
+    if "MASTER_PORT" not in os.environ:
+        from nnunetv2.run.run_training import find_free_network_port
+
+        os.environ["MASTER_PORT"] = str(find_free_network_port())
+    errors = multiprocessing.get_context("spawn").SimpleQueue()
+
+    def stop(*_: object) -> None:
+        raise StoppedBySignal("stopped by a signal", run="the same command with --c continues the run")
+
+    ranks = spawn(_distributed_work, (job, world_size, errors), world_size, join=False)  # type: ignore[no-untyped-call]
+    try:
+        with on_signals(stop):
+            while not ranks.join():
+                pass
+    except Exception as error:
+        if isinstance(error, StoppedBySignal):
+            for process in ranks.processes:
+                process.terminate()  # each process saves its state
+        for process in ranks.processes:
+            process.join()
+        if errors.empty():
+            raise
+        raise errors.get() from error
+
+
+def _distributed_work(rank: int, job: Job, world_size: int, errors: Any) -> None:  # noqa: ANN401 - a SimpleQueue
+    import torch
+    from torch import distributed
+
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
+    distributed.init_process_group("nccl" if job.device == "cuda" else "gloo", rank=rank, world_size=world_size)
+    if job.device == "cuda":
+        torch.cuda.set_device(rank)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints; standard output is for results
+            _work(job, world_size)
+    except NnsslError as error:
+        errors.put(error)
+        raise
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,197 @@
+"""A run's constructor, its networks by name, and checkpoints that survive a kill at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+
+from nnssl.config import ConfigT, config_with
+from nnssl.errors import UsageError
+from nnssl.training import checkpoints
+from nnssl.training.run_folder import LATEST
+from nnssl.training.settings import RunSettings
+from nnssl_trainers.frame.architecture import PLAN, architecture, unwrapped, with_architecture
+from nnssl_trainers.frame.epoch_log import EpochLog
+
+
+class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
+    """nnU-Net's trainer with the settings of a run, and with checkpoints of its whole state.
+
+    Raises:
+        UsageError: cascade configuration, unknown or impossible settings.
+    """
+
+    config_class: type[ConfigT]
+    network: Any
+    grad_scaler: Any
+    was_initialized: bool
+    _best_ema: float | None
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        self.settings = RunSettings.from_plans(plans)
+        self.config: ConfigT = config_with(self.config_class, self.settings.config)
+        plans = self.plans_of_run(plans, configuration, dataset_json)
+        plans.setdefault("continue_training", False)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise UsageError(f"{configuration} is a cascade", why="nnssl trains 2d, 3d_lowres and 3d_fullres")
+        if self.is_ddp and device.type == "cpu":
+            self.device, self.grad_scaler = device, None
+        self.num_epochs = self.settings.num_epochs
+        self.iteration = 0
+        self.record = EpochLog(Path(self.output_folder))
+        self._terms: dict[str, Tensor] = {}
+        self._resumable = True
+
+    def plans_of_run(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        dataset_json: dict[str, Any],  # noqa: ARG002 - a method may need the labels
+    ) -> dict[str, Any]:
+        """Return the plans with the deployed network as their architecture; the argument stays as it is.
+
+        Raises:
+            UsageError: no network has the name that the setting `network` gives.
+        """
+        if self.config.network == PLAN:
+            return plans
+        entry = architecture("network", self.config.network, plan_of(plans, configuration))
+        return with_architecture(plans, configuration, entry)
+
+    @property
+    def output_folder_base(self) -> Any:  # noqa: ANN401 - a path, None where nnUNet_results is not set
+        """The model's folder, to whose name nnU-Net gives trainer, plans and configuration, and a run its tag."""
+        if self._output_folder_base is None or not self.settings.tag:
+            return self._output_folder_base
+        return f"{self._output_folder_base}@{self.settings.tag}"
+
+    @output_folder_base.setter
+    def output_folder_base(self, folder: str | None) -> None:
+        self._output_folder_base = folder
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network that validation scores and the final checkpoint holds."""
+        return self.network
+
+    @property
+    def trained(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
+        """The networks that are trained by gradient, each with its optimiser."""
+        return [(self.network, self.optimizer)]
+
+    def training_mode(self) -> None:
+        """Put the networks into the mode that they train in."""
+        for network, _ in self.trained:
+            network.train()
+
+    def print_to_log_file(
+        self,
+        *args: object,
+        also_print_to_console: bool = True,  # noqa: ARG002 - nnU-Net's signature
+        add_timestamp: bool = True,
+    ) -> None:
+        """Write to nnU-Net's log file; the terminal gets one line an epoch instead."""
+        if self.local_rank == 0:
+            super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything a continued run needs beyond the files on disk."""
+        scaler = self.grad_scaler
+        return {
+            "iteration": self.iteration,
+            "epoch": self.current_epoch,
+            "student": unwrapped(self.network).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": scaler.state_dict() if scaler is not None else None,
+            "terms": {name: value.item() for name, value in self._terms.items()},
+            "rng": checkpoints.rng_state(),
+            "logging": checkpoints.plain(self.logger.get_checkpoint()),
+            "best_ema": self._best_ema,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned in an earlier session."""
+        self.iteration, self.current_epoch = state["iteration"], state["epoch"]
+        unwrapped(self.network).load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.grad_scaler is not None and state["grad_scaler"] is not None:
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self._terms = {name: torch.tensor(value, device=self.device) for name, value in state["terms"].items()}
+        checkpoints.set_rng_state(state["rng"])
+        self.logger.load_checkpoint(state["logging"])
+        self._best_ema = state["best_ema"]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint in one piece; `checkpoint_latest.pth` holds the whole state, the others are slim.
+
+        A slim one holds exactly the deployed network, as a checkpoint of nnU-Net's own trainer.
+
+        Raises:
+            EnvironmentProblem: the folder cannot be written, or the disk is full.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        path = Path(filename)
+        full = path.name == LATEST
+        ours: dict[str, Any] = {
+            "trainer": type(self).__name__,
+            "run": self.settings.to_dict(),
+            "iteration": self.iteration,
+        }
+        if full:
+            ours["state"] = self.state()
+        checkpoint = {
+            "network_weights": unwrapped(self.deployed).state_dict(),
+            "optimizer_state": None,
+            "grad_scaler_state": None,
+            "logging": checkpoints.plain(self.logger.get_checkpoint()),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch,
+            "init_args": checkpoints.plain(self.my_init_kwargs),
+            "trainer_name": "nnUNetTrainer",  # the plans alone describe the deployed network
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            checkpoints.KEY: ours,
+        }
+        checkpoints.save(checkpoint, path, keep_previous=full)
+
+    def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
+        """Load a checkpoint of this method; a damaged `checkpoint_latest.pth` falls back to the one before it.
+
+        Raises:
+            EnvironmentProblem: the file is missing or damaged, or belongs to another method.
+            UsageError: it belongs to a run with other settings.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            path = Path(checkpoint)
+            checkpoint = checkpoints.load_newest(path) if path.name == LATEST else checkpoints.load(path)
+        ours = checkpoints.of_run(checkpoint, type(self).__name__, self.settings.to_dict(), Path(self.output_folder))
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        if "state" in ours:
+            self.load_state(ours["state"])
+        else:
+            unwrapped(self.deployed).load_state_dict(checkpoint["network_weights"])
+            self.iteration, self.current_epoch = ours["iteration"], checkpoint["current_epoch"]
+            self._resumable = False
+
+
+def plan_of(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    """Return one configuration of nnU-Net's plans, with what it inherits from others."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plan: dict[str, Any] = PlansManager(plans).get_configuration(configuration).configuration
+    return plan

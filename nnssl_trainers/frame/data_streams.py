@@ -1,0 +1,152 @@
+"""The streams of batches: cases of the fold, nnU-Net's batch generation, views of unlabelled patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnssl.config import ConfigT, MethodConfig, hyper
+from nnssl.data.boxes import LocatedPatches
+from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
+from nnssl.data.streams import Index, IterationBatches, OrderedBatches
+from nnssl.data.views import make_reproducible, two_views
+from nnssl.errors import DataError, UsageError
+from nnssl_trainers.frame.augmentation import as_in_papers
+from nnssl_trainers.frame.run_loop import RunLoop
+
+
+@dataclass(frozen=True)
+class StrongViewConfig(MethodConfig):
+    """Setting of every method that learns from a strong view of the unlabelled patches."""
+
+    strong_probability: float = hyper(
+        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
+    )
+
+
+class DataStreams(RunLoop[ConfigT]):
+    """The part of the frame that gives the batches; every batch is a pure function of seed, stream, rank, iteration."""
+
+    uses_unlabelled: ClassVar[bool] = True
+    needs_boxes: ClassVar[bool] = False
+    cases: FoldCases | None = None
+
+    @property
+    def strong_probability(self) -> float:
+        """Least probability of each intensity augmentation in the strong view; 0 leaves nnU-Net's probabilities."""
+        return self.config.strong_probability if isinstance(self.config, StrongViewConfig) else 0.0
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Return the labelled and the validation cases of this fold under the run's label budget."""
+        cases = self.fold_cases()
+        return list(cases.labelled), list(cases.validation)
+
+    def fold_cases(self) -> FoldCases:
+        """Return the labelled, unlabelled and validation cases of this run."""
+        if self.cases is None:
+            folder = Path(self.preprocessed_dataset_folder_base)
+            budget = LabelBudget.parse(self.settings.labelled) if self.settings.labelled else None
+            self.cases = cases_of_run(folder, self.dataset_json, self.fold, budget)
+        return self.cases
+
+    def get_dataloaders(self) -> tuple[OrderedBatches, OrderedBatches]:
+        """Return one ordered stream that gives the training and the validation batches in turn (twice the same)."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        scales, plan = self._get_deep_supervision_scales(), self.configuration_manager
+        labels = {
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        training = make_reproducible(
+            self.get_training_transforms(
+                plan.patch_size,
+                rotation,
+                scales,
+                mirror_axes,
+                dummy_2d,
+                use_mask_for_norm=plan.use_mask_for_norm,
+                **labels,
+            )
+        )
+        if self.config.augmentation == "paper":
+            if self.needs_boxes:
+                raise UsageError(
+                    f"{type(self).__name__} needs nnU-Net's augmentation",
+                    where="--set augmentation=paper",
+                    why="the place that a patch was cut from is not followed through turns by 90°",
+                    run="--set augmentation=nnunet",
+                )
+            as_in_papers(training, plan.patch_size, plan.spacing)
+        validating = self.get_validation_transforms(scales, **labels)
+        labelled, validation = self.get_tr_and_val_datasets()
+        share = self.oversample_foreground_percent
+        loaders = {
+            "labelled": self._batch_maker(labelled, initial_patch_size, training, share),
+            "validation": self._batch_maker(validation, plan.patch_size, validating, share),
+        }
+        if self.uses_unlabelled:
+            views = two_views(training, self.strong_probability)
+            maker = LocatedPatches if self.needs_boxes else nnUNetDataLoader
+            loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
+            loaders["unlabelled"].has_ignore = False  # ignored voxels are a matter of labels
+        stream = OrderedBatches(
+            IterationBatches(loaders, self.settings.seed, self.local_rank),
+            self._order(self.current_epoch, self.iteration),
+            get_allowed_n_proc_DA(),
+            pin_memory=self.device.type == "cuda",
+        )
+        return stream, stream
+
+    def _batch_maker(
+        self,
+        dataset: Any,  # noqa: ANN401
+        patch_size: Any,  # noqa: ANN401
+        transforms: Any,  # noqa: ANN401
+        foreground: float,
+        maker: type[nnUNetDataLoader] = nnUNetDataLoader,
+    ) -> nnUNetDataLoader:
+        return maker(
+            dataset,
+            self.batch_size,
+            patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=foreground,
+            transforms=transforms,
+        )
+
+    def _unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+        cases, folder = self.fold_cases().unlabelled, Path(f"{self.preprocessed_dataset_folder}_unlabelled")
+        run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
+        run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
+        if not cases:
+            raise DataError(
+                f"{type(self).__name__} needs unlabelled scans, and this fold has none",
+                where=self.preprocessed_dataset_folder_base,
+                why="imagesUn/ is empty or missing, and no label budget turns labelled scans into unlabelled ones",
+                run=f"put scans into imagesUn/ and run: {run}; or train with -tr SupervisedTrainer",
+            )
+        missing = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
+        if missing:
+            raise DataError(
+                f"{len(missing)} unlabelled case(s) are not preprocessed",
+                where=folder,
+                why=", ".join(missing[:5]),
+                run=run,
+            )
+        return self.dataset_class(str(folder), list(cases))
+
+    def _order(self, first_epoch: int, first_iteration: int) -> Iterator[Index]:
+        for epoch in range(first_epoch, self.num_epochs):
+            start = max(self.settings.epoch_end(epoch - 1), first_iteration)
+            yield from (("train", i) for i in range(start, self.settings.epoch_end(epoch)))
+            first = epoch * self.num_val_iterations_per_epoch
+            yield from (("validation", first + j) for j in range(self.num_val_iterations_per_epoch))

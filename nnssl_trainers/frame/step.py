@@ -1,0 +1,92 @@
+"""One optimiser step: from the streams' batch to the changed weights."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.config import ConfigT
+from nnssl_trainers.frame.batch import Batch
+from nnssl_trainers.frame.data_streams import DataStreams
+
+
+class TrainingStep(DataStreams[ConfigT]):
+    """The part of the frame that takes steps: losses of the method, precision, gradient clipping, optimisers."""
+
+    def training_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Do what follows an optimiser step, an EMA update for instance."""
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Do one optimiser step on the batch of this iteration; returns the loss without waiting for the device."""
+        ready = self._on_device(batch)
+        self.lr_scheduler.step(self.iteration)
+        for _, optimizer in self.trained:
+            optimizer.zero_grad(set_to_none=True)
+        with self.precision():
+            terms = self.training_losses(ready)
+            loss = torch.stack(list(terms.values())).sum()
+        self._optimise(loss)
+        self.iteration += 1
+        self.after_step()
+        self.add_terms({name: value.detach() for name, value in terms.items()})
+        return {"loss": loss.detach()}
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Return nnU-Net's autocast, fp16 on CUDA alone, or bfloat16 on any device where the run asks for it."""
+        if self.settings.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _optimise(self, loss: Tensor) -> None:
+        """Do backward, clip the gradient norm of each optimiser's parameters to 12 as nnU-Net does, and step."""
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        for _, optimizer in self.trained:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 12)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
+        """Return nnU-Net's Dice and cross-entropy loss, with deep supervision where the network has it."""
+        outputs = [logits.float() for logits in outputs]  # nnU-Net's Dice adds up in the precision that it is given
+        target = batch.target_l
+        if isinstance(target, list) and len(outputs) == 1 < len(target):
+            return self.loss.loss(outputs[0], target[0])
+        return self.loss(outputs if isinstance(target, list) else outputs[0], target)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""
+        return torch.sigmoid(logits.float()) if self.label_manager.has_regions else torch.softmax(logits.float(), 1)
+
+    def _on_device(self, batch: dict[str, Any]) -> Batch:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, non_blocking=True)
+
+        target = batch["labelled"]["target"]
+        weak = strong = mask = boxes = None
+        if "unlabelled" in batch:
+            boxes = move(batch["unlabelled"]["boxes"]) if self.needs_boxes else None
+            weak, strong = move(batch["unlabelled"]["data"]).chunk(2, dim=1)
+            mask = move(batch["unlabelled"]["target"]) >= 0
+        return Batch(
+            image_l=move(batch["labelled"]["data"]),
+            target_l=[move(part) for part in target] if isinstance(target, list) else move(target),
+            image_u_w=weak,
+            image_u_s=strong,
+            mask_u=mask,
+            iteration=self.iteration,
+            box_u=boxes,
+        )

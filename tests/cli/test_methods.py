@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli.methods import main
+from nnssl.registry import METHODS
+
+
+def test_every_method_is_listed_with_its_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    for method in METHODS.values():
+        assert f"{method.class_name:<20} {method.paper}\n" in printed
+
+
+def test_settings_are_listed_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--verbose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for method in METHODS.values():
+        start = next(number for number, line in enumerate(lines) if line.startswith(method.class_name))
+        for item in dataclasses.fields(method.load().config_class):
+            assert any(line.lstrip().startswith(f"--set {item.name}=") for line in lines[start:])
+
+
+def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [entry["class"] for entry in printed] == list(METHODS)
+    assert all(entry.keys() == {"name", "class", "paper", "needs"} for entry in printed)
+
+
+def test_the_folder_for_nnunet_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--env"]) == 0
+    folder = Path(capsys.readouterr().out.strip().removeprefix("export nnUNet_extTrainer="))
+    assert (folder / "nnssl_semi_trainers.py").is_file()
+
+
+def test_the_list_imports_nothing_heavy() -> None:
+    code = "import sys; from nnssl.cli.methods import main; main([]); "
+    code += "print([m for m in ('torch', 'numpy', 'nnunetv2') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "[]"

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnssl.cli.runtime import parser, run
+from nnssl.errors import DataError
+
+
+def run_body(body: Callable[[], object], *options: str) -> int:
+    return run(parser("nnssl_test", "A command."), lambda _: body() and None, list(options))
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def body() -> object:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (DataError("no scans", where="here"), 3, ("no scans", "here")),
+        (MemoryError("no room"), 5, ("out of memory", "no room", "-hardware cpu")),
+        (OSError(errno.ENOSPC, "No space left", "/file"), 4, ("/file", "No space left")),
+        (OSError(errno.ECHILD, "no child"), 1, ("unexpected",)),
+        (KeyboardInterrupt(), 130, ("stopped by Ctrl-C",)),
+    ],
+)
+def test_every_ending_is_one_message_in_both_forms(
+    error: BaseException, code: int, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_body(raising(error)) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert all(word in captured.err for word in words)
+    assert run_body(raising(error), "--json") == code
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert (printed["exit_code"], captured.err) == (code, "")
+    assert all(word in "\n".join(map(str, printed.values())) for word in words)
+
+
+def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_body(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert run_body(raising(ZeroDivisionError("by zero"))) == 1
+    (log,) = tmp_path.glob("nnssl_test_*.log")
+    assert "ZeroDivisionError: by zero" in log.read_text()
+    assert str(log) in capsys.readouterr().err
+
+
+def test_sigterm_ends_the_command_and_its_handler_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_body(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 75
+    assert "the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("variable", ["OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"])
+def test_variables_that_must_be_numbers(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "many")
+    assert run_body(raising(AssertionError("the body ran"))) == 4
+    assert f"{variable}=many" in capsys.readouterr().err
+
+
+def test_threads_are_one_a_cpu_unless_the_user_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnssl.cli.runtime.cpu_count", lambda: 7)
+    seen: list[str] = []
+    for value, expected in ((None, "7"), ("3", "3")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if value:
+            monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert run_body(lambda: seen.append(os.environ["OMP_NUM_THREADS"])) == 0
+        assert seen.pop() == expected
+
+
+def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    command = parser("nnssl_test", "A command.")
+    for options in (["--wrong"], ["--wrong", "--json"], ["--js"]):
+        with pytest.raises(SystemExit) as caught:
+            run(command, lambda _: None, options)
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert "nnssl_test --help" in (captured.out if "--json" in options else captured.err)
+
+
+def test_the_help_names_the_exit_codes() -> None:
+    command = parser("nnssl_test", "A command.")
+    assert isinstance(command, argparse.ArgumentParser)
+    assert "75 stopped by a signal" in " ".join(command.format_help().split())

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnssl.dataset_conversion.engine.checks import (
+    ConvertedCase,
+    Job,
+    check_case,
+    check_download,
+    find_name_problems,
+    find_repeated,
+    find_strangers,
+    present_values,
+    recipe_of,
+)
+from nnssl.dataset_conversion.engine.records import Found, SourceRecord
+from nnssl.dataset_conversion.engine.sources import ImageFile
+from nnssl.errors import DataError
+from tests.dataset_conversion.miniatures import (
+    ORIGIN,
+    SPACING,
+    convert_folder,
+    label,
+    scan,
+    write,
+)
+
+SOURCE = Path("download")
+
+
+def record(case: str, **changes: Any) -> SourceRecord:
+    image = ImageFile(SOURCE / f"{case}.nii.gz")
+    return SourceRecord(**{"case": case, "channels": (image,), "part": "labelled", **changes})
+
+
+def job(folder: Path, **changes: Any) -> Job:
+    settings = {"values": {0: 0, 1: 1}, "fix_geometry": False, "done": {}}
+    return Job(folder, folder / "made", **{**settings, **changes})
+
+
+def labelled(folder: Path, **geometry: Any) -> SourceRecord:
+    """Write an image and a label with another geometry."""
+    image, reference = write(folder / "a.nii.gz", scan(0)), write(folder / "a_gt.nii.gz", label([1]), **geometry)
+    return record("a", channels=(ImageFile(image),), label=ImageFile(reference))
+
+
+def test_the_entry_of_a_good_case(tmp_path: Path) -> None:
+    outcome = check_case(labelled(tmp_path), job(tmp_path))
+    assert (outcome.problems, outcome.notes) == ([], [])
+    assert outcome.entry is not None
+    assert outcome.entry.values == (0, 1)
+    assert set(outcome.entry.inputs) == {"a.nii.gz", "a_gt.nii.gz"}
+    assert outcome.entry.outputs == {}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(
+    ("quantity", "values", "step"),
+    [("spacing", SPACING, 1e-3 * SPACING[0]), ("origin", ORIGIN, 0.01 * min(SPACING))],
+)
+def test_limits_of_the_geometry_are_those_of_the_other_checks(
+    tmp_path: Path, quantity: str, values: tuple[float, ...], step: float, inside: bool
+) -> None:
+    moved = (values[0] + (0.95 if inside else 1.05) * step, *values[1:])
+    found = labelled(tmp_path, **{quantity: moved})
+    problems = check_case(found, job(tmp_path)).problems
+    assert [f"has the {quantity}" in text for text in problems] == ([] if inside else [True])
+    fixed = check_case(found, job(tmp_path, fix_geometry=True))
+    assert fixed.problems == []
+    assert fixed.notes == ([] if inside else ["a: a_gt.nii.gz gets the geometry of its image (--fix_geometry)"])
+
+
+def test_another_size_cannot_be_fixed(tmp_path: Path) -> None:
+    found = labelled(tmp_path)
+    write(tmp_path / "a_gt.nii.gz", label([1], size=(4, 6, 7)), origin=(0, 0, 0))
+    for fix in (False, True):
+        (problem,) = check_case(found, job(tmp_path, fix_geometry=fix)).problems
+        assert problem == "a: a_gt.nii.gz has 7 x 6 x 4 voxels, its image has 5 x 6 x 4"
+
+
+def test_a_completed_case_is_not_decoded(tmp_path: Path, monkeypatch) -> None:
+    found, task = labelled(tmp_path), job(tmp_path)
+    outcome = check_case(found, task)
+    assert outcome.entry is not None
+    written = write(task.folder / "imagesTr" / "a.nii.gz", scan(0))
+    from nnssl.system.files import content_hash
+
+    done = dataclasses.replace(outcome.entry, outputs={"imagesTr/a.nii.gz": content_hash(written)})
+    monkeypatch.setattr(ImageFile, "read", lambda _: pytest.fail("the file was decoded"))
+    assert check_case(found, job(tmp_path, done={"a": done})).entry == done
+
+
+def test_the_recipe_changes_with_everything_that_decides_the_files(tmp_path: Path) -> None:
+    one, inputs = record("a"), {"a.nii.gz": "1"}
+    recipes = [
+        recipe_of(one, job(SOURCE), inputs),
+        recipe_of(record("b"), job(SOURCE), inputs),
+        recipe_of(record("a", patient="p"), job(SOURCE), inputs),
+        recipe_of(one, job(SOURCE, fix_geometry=True), inputs),
+        recipe_of(one, job(SOURCE, values={0: 0}), inputs),
+        recipe_of(one, job(SOURCE), {"a.nii.gz": "2"}),
+    ]
+    assert len(set(recipes)) == len(recipes)
+    assert recipe_of(one, dataclasses.replace(job(SOURCE), folder=tmp_path), inputs) == recipes[0]
+    # Another value would convert the data sets of all users again.
+    assert recipes[0] == "82789950bc8ffbff01fb297323aa59b3048bcad328e7cc981f1d0df2d14ca092"
+
+
+def test_problems_of_names() -> None:
+    found = Found(
+        (record("a"), record("A"), record("ä"), record("t", part="test", patient="p"), record("u", patient="p")),
+        ("CT",),
+        {},
+    )
+    problems = find_name_problems(found)
+    assert [text.split(":")[0] for text in problems[1:]] == [
+        "2 cases have the name a, letter case aside",
+        "patient p is in the test part and elsewhere",
+    ]
+    assert problems[0].startswith("'ä' cannot be a case name")
+    two_channels = Found((record("a", part="test"),), ("T1", "T2"), {})
+    assert find_name_problems(two_channels) == [
+        "a: 1 channel(s), 2 are expected",
+        "no labelled case was found; training needs at least one",
+    ]
+
+
+def test_files_outside_the_layout(tmp_path: Path) -> None:
+    for name in ("used.nii.gz", "more.NII", "notes.txt", ".hidden.nii", "left/out.nrrd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    used = record("a", channels=(ImageFile(tmp_path / "used.nii.gz"),))
+    found = Found((used,), ("CT",), {}, ignored=(tmp_path / "left",))
+    assert find_strangers(found, tmp_path) == [tmp_path / "more.NII"]
+
+
+def test_repeated_scans_of_one_patient_are_no_group() -> None:
+    entries = {case: ConvertedCase("", voxels, {}) for case, voxels in (("a", "1"), ("b", "1"), ("c", "2"))}
+    records = [record(case) for case in "abc"]
+    assert find_repeated(entries, records) == [records[:2]]
+    assert find_repeated(entries, [dataclasses.replace(one, patient="p") for one in records]) == []
+
+
+def test_labels_that_occur_get_names(tmp_path: Path) -> None:
+    found = Found((labelled(tmp_path),), ("CT",), {}, strict=False)
+    checked, entries, notes = check_download(found, job(tmp_path, values={}), False, 1, [])
+    assert checked.labels == {"background": 0, "label_1": 1}
+    assert (list(entries), notes) == (["a"], [])
+    with pytest.raises(DataError, match=r"1 problem\(s\)") as caught:
+        check_download(found, job(tmp_path), False, 1, ["a foreign file"])
+    assert caught.value.why == "a foreign file"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
+def test_values_that_occur(dtype: type) -> None:
+    voxels = np.zeros((3, 4, 5), dtype)
+    voxels[1, 2, 3], voxels[2, 0, 0] = 7, 100
+    assert present_values(voxels) == {0.0, 7.0, 100.0}
+    if np.issubdtype(dtype, np.signedinteger):
+        voxels[0, 0, 0] = -5
+        assert present_values(voxels) == {-5.0, 0.0, 7.0, 100.0}
+
+
+def test_label_values_that_are_no_class_numbers_name_the_file(world: tuple[Path, Path], capsys) -> None:
+    write(world[0] / "labels" / "b.nrrd", label([200]))
+    assert convert_folder(world[0]) == 3
+    assert f"b, {world[0] / 'labels' / 'b.nrrd'}" in capsys.readouterr().err
