@@ -37,13 +37,6 @@ demo: venv
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/SupervisedTrainer
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/MeanTeacherTrainer
 
-check: venv types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	cd $(LAYOUT) && lint-imports --no-logo
-	cd $(LAYOUT) && pylint nnssl nnssl_trainers nnssl_commands.py
-	$(BIN)/codespell
-
 # dataset_conversion is installed inside nnssl. Tools that read files see the installed packages in this folder of links.
 LAYOUT := .venv/layout
 
@@ -52,6 +45,13 @@ types: venv
 	ln -s $(CURDIR)/nnssl/* $(CURDIR)/dataset_conversion $(LAYOUT)/nnssl
 	ln -sfn $(CURDIR)/nnssl_trainers $(CURDIR)/nnssl_commands.py $(CURDIR)/pyproject.toml $(LAYOUT)
 	cd $(LAYOUT) && mypy
+
+check: venv types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd $(LAYOUT) && lint-imports --no-logo
+	cd $(LAYOUT) && pylint nnssl nnssl_trainers nnssl_commands.py
+	$(BIN)/codespell
 
 test: check docs
 	$(BIN)/pytest -m "not nightly" --cov --cov-report=term

@@ -27,9 +27,10 @@ from nnssl.planning.plans import (
     planner_and_name,
 )
 from nnssl.planning.preprocessing import copy_labels, preprocess
-from nnssl.planning.resources import available_cpus, default_processes, processes_for
+from nnssl.planning.resources import default_processes, processes_for
 from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
+from nnssl.system.resources import available_cpus
 
 DEFAULT_PLANS_NAME = "nnUNetPlans"
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")

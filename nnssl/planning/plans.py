@@ -140,7 +140,7 @@ def custom_configurations(path: Path) -> dict[str, Any]:
 
 
 def _record(scope: Scope, request: PlanRequest) -> dict[str, Any]:
-    from nnssl import __version__
+    from nnssl.version import __version__
 
     return {
         "labelled": str(request.labelled) if request.labelled else None,

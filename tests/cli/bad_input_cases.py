@@ -344,7 +344,7 @@ TRAIN_CASES = [
              lambda w: (shutil.rmtree(w.preprocessed), w.preprocessed.mkdir())),
     BadInput("train: unknown trainer", f"{TRAIN} -tr MeanTeacher", 2, ("MeanTeacherTrainer", "SupervisedTrainer")),
     BadInput("train: unknown setting", f"{TRAIN_TEACHER} --set ema_decy=0.9", 2, ("ema_decy", "--set ema_decay=0.9")),
-    BadInput("train: setting of a method without any", f"{TRAIN} --set ema_decay=0.9", 2, ("ema_decay", "none")),
+    BadInput("train: setting of another method", f"{TRAIN} --set ema_decay=0.9", 2, ("ema_decay", "learning_rate")),
     BadInput("train: setting out of range", f"{TRAIN_TEACHER} --set ema_decay=1.5", 2, ("ema_decay", "0 to 1")),
     BadInput("train: setting that is a word", f"{TRAIN_TEACHER} --set ema_decay=high", 2, ("ema_decay", "number")),
     BadInput("train: setting that is not a number", f"{TRAIN_TEACHER} --set ema_decay=nan", 2, ("ema_decay",)),
@@ -582,8 +582,10 @@ EVALUATE_CASES = [
     BadInput("evaluate: negative tolerance", f"{EVALUATE} -nsd_tolerance_mm -1", 2, ("-1",)),
     BadInput("evaluate: tolerance that is not a number", f"{EVALUATE} -nsd_tolerance_mm nan", 2, ("nan",)),
     BadInput("evaluate: ignore label without labels", f"{EVALUATE} -il 3", 2, ("-il 3",)),
-    BadInput("evaluate: unknown protocol", f"{EVALUATE} -protocol voxel", 2, ("voxel", "paper")),
-    BadInput("evaluate: one folder", "nnssl_evaluate {root}/labels", 2, ("pred_folder",)),
+    BadInput("evaluate: unknown metrics", f"{EVALUATE} -metrics voxel", 2, ("voxel", "paper")),
+    BadInput("evaluate: unknown metrics, old spelling", f"{EVALUATE} -protocol voxel", 2, ("voxel", "paper")),
+    BadInput("evaluate: one folder", "nnssl_evaluate {root}/labels", 2,
+             ("folders", "nnssl_evaluate LABELS PREDICTIONS")),
 ]  # fmt: skip
 
 PHANTOM_CASES = [

@@ -101,6 +101,36 @@ def test_errors_have_their_exit_code_and_say_what_to_do(tmp_path, capsys, fault,
     assert not (predictions / "summary.json").exists()
 
 
+def test_the_validation_of_a_run_is_scored_again(tmp_path, monkeypatch, capsys):
+    references, predictions = write_folders(tmp_path)
+    for variable in ("nnUNet_results", "nnUNet_preprocessed"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    data = tmp_path / "nnUNet_preprocessed" / "Dataset001_A"
+    data.mkdir()
+    shutil.move(references, data / "gt_segmentations")
+    for tag in ("", "@seed1"):
+        fold = tmp_path / "nnUNet_results" / "Dataset001_A" / f"T__P__2d{tag}" / "fold_0"
+        fold.mkdir(parents=True)
+        (fold / "checkpoint_final.pth").touch()
+        shutil.copytree(predictions, fold / "validation")
+    assert run("-d", 1, "-tr", "T") == 2
+    assert "2 validated runs fit: choose one" in capsys.readouterr().err
+    assert run("-d", 1, "-tag", "seed1", "-metrics", "paper", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["summary_file"] == str(fold / "validation" / "summary.json")
+    assert "hd95_vox_pooled" in result["foreground_mean"]
+    assert run("-d", 2) == 2
+    shutil.rmtree(data)
+    assert run("-d", 1, "-tag", "seed1") == 3
+
+
+@pytest.mark.parametrize("arguments", [(), ("labels",), ("labels", "predictions", "-d", "1")])
+def test_folders_or_the_names_of_a_run(arguments, capsys):
+    assert run(*arguments) == 2
+    assert "give the folders of references and predictions, or the names of a run" in capsys.readouterr().err
+
+
 def test_unknown_options_are_usage_errors(capsys):
     with pytest.raises(SystemExit) as caught:
         run("a", "b", "-protocol", "voxel")
@@ -118,7 +148,8 @@ def test_help_names_every_option():
         "--chill",
         "-l",
         "-il",
-        "-protocol",
+        "-metrics",
+        "-tag",
         "-nsd_tolerance_mm",
         "--json",
     ):

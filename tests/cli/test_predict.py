@@ -55,6 +55,17 @@ def test_several_models_are_listed(model, results, scans, tmp_path, capsys):
     assert run("-i", scans, "-o", tmp_path / "others", "-m", model, "-f", 1, "-step_size", 1) == 0
 
 
+def test_runs_of_one_method_are_told_apart_by_their_tag(model, results, scans, tmp_path, capsys):
+    model.rename(model.with_name(f"{model.name}@seed1"))
+    write_model(results)
+    assert run("-i", scans, "-o", tmp_path / "preds") == 2
+    assert "-c 3d_fullres -tag seed1   (folds 0 1)" in capsys.readouterr().err
+    assert run("-i", scans, "-o", tmp_path / "preds", "-tag", "seed1", "--disable_tta") == 0
+    assert "-tag seed1, folds 0 1" in capsys.readouterr().out
+    assert run("-i", scans, "-o", tmp_path / "others", "-tag", "default", "--disable_tta") == 0
+    assert run("-i", scans, "-o", tmp_path / "none", "-tag", "seed2") == 2
+
+
 def test_json_is_alone_on_standard_output(model, scans, tmp_path, capsys):
     output = tmp_path / "preds"
     assert run("-i", scans, "-o", output, "--json", "--verbose", "--disable_tta", "-f", 1) == 0
