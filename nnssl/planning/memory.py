@@ -57,7 +57,7 @@ class _Kept(nn.Module):
         self.block: Any = block
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.block.after(x.requires_grad_())
+        result: Tensor = self.block.transform(x.requires_grad_())
         return result
 
 
