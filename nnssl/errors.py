@@ -62,6 +62,12 @@ class StoppedBySignal(NnsslError):
     exit_code = 75
 
 
+class StoppedByUser(StoppedBySignal):
+    """Ctrl-C ended the run after it saved its state, continue it with --c: exit code 130."""
+
+    exit_code = 130
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, option: str, otherwise: str = "") -> UsageError:
     """Return the error for a name that nnssl does not know: the message lists the names and proposes the closest one.
 

@@ -61,7 +61,6 @@ TESTED_BY = {
     "planning/test_planner.py": (
         "nnssl/planning/api.py",
         "nnssl/planning/fingerprint.py",
-        "nnssl/planning/nnunet.py",
         "nnssl/planning/plans.py",
     ),
     "planning/test_preprocessing.py": ("nnssl/planning/manifest.py",),

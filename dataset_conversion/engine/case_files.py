@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
-from nnssl.data.geometry import Geometry, geometry_of_image
+from nnssl.data.geometry import Geometry, geometry_of_image, relate_grids
 from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job
 from nnssl.dataset_conversion.engine.records import Part, Source, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile, image_of
@@ -43,21 +44,13 @@ def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
     record, entry = task
     images, labels = FOLDERS[record.part]
     outputs = {}
-    geometry: Geometry | None = None
     try:
         for number, channel in enumerate(record.channels):
             name = f"{images}/{record.case}_{number:04d}{ENDING}"
-            if _can_be_copied(channel):
-                outputs[name] = _write_file(job, name, partial(shutil.copyfile, channel.files()[0]))
-                continue
-            image = channel.read()
-            geometry = geometry or geometry_of_image(image)
-            outputs[name] = _write_file(job, name, partial(_save, image))
+            outputs[name] = _write_channel(job, name, channel, entry.grid if number else None)
         if record.label:
             name = f"{labels}/{record.case}{ENDING}"
-            if job.fix_geometry and geometry is None:
-                geometry = geometry_of_image(record.channels[0].read())
-            label = _converted_label(record.label.read(), geometry if job.fix_geometry else None, job.values)
+            label = _converted_label(record.label.read(), entry.grid, job.values)
             outputs[name] = _write_file(job, name, partial(_save, label))
     except (OSError, RuntimeError) as error:
         raise EnvironmentProblem(
@@ -66,8 +59,24 @@ def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
             why=(str(error).strip().splitlines() or [type(error).__name__])[-1],
             run=RUN_AGAIN,
         ) from error
-    note = dataclasses.asdict(dataclasses.replace(entry, outputs=outputs))
-    write_json(job.folder / WORK / f"{record.case}.json", note)
+    write_json(job.folder / WORK / f"{record.case}.json", dataclasses.replace(entry, outputs=outputs).as_record())
+
+
+def _write_channel(job: Job, name: str, channel: Source, grid: Geometry | None) -> str:
+    """Write a channel on the axes of `grid`, None keeps its own axes; return the SHA-256 of the file.
+
+    A file that needs no change is copied byte by byte.
+    """
+    copy = partial(shutil.copyfile, channel.files()[0])
+    if grid is None and _can_be_copied(channel):
+        return _write_file(job, name, copy)
+    image = channel.read()
+    turn = relate_grids(geometry_of_image(image), grid).turn if grid else None
+    if turn and grid:
+        image = _image_on(grid, turn.turn_array(sitk.GetArrayViewFromImage(image)))
+    elif _can_be_copied(channel):
+        return _write_file(job, name, copy)
+    return _write_file(job, name, partial(_save, image))
 
 
 def _write_file(job: Job, name: str, save: Callable[[Path], object]) -> str:
@@ -104,8 +113,8 @@ def _unpacked_bytes(path: Path) -> int:
         return 0
 
 
-def _converted_label(label: Any, geometry: Geometry | None, values: Mapping[int, int]) -> Any:  # noqa: ANN401
-    """Return the label as bytes with the values of the data set, in `geometry`; None leaves it in its own place."""
+def _converted_label(label: Any, grid: Geometry | None, values: Mapping[int, int]) -> Any:  # noqa: ANN401
+    """Return the label as bytes with the values of the data set, brought to `grid`; None leaves it in its own place."""
     voxels = sitk.GetArrayViewFromImage(label)
     mapping = values or {value: value for value in range(256)}
     low = min(mapping)
@@ -115,5 +124,10 @@ def _converted_label(label: Any, geometry: Geometry | None, values: Mapping[int,
     mapped = np.empty(voxels.shape, dtype=np.uint8)
     for source, target in zip(voxels, mapped, strict=True):
         target[...] = table[source.astype(np.int64) - low]
-    place = geometry or geometry_of_image(label)
-    return image_of(mapped, place.spacing_mm, place.origin_mm, place.direction)
+    place = geometry_of_image(label)
+    turn = relate_grids(place, grid).turn if grid else None
+    return _image_on(grid or place, turn.turn_array(mapped) if turn else mapped)
+
+
+def _image_on(grid: Geometry, voxels: NDArray[Any]) -> Any:  # noqa: ANN401
+    return image_of(voxels, grid.spacing_mm, grid.origin_mm, grid.direction)

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnssl.data.geometry import Difference, Geometry, find_differences, geometry_of_image
+from nnssl.data.geometry import Geometry, GridRelation, geometry_of_image, has_right_angles, relate_grids
+from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
 from nnssl.data.scans import count_not_finite
+from nnssl.dataset_conversion.engine.label_values import describe_unknown_values, present_values
+from nnssl.dataset_conversion.engine.placement import describe_differences
 from nnssl.dataset_conversion.engine.records import Found, Source, SourceRecord
 from nnssl.dataset_conversion.engine.sources import NIFTI, UnreadableError
 from nnssl.errors import DataError
@@ -25,6 +28,7 @@ from nnssl.system.workers import run_parallel
 
 MOST_LABELS = 127  # of a data set without label names
 FORMAT = 1  # part of every recipe: with a new number the next run converts every case again
+FIX_FORMAT = 2  # the same for cases under --fix_geometry; rule 1 gave an image's header to labels on flipped axes too
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 IMAGE_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".h5", ".hdf5", ".img", ".hdr")
 
@@ -39,6 +43,8 @@ class ConvertedCase:
         values: label values that occur in the download, none without a label.
         inputs: file of the download -> SHA-256.
         outputs: file of the data set -> SHA-256.
+        grid: the grid of the first channel, where a file of the case must be brought to it; None leaves all files as
+            they are. Only the run that writes the case needs the grid, so that conversion.json does not hold it.
     """
 
     recipe: str
@@ -46,6 +52,11 @@ class ConvertedCase:
     inputs: dict[str, str]
     values: tuple[int, ...] = ()
     outputs: dict[str, str] = field(default_factory=dict)
+    grid: Geometry | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return what conversion.json holds."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "grid"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Job:
         source: the download folder.
         folder: the data set folder.
         values: value in the download -> value in the data set; empty keeps every value from 0 to 255.
-        fix_geometry: give labels the geometry of their image if both have the same size.
+        fix_geometry: give labels the spacing and origin of their image if both have the same size and direction.
         done: the cases that earlier runs completed.
     """
 
@@ -69,11 +80,19 @@ class Job:
 
 @dataclass
 class Checked:
-    """The outcome for one case; `entry` is None if the case cannot be converted."""
+    """The outcome for one case.
+
+    Attributes:
+        entry: what the check learned; None if the case cannot be converted.
+        problems: what must be repaired, one line each.
+        notes: what the conversion does with the case beyond copying, one line each.
+        uses_grid: whether a file of the case must be brought to the axes of the first channel.
+    """
 
     entry: ConvertedCase | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    uses_grid: bool = False
 
 
 def check_download(
@@ -194,14 +213,18 @@ def check_case(record: SourceRecord, job: Job) -> Checked:
         return outcome
     voxels = hashlib.sha256()
     checked = [_check_channel(source, job, outcome, voxels) for source in record.channels]
-    known = [geometry for geometry in checked if geometry]
-    for geometry in known[1:]:
-        outcome.problems += _describe("a channel", find_differences(geometry, known[0]))
-    values = _check_label(record.label, known[0] if known else None, job, outcome) if record.label else ()
+    grid = checked[0] if checked else None
+    if grid:
+        for source, geometry in zip(record.channels[1:], checked[1:], strict=True):
+            if geometry:
+                _check_place(_name(source, job), relate_grids(geometry, grid), outcome)
+    values = _check_label(record.label, grid, job, outcome) if record.label else ()
     outcome.problems = [f"{record.case}: {text}" for text in outcome.problems]
     outcome.notes = [f"{record.case}: {text}" for text in outcome.notes]
     if not outcome.problems:
-        outcome.entry = ConvertedCase(recipe, voxels.hexdigest(), inputs, values)
+        outcome.entry = ConvertedCase(
+            recipe, voxels.hexdigest(), inputs, values, grid=grid if outcome.uses_grid or job.fix_geometry else None
+        )
     return outcome
 
 
@@ -221,7 +244,7 @@ def recipe_of(record: SourceRecord, job: Job, inputs: Mapping[str, str]) -> str:
         FORMAT,
         dataclasses.asdict(record),
         sorted(job.values.items()),
-        job.fix_geometry,
+        job.fix_geometry and FIX_FORMAT,
         sorted(inputs.items()),
     ]
     kinds = [type(source).__name__ for source in (*record.channels, record.label)]
@@ -286,14 +309,24 @@ def _outputs_are_whole(entry: ConvertedCase, folder: Path) -> bool:
 
 
 def _open_source(source: Source, job: Job, outcome: Checked) -> Any:  # noqa: ANN401 - SimpleITK has no types
-    name = relative_name(source.files()[0], job.source)
+    """Return the image of the source; None and a problem where the file cannot be read or has sheared axes."""
+    name = _name(source, job)
     try:
-        return source.read()
+        image = source.read()
     except UnreadableError as error:
         outcome.problems.append(f"{name} {error}")
     except (OSError, ValueError, TypeError, RuntimeError, EOFError, KeyError) as error:
-        outcome.problems.append(f"{name} cannot be read ({error})")
+        outcome.problems.append(f"{name} {explain_read_error(error)}")
+    else:
+        if has_right_angles(geometry_of_image(image)):
+            return image
+        # ITK reads such axes from some formats, but its NIfTI writer replaces them by axes at right angles.
+        outcome.problems.append(f"{name} cannot be converted ({SHEARED}): {RIGHT_ANGLES}")
     return None
+
+
+def _name(source: Source, job: Job) -> str:
+    return relative_name(source.files()[0], job.source)
 
 
 def _check_channel(source: Source, job: Job, outcome: Checked, digest: Any) -> Geometry | None:  # noqa: ANN401
@@ -309,7 +342,7 @@ def _check_channel(source: Source, job: Job, outcome: Checked, digest: Any) -> G
     if not bad and len(source.files()) == 1 and path.name.lower().endswith(NIFTI) and voxels.dtype.kind == "f":
         bad = count_not_finite(path, voxels)
     if bad:
-        outcome.problems.append(f"{relative_name(path, job.source)} has {bad} voxels that are NaN or infinite")
+        outcome.problems.append(f"{_name(source, job)} has {bad} voxels that are NaN or infinite")
     return geometry_of_image(image)
 
 
@@ -318,49 +351,33 @@ def _check_label(source: Source, geometry: Geometry | None, job: Job, outcome: C
     label = _open_source(source, job, outcome)
     if label is None:
         return ()
-    name = relative_name(source.files()[0], job.source)
-    differences = find_differences(geometry_of_image(label), geometry) if geometry else []
-    if differences and job.fix_geometry and differences[0].quantity != "shape":
-        outcome.notes.append(f"{name} gets the geometry of its image (--fix_geometry)")
-    else:
-        outcome.problems += _describe(name, differences)
+    name = _name(source, job)
+    if geometry:
+        relation = relate_grids(geometry_of_image(label), geometry)
+        if job.fix_geometry and not relation.is_same and relation.header_may_be_replaced:
+            outcome.notes.append(f"{name} gets the geometry of its image (--fix_geometry)")
+        else:
+            _check_place(name, relation, outcome, may_be_fixed=True)
     values = present_values(sitk.GetArrayViewFromImage(label))
     unknown = sorted(values - set(job.values or range(256)))
     if unknown:
-        listed = ", ".join(f"{value:g}" for value in unknown[:5]) + (" …" if len(unknown) > 5 else "")
-        expected = ", ".join(map(str, sorted(job.values))) or "whole numbers from 0 to 255"
-        outcome.problems.append(f"{name} has the label value(s) {listed}, expected are {expected}")
+        outcome.problems.append(describe_unknown_values(name, unknown, job.values))
     elif values == {0}:
         outcome.notes.append(f"{name} is background only")
     return () if unknown else tuple(sorted(int(value) for value in values))
 
 
-def present_values(voxels: Any) -> set[float]:  # noqa: ANN401 - an array view (D, H, W)
-    """Return the values that occur, plane by plane: sorting a whole volume takes several times its memory."""
-    found: set[float] = set()
-    for plane in voxels:
-        if plane.dtype.kind in "iu" and int(plane.max()) - int(plane.min()) < 1 << 16:
-            low = int(plane.min())
-            seen = np.zeros(int(plane.max()) - low + 1, dtype=bool)
-            seen[plane.astype(np.int64) - low] = True
-            found |= {float(value) for value in np.flatnonzero(seen) + low}
-        else:
-            found |= {float(value) for value in np.unique(plane)}
-    return found
+def _check_place(name: str, relation: GridRelation, outcome: Checked, *, may_be_fixed: bool = False) -> None:
+    """Add a note where the array is brought to other axes, and a problem where the grids differ.
 
-
-def _describe(name: str, differences: Sequence[Difference]) -> list[str]:
-    """Return how the geometry of a file differs from that of the image, one line a quantity; a size stands alone."""
-    repair = "correct the header, or add --fix_geometry to take the image's"
-    lines = []
-    for difference in differences:
-        if difference.quantity == "shape":
-            return [f"{name} has {_by(difference.found)} voxels, its image has {_by(difference.expected)}"]
-        separator, unit = (" x ", " mm") if difference.quantity == "spacing" else (", ", "")
-        found, expected = (_by(numbers, separator) + unit for numbers in (difference.found, difference.expected))
-        lines.append(f"{name} has the {difference.quantity} {found}, its image has {expected}: {repair}")
-    return lines
-
-
-def _by(numbers: Iterable[float], separator: str = " x ") -> str:
-    return separator.join(f"{number:.6g}" for number in numbers)
+    Args:
+        name: name of the file.
+        relation: how the grid of the file relates to that of the first channel.
+        outcome: gets the note or the problem.
+        may_be_fixed: whether --fix_geometry concerns this file.
+    """
+    if relation.turn:
+        outcome.uses_grid = True
+        outcome.notes.append(f"{name} lies in the place of its image and is brought to its axes ({relation.turn})")
+    else:
+        outcome.problems += describe_differences(name, relation, may_be_fixed)

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnssl.data.read_errors import explain_read_error
 from nnssl.data.scans import gzip_is_complete
 from nnssl.errors import EnvironmentProblem
 
@@ -179,12 +180,12 @@ def check_compression(path: Path) -> None:
         compressed = file.read(2) == b"\x1f\x8b"
     named = path.name.lower().endswith(".gz")
     if named and not compressed:
-        raise UnreadableError("is named .gz but is not compressed")
+        raise UnreadableError(_with_hint("is named .gz but is not compressed"))
     status = path.stat()
     if named and not _is_complete(path, status.st_size, status.st_mtime_ns):
-        raise UnreadableError("is cut off: the compressed data end too early")
+        raise UnreadableError(_with_hint("is cut off: the compressed data end too early"))
     if compressed and not named:
-        raise UnreadableError("is compressed but its name does not end in .gz")
+        raise UnreadableError(_with_hint("is compressed but its name does not end in .gz"))
 
 
 @lru_cache(maxsize=64)  # the frames of a 4-D file share one entry
@@ -196,7 +197,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
-        raise UnreadableError(f"cannot be read ({_last_line(error)})") from error
+        raise UnreadableError(str(explain_read_error(error))) from error
 
 
 def _header(path: Path) -> Any:  # noqa: ANN401
@@ -205,11 +206,9 @@ def _header(path: Path) -> Any:  # noqa: ANN401
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise UnreadableError(f"cannot be read ({_last_line(error)})") from error
+        raise UnreadableError(str(explain_read_error(error))) from error
     return reader
 
 
-def _last_line(error: Exception) -> str:
-    if "orthonormal" in str(error):
-        return "the axes of the image are not orthonormal: resample to axes at right angles, or repair the header"
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+def _with_hint(text: str) -> str:
+    return f"{text}: {explain_read_error(ValueError(text)).hint}"

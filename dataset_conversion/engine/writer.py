@@ -6,7 +6,6 @@ work folder, so that the next run does only what is missing.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -69,7 +68,7 @@ def write_dataset(  # noqa: PLR0913 - what was found, how it is written, and wha
             "protocol": protocol,
             "options": dict(options),
             "ignored": sorted(relative_name(path, job.source) for path in found.ignored),
-            CASES_KEY: {case: dataclasses.asdict(cases[case]) for case in sorted(cases)},
+            CASES_KEY: {case: cases[case].as_record() for case in sorted(cases)},
         }
         write_json(job.folder / MANIFEST, manifest)
         if splits:

@@ -11,26 +11,26 @@ from nnssl.cli.runtime import parser, run
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
-    made = parser(
+    command = parser(
         "nnssl_phantom",
         "Write a small synthetic 3-D data set with labelled, unlabelled and test scans into nnUNet_raw.",
     )
-    made.add_argument("-d", type=int, required=True, metavar="ID", help="id of the new data set, 1 to 999")
-    made.add_argument("-n", default="Phantom", metavar="NAME", help="name of the new data set (default: %(default)s)")
-    made.add_argument("-labelled", type=int, default=6, help="labelled scans (default: %(default)s)")
-    made.add_argument("-unlabelled", type=int, default=24, help="unlabelled scans (default: %(default)s)")
-    made.add_argument("-test", type=int, default=8, help="test scans, with labels in labelsTs (default: %(default)s)")
-    made.add_argument(
+    command.add_argument("-d", type=int, required=True, metavar="ID", help="id of the new data set, 1 to 999")
+    command.add_argument("-n", default="Phantom", metavar="NAME", help="name of the data set (default: %(default)s)")
+    command.add_argument("-labelled", type=int, default=6, help="labelled scans (default: %(default)s)")
+    command.add_argument("-unlabelled", type=int, default=24, help="unlabelled scans (default: %(default)s)")
+    command.add_argument("-test", type=int, default=8, help="test scans, labelled in labelsTs (default: %(default)s)")
+    command.add_argument(
         "-shape",
         type=int,
         nargs=3,
         default=(40, 48, 48),
         metavar=("D", "H", "W"),
-        help="mean size of a scan in voxels; scans vary by 10 %% around it (default: 40 48 48)",
+        help="mean size of a scan in voxels; the sizes vary by 10 %% (default: 40 48 48)",
     )
-    made.add_argument("-seed", type=int, default=0, help="same seed, same voxels (default: %(default)s)")
-    made.add_argument("--overwrite", action="store_true", help="replace an earlier phantom of this id and name")
-    return made
+    command.add_argument("-seed", type=int, default=0, help="same seed, same voxels (default: %(default)s)")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier phantom of this id and name")
+    return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> None:
     from nnssl.data.phantom import write_phantom
+    from nnssl.names import RAW_VARIABLE
     from nnssl.system.files import environment_folder
 
     folder = write_phantom(
-        environment_folder("nnUNet_raw"),
+        environment_folder(RAW_VARIABLE),
         arguments.d,
         name=arguments.n,
         labelled=arguments.labelled,
@@ -59,5 +60,5 @@ def _write(arguments: argparse.Namespace) -> None:
     print(
         f"{folder}\n"
         f"  {arguments.labelled} labelled, {arguments.unlabelled} unlabelled, {arguments.test} test scans\n"
-        f"next: nnssl_plan_and_preprocess -d {arguments.d} -budget cpu"
+        f"next: nnssl_plan_and_preprocess -d {arguments.d} -hardware cpu"
     )

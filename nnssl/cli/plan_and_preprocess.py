@@ -17,34 +17,35 @@ ABSENT = argparse.SUPPRESS  # the defaults are those of `nnssl.plan`
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; nnU-Net's flags keep their names and meaning, destinations are arguments of `nnssl.plan`."""
     about = "Check a data set, plan it, preprocess labelled and unlabelled scans; nnU-Net's flags keep their meaning."
-    made = parser("nnssl_plan_and_preprocess", about)
+    command = parser("nnssl_plan_and_preprocess", about)
     for flag, dest, metavar, text in (
         ("-tr", "trainer", "TRAINER", "size the plans for this trainer (default: the heaviest of nnssl_methods)"),
-        ("-budget", "budget", "cpu", "cpu: a small fixed plan that trains on two cores"),
+        ("-hardware", "hardware", "cpu", "cpu: a small fixed plan that trains on two cores"),
+        ("-budget", "budget", "cpu", "old spelling of -hardware"),
         ("-labelled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
         ("-protocol", "protocol", "NAME", "published protocol, acdc-7: its lists as fold 0 and its label budget"),
-        ("-f", "fold", "FOLD", "fold that the label budget counts in, or all (default: 0)"),
+        ("-f", "fold", "FOLD", "fold that the label budget applies to, or all (default: 0)"),
         ("-pl", "planner", "PLANNER", "nnU-Net's planner, nnUNetPlannerResEncL for example"),
         ("-fpe", "fingerprint_extractor", "EXTRACTOR", "nnU-Net's fingerprint extractor"),
         ("-preprocessor_name", "preprocessor", "PREPROCESSOR", "nnU-Net's preprocessor"),
         ("-overwrite_plans_name", "plans_name", "PLANS", "plans name instead of the planner's own"),
     ):
-        made.add_argument(flag, dest=dest, metavar=metavar, help=text, default=ABSENT)
+        command.add_argument(flag, dest=dest, metavar=metavar, help=text, default=ABSENT)
     for flag, dest, kind, metavar, nargs, text in (
         ("-c", "configurations", str, "NAME", "+", "default: 2d 3d_fullres 3d_lowres, as far as the data need them"),
-        ("-np", "num_processes", int, "N", "+", "processes, one number or one a configuration (default: by CPUs)"),
+        ("-np", "num_processes", int, "N", "+", "processes, one number or one for each of -c (default: by CPUs)"),
         ("-npfp", "num_processes_fingerprint", int, "N", None, "processes for check and fingerprint"),
         ("-gpu_memory_target", "gpu_memory_target_gb", float, "GB", None, "the card's memory (default: the planner's)"),
         ("-overwrite_target_spacing", "target_spacing_mm", float, "MM", "+", "voxel size of 3d_fullres, 3 numbers"),
     ):
-        made.add_argument(flag, dest=dest, type=kind, metavar=metavar, nargs=nargs, help=text, default=ABSENT)
-    made.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets, 27 or Dataset027_ACDC")
-    made.add_argument("--verify_dataset_integrity", action="store_true", help="accepted as by nnU-Net: always done")
-    made.add_argument("--no_pp", action="store_true", help="stop after the plans")
-    made.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed cases anew")
-    made.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
-    made.add_argument("--no_pbar", action="store_true", help="no progress bars")
-    return made
+        command.add_argument(flag, dest=dest, type=kind, metavar=metavar, nargs=nargs, help=text, default=ABSENT)
+    command.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets, 27 or Dataset027_ACDC")
+    command.add_argument("--verify_dataset_integrity", action="store_true", help="nnU-Net's flag; nnssl always checks")
+    command.add_argument("--no_pp", action="store_true", help="stop after the plans")
+    command.add_argument("--clean", action="store_true", help="compute fingerprint and preprocessed cases again")
+    command.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
+    command.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    return command
 
 
 def body(arguments: argparse.Namespace) -> None:

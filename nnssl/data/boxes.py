@@ -11,43 +11,43 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnssl.data.views import TwoViews
 
 
-class NotingMirror(MirrorTransform):
-    """nnU-Net's mirroring with the same draws, which also notes the axes of every patch in `noted`."""
+class RecordingMirror(MirrorTransform):
+    """nnU-Net's mirroring with the same draws, which also records the axes of every patch in `drawn_axes`."""
 
     def __init__(self, allowed_axes: tuple[int, ...]) -> None:
         super().__init__(allowed_axes)
-        self.noted: list[list[int]] = []
+        self.drawn_axes: list[list[int]] = []
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:  # noqa: ANN401
         """Draw the axes of one patch."""
         parameters: dict[str, Any] = super().get_parameters(**data_dict)
-        self.noted.append(parameters["axes"])
+        self.drawn_axes.append(parameters["axes"])
         return parameters
 
 
 class LocatedPatches(nnUNetDataLoader):
-    """nnU-Net's batch maker with the same draws and patches, which also tells the box of every patch.
+    """nnU-Net's batch maker with the same draws and patches, which also returns the box of every patch.
 
-    The box is the crop of the final patch size before rotation, scaling and padding, in normalised image coordinates:
-    (lo, hi) of each axis in units of the preprocessed case, below 0 or above 1 where the patch is padded, and lo > hi
-    where it is mirrored. In 2-D it has the two axes of the slice.
+    The box is the crop of the final patch size before rotation, scaling and padding. Its coordinates are (lo, hi) of
+    each axis in units of the preprocessed case's side: below 0 or above 1 where the patch is padded, and lo > hi where
+    the patch is mirrored. In 2-D the box has the two axes of the slice.
 
     Args:
-        *args: nnU-Net's.
-        transforms: the views of the patches; its mirroring is replaced by one that notes its axes.
-        **kwargs: nnU-Net's.
+        *args: arguments of nnU-Net's batch maker.
+        transforms: makes the views of the patches; a recording mirror replaces its mirror.
+        **kwargs: further arguments of nnU-Net's batch maker.
     """
 
     def __init__(self, *args: Any, transforms: TwoViews, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, transforms=transforms, **kwargs)
         parts = transforms.geometric.transforms
-        self.mirrors = [NotingMirror(part.allowed_axes) for part in parts if isinstance(part, MirrorTransform)]
-        noting = iter(self.mirrors)
-        transforms.geometric.transforms = [next(noting) if isinstance(p, MirrorTransform) else p for p in parts]
+        recording = [RecordingMirror(p.allowed_axes) if isinstance(p, MirrorTransform) else p for p in parts]
+        transforms.geometric.transforms = recording
+        self.mirrors = [part for part in recording if isinstance(part, RecordingMirror)]
         self.boxes: list[list[list[float]]] = []
 
     def get_bbox(self, data_shape: Any, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
-        """Draw the place of one patch of the initial size."""
+        """Draw the place of one patch of the initial size, and record the box of its final size."""
         lows, highs = super().get_bbox(data_shape, *args, **kwargs)
         sizes = zip(lows, self.patch_size, self.final_patch_size, data_shape, strict=True)
         crops = [(low + initial // 2 - final // 2, final, length) for low, initial, final, length in sizes]
@@ -56,13 +56,13 @@ class LocatedPatches(nnUNetDataLoader):
         return lows, highs
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return nnU-Net's batch with `boxes`, (B, n, 2)."""
+        """Return nnU-Net's batch with `boxes` (B, n, 2)."""
         self.boxes.clear()
         for mirror in self.mirrors:
-            mirror.noted.clear()
+            mirror.drawn_axes.clear()
         batch: dict[str, Any] = super().generate_train_batch()
         boxes = torch.tensor(self.boxes)
         for mirror in self.mirrors:
-            for box, axes in zip(boxes, mirror.noted, strict=True):
+            for box, axes in zip(boxes, mirror.drawn_axes, strict=True):
                 box[axes] = box[axes].flip(1)
         return {**batch, "boxes": boxes}

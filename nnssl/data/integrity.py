@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
-from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_UN
+from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR
 from nnssl.system.workers import run_parallel
 
 __all__ = ["ChannelIntensity", "ScanFacts", "check_dataset", "shift_warnings"]
@@ -35,10 +36,12 @@ def check_dataset(
     These are problems:
         - in dataset.json: wrong labels or a wrong `numTraining`; an `imagesUn` folder without scans;
         - in one case: a file that cannot be read, wrong numbers or a wrong count of channels, channels or a label of
-          another shape or spacing, NaN and infinite voxels, a missing label, a label value that is not declared;
+          another shape or spacing or on flipped or reordered axes, NaN and infinite voxels, a missing label, a label
+          value that is not declared;
         - across cases: the same voxels twice, one name in two folders, a patient in the test set and elsewhere.
 
-    Warnings in the log name other origins or directions, constant images, empty labels and repeated scans of a patient.
+    Warnings in the log name other origins or directions, axes that are not at right angles, constant images, empty
+    labels and repeated scans of a patient.
 
     Args:
         raw: the data set.
@@ -78,9 +81,30 @@ def check_dataset(
             f"the raw data set has {len(problems)} problem(s)",
             where=raw.folder,
             why=_shortened(problems),
-            run="repair these problems, then run the same command again",
+            run=_repair(raw, any(outcome.on_other_axes for outcome in results.values())),
         )
     return {scan.case: scan for scan in facts}
+
+
+def _repair(raw: RawDataset, on_other_axes: bool) -> str:
+    """Return what to run: with files on other axes the conversion that brings all files of a case to one order."""
+    if not on_other_axes:
+        return "repair these problems, then run the same command again"
+    numbers = [f"_{number:04d}" for number in range(len(raw.channel_names))]
+    options = {
+        "-i": [str(raw.folder)],
+        "-o": [raw.folder.name.partition("_")[2]],
+        "-images": [f"{IMAGES_TR}/*{number}{raw.file_ending}" for number in numbers],
+        "-labels": [f"{LABELS_TR}/*{raw.file_ending}"],
+        "-unlabelled": [f"{IMAGES_UN}/*{number}{raw.file_ending}" for number in numbers if raw.unlabelled],
+        "-test": [f"{IMAGES_TS}/*{number}{raw.file_ending}" for number in numbers if raw.test],
+        "-channel": raw.channel_names,
+    }
+    words = [text for option, values in options.items() if values for text in (option, *map(shlex.quote, values))]
+    return (
+        f"nnssl_convert folder {' '.join(words)} -d NEW_ID\n"
+        "writes the data set again with all files of a case on the axes of its first channel"
+    )
 
 
 def _kinds(raw: RawDataset) -> dict[str, dict[str, RawCase]]:

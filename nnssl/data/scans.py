@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 
 from nnssl.data.geometry import (
     CHANNEL_SPACING_TOLERANCE,
-    SPACING_TOLERANCE,
+    Difference,
     Geometry,
+    Quantity,
     axis_code,
     find_differences,
     geometry_of_array,
+    has_right_angles,
+    relate_grids,
 )
 from nnssl.data.raw import RawCase
+from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
 from nnssl.system.files import content_hash
 
 PERCENTILE_VOXELS = 1_000_000
@@ -96,11 +100,19 @@ class Expected:
 
 @dataclass
 class Examined:
-    """The outcome for one scan; `facts` is None if a file cannot be read."""
+    """The outcome for one scan.
+
+    Attributes:
+        facts: what the check learned; None if a file cannot be read.
+        problems: what must be repaired, one line each.
+        warnings: what a user should look at, one line each.
+        on_other_axes: whether a file lies in the place of the first channel, but on flipped or reordered axes.
+    """
 
     facts: ScanFacts | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    on_other_axes: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,8 +171,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         reader = expected.reader()
         voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        outcome.problems.append(f"{path} cannot be read ({lines[-1].strip()}): copy the file again from its source")
+        outcome.problems.append(f"{path} {explain_read_error(error)}")
         return None
     if len(properties["spacing"]) != voxels.ndim - 1:
         outcome.problems.append(
@@ -205,8 +216,13 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
             outcome.warnings.append(f"{volume.path} has the value {volume.voxels.flat[0]:g} in every voxel")
     if not all(0 < mm < np.inf for mm in first.spacing_mm):
         outcome.problems.append(f"{first.path} has the spacing {_mm(first.spacing_mm)}: correct the header")
+    if not has_right_angles(first.geometry):
+        outcome.warnings.append(
+            f"{first.path}: {SHEARED}; nnU-Net takes the voxel size along these axes as the size in space. For exact "
+            f"sizes {RIGHT_ANGLES}"
+        )
     for volume in channels[1:]:
-        _compare(volume, first, CHANNEL_SPACING_TOLERANCE, outcome)
+        _compare(volume, first, outcome)
 
 
 def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume], outcome: Examined) -> None:
@@ -220,7 +236,7 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
     if label is None:
         return
     if channels:
-        _compare(label, channels[0], SPACING_TOLERANCE, outcome)
+        _compare(label, channels[0], outcome, is_label=True)
     if len(label.voxels) != 1:
         outcome.problems.append(f"{path} has {len(label.voxels)} channels, a label has 1: write a single-channel file")
     if not expected.labels:
@@ -255,12 +271,29 @@ def count_not_finite(path: Path, voxels: NDArray[Any]) -> int:
     return int(stored.size - np.isfinite(stored).sum())
 
 
-def _compare(volume: _Volume, reference: _Volume, spacing_tolerance: float, outcome: Examined) -> None:
+def _compare(volume: _Volume, reference: _Volume, outcome: Examined, *, is_label: bool = False) -> None:
     """Compare the geometry of a channel or a label with that of the first channel."""
-    differences = {
-        difference.quantity: difference
-        for difference in find_differences(volume.geometry, reference.geometry, spacing_tolerance=spacing_tolerance)
-    }
+    relation = relate_grids(volume.geometry, reference.geometry)
+    if relation.turn:
+        outcome.on_other_axes = True
+        outcome.problems.append(
+            f"{volume.path} lies in the same place as {reference.path.name}, but on other axes ({relation.turn}): "
+            f"nnU-Net reads arrays in the order of the file, so that the voxels of both would not belong together; "
+            f"bring the file to the axes of {reference.path.name}, as nnssl_convert folder does"
+        )
+        return
+    differences = (
+        relation.differences
+        if is_label
+        else find_differences(
+            volume.geometry, reference.geometry, spacing_tolerance=CHANNEL_SPACING_TOLERANCE, thin_axes=True
+        )
+    )
+    _report({difference.quantity: difference for difference in differences}, volume, reference, outcome)
+
+
+def _report(differences: Mapping[Quantity, Difference], volume: _Volume, reference: _Volume, outcome: Examined) -> None:
+    """Add the differences to the outcome; nnU-Net ignores origin and direction, so that these are warnings."""
     name = reference.path.name
     if "shape" in differences:
         shape, wanted = volume.voxels.shape[1:], reference.voxels.shape[1:]
@@ -273,7 +306,8 @@ def _compare(volume: _Volume, reference: _Volume, spacing_tolerance: float, outc
             f"{volume.path} has the spacing {_mm(volume.spacing_mm)}, {name} has {_mm(reference.spacing_mm)} "
             f"(tolerance {differences['spacing'].tolerance}): correct the header that is wrong, or resample"
         )
-    for quantity in ("origin", "direction"):
+    placement: tuple[Quantity, ...] = ("origin", "direction")
+    for quantity in placement:
         if found := differences.get(quantity):
             outcome.warnings.append(
                 f"{volume.path} has the {quantity} {_numbers(found.found)}, {name} has {_numbers(found.expected)} "

@@ -1,7 +1,7 @@
 """Streams of batches in which every batch is a pure function of (seed, stream, rank, iteration).
 
-An ordered torch DataLoader runs over iteration numbers around nnU-Net's batch generation. So a resumed run needs no
-loader state, the number of workers does not change the data, and a dead worker is an error instead of a hang.
+An ordered torch DataLoader runs over iteration numbers and calls nnU-Net's batch generation. So a resumed run needs no
+state of a loader, the number of workers does not change the data, and a dead worker is an error instead of a hang.
 """
 
 from __future__ import annotations
@@ -17,22 +17,30 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch.utils.data import DataLoader, Dataset
 
 from nnssl.errors import DataError, EnvironmentProblem
+from nnssl.host import CaseDataset, cases_of
 
 Index = tuple[str, int]  # ("train" | "validation", iteration)
 STREAM_NUMBERS = {"labelled": 0, "unlabelled": 1, "validation": 2}
 
 
+class BatchMaker(Protocol):
+    """What a stream needs of nnU-Net's `nnUNetDataLoader`."""
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return a batch drawn from the global generators: `data` (B, C, *S) and `target`."""
+        ...
+
+
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed python's, numpy's and torch's CPU generators from `key` and give them back their states afterwards."""
+    """Seed the CPU generators of python, numpy and torch from `key`; restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(key).generate_state(4)
     random.seed(int(words[0]))
@@ -47,46 +55,47 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class IterationBatches(Dataset[dict[str, Any]]):
-    """Maps ("train", i) to the labelled and unlabelled batch of iteration i, ("validation", j) to a validation batch.
+    """Map ("train", i) to the labelled and unlabelled batch of iteration i, ("validation", j) to a validation batch.
 
     Args:
-        loaders: nnU-Net's batch makers under the names of `STREAM_NUMBERS`.
+        makers: nnU-Net's batch makers under the names of `STREAM_NUMBERS`.
         seed: seed of the run, >= 0.
         rank: number of this process in distributed training.
     """
 
-    def __init__(self, loaders: Mapping[str, nnUNetDataLoader], seed: int, rank: int = 0) -> None:
-        self.loaders, self.seed, self.rank = dict(loaders), seed, rank
+    def __init__(self, makers: Mapping[str, BatchMaker], seed: int, rank: int = 0) -> None:
+        self.makers, self.seed, self.rank = dict(makers), seed, rank
 
     def __getitem__(self, index: Index) -> dict[str, Any]:
-        """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S) or the list of its deep supervision sizes}}.
+        """Return {stream: {"data": (B, C, *S), "target": (B, 1, *S), or a list with one tensor for each output}}.
 
-        With "boxes" (B, n, 2) where the batch maker tells them.
-        A case that cannot be read comes as {"error": DataError}: an exception would lose its parts between processes.
+        A stream whose batch maker follows the places of its patches also has "boxes" (B, n, 2).
+        For a case that cannot be read the result is {"error": DataError}: an exception would lose its parts on the way
+        between processes.
         """
         kind, iteration = index
         names = ("validation",) if kind == "validation" else ("labelled", "unlabelled")
         batch = {}
         for name in names:
-            if name in self.loaders:
+            if name in self.makers:
                 with seeded(self.seed, STREAM_NUMBERS[name], self.rank, iteration):
                     try:
-                        made = self.loaders[name].generate_train_batch()
+                        drawn = self.makers[name].generate_train_batch()
                     except (OSError, EOFError, RuntimeError, UnpicklingError):
-                        broken = unreadable_case(self.loaders[name]._data)
+                        broken = find_unreadable_case(cases_of(self.makers[name]))
                         if broken is None:
                             raise
                         return {"error": broken}
-                batch[name] = {key: made[key] for key in ("data", "target", "boxes") if key in made}
+                batch[name] = {key: drawn[key] for key in ("data", "target", "boxes") if key in drawn}
         return batch
 
 
-def unreadable_case(dataset: Any) -> DataError | None:  # noqa: ANN401 - nnU-Net's dataset class
-    """Return the error of the first case of a preprocessed data set that cannot be read, None if all can."""
-    return next(filter(None, (_error_of(dataset, case) for case in dataset.identifiers)), None)
+def find_unreadable_case(dataset: CaseDataset) -> DataError | None:
+    """Return the error of the first preprocessed case that cannot be read, None where every case can be read."""
+    return next(filter(None, (_reading_error(dataset, case) for case in dataset.identifiers)), None)
 
 
-def _error_of(dataset: Any, case: str) -> DataError | None:  # noqa: ANN401
+def _reading_error(dataset: CaseDataset, case: str) -> DataError | None:
     try:
         data, seg, *_ = dataset.load_case(case)
         _ = data[:], seg[:]
@@ -96,18 +105,18 @@ def _error_of(dataset: Any, case: str) -> DataError | None:  # noqa: ANN401
             f"the preprocessed case {case} cannot be read",
             where=folder / case,
             why=f"{type(error).__name__}: {error}",
-            run=f"delete its files, then nnssl_plan_and_preprocess -d {folder.parent.name} with the options of before",
+            run=f"delete its files, then run again nnssl_plan_and_preprocess -d {folder.parent.name} with its options",
         )
     return None
 
 
 class OrderedBatches:
-    """Iterator over the batches of a list of indices, in that order, with the time spent waiting for them.
+    """Iterate over the batches of a list of indices, in this order, and measure the time spent waiting for them.
 
     Args:
         batches: the map from index to batch.
         order: indices still to come.
-        num_workers: background processes, 0 makes the batches in this process.
+        num_workers: background processes; with 0 this process makes the batches.
         pin_memory: whether batches are copied to page-locked memory (for CUDA).
 
     Attributes:
@@ -140,7 +149,7 @@ class OrderedBatches:
         if self._iterator is None:
             raise StopIteration
         start = time.perf_counter()
-        with self.naming_deaths():
+        with self.translate_worker_death():
             batch = next(self._iterator)
         self.seconds_waited += time.perf_counter() - start
         if "error" in batch:
@@ -148,8 +157,11 @@ class OrderedBatches:
         return batch
 
     @contextmanager
-    def naming_deaths(self) -> Iterator[None]:
-        """Turn torch's notice of a dead worker, which can come at any moment and not only in `next`, into our error."""
+    def translate_worker_death(self) -> Iterator[None]:
+        """Turn torch's error about a dead worker into an `EnvironmentProblem` that names the process.
+
+        Torch raises its error at any moment, not only in `next`, so the whole training loop stands in this block.
+        """
         try:
             yield
         except RuntimeError as error:
@@ -157,12 +169,12 @@ class OrderedBatches:
                 raise
             raise EnvironmentProblem(
                 "a data loading process died",
-                where=self._deaths() or str(error).splitlines()[0],
+                where=self._dead_workers() or str(error).splitlines()[0],
                 why="usually the machine ran out of memory, or of shared memory (/dev/shm in containers)",
                 run="the same command with --c, with fewer workers: export nnUNet_n_proc_DA=2",
             ) from error
 
-    def _deaths(self) -> str:
+    def _dead_workers(self) -> str:
         workers = getattr(self._iterator, "_workers", [])
         codes = {worker.pid: worker.exitcode for worker in workers if worker.exitcode}
         return ", ".join(
@@ -176,10 +188,11 @@ class OrderedBatches:
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001 - signature of worker_init_fn
-    """Leave signals to the trainer, and make a worker leave soon after its trainer died, however it died.
+    """Leave signals to the trainer, and end this worker soon after its trainer ended, for whatever reason.
 
-    Clusters and terminals send their signals to all processes of a job; the trainer decides when its workers end.
-    The sentinel tells under every start method; a forked sibling can hold it open, so the parent's id is watched too.
+    Clusters and terminals send their signals to all processes of a job, but the trainer decides when its workers end.
+    The trainer's sentinel works under every start method. A forked sibling can hold the sentinel open, so the worker
+    also watches the id of its parent.
     """
     for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
         if hasattr(signal, name):

@@ -1,4 +1,4 @@
-"""Weak and strong views of unlabelled patches, made of nnU-Net's own augmentations."""
+"""Weak and strong views of unlabelled patches, built from nnU-Net's own augmentation."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from typing import Any
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
-from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
-GEOMETRIC = (Convert3DTo2DTransform, SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
+from nnssl.host.transforms import TransformRole, transform_role
 
 
 class TwoViews(BasicTransform):
-    """Turn one patch (C, *S) into a weak and a strong view of the same geometry, stacked as (2C, *S).
+    """Turn one patch (C, *S) into a weak and a strong view with the same geometry, stacked as (2C, *S).
 
-    Both views share rotation, scaling and mirroring; the strong one also gets the intensity augmentations. The
-    segmentation keeps -1 where the voxel is padding, so it serves as the map of voxels that count.
+    Both views share rotation, scaling and mirroring. The strong view also gets the intensity augmentation. The
+    segmentation keeps -1 where a voxel is padding or lies outside the body, so a loss can tell which voxels count.
 
     Args:
         geometric: transforms of image and segmentation.
         intensity: transforms of the image alone.
-        masking: transforms that set voxels outside the body to zero, after both.
+        masking: transforms that set voxels outside the body to zero, after the others.
     """
 
     def __init__(
@@ -37,7 +33,7 @@ class TwoViews(BasicTransform):
         self.geometric, self.intensity, self.masking = map(ComposeTransforms, (geometric, intensity, masking))
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:  # noqa: ANN401, ARG002
-        """Return image (2C, *S) = weak, strong; segmentation (1, *S)."""
+        """Return the image (2C, *S), the weak view first, and the segmentation (1, *S)."""
         weak = self.geometric(**data_dict)
         strong = self.intensity(image=weak["image"].clone())
         segmentation = weak["segmentation"]
@@ -46,25 +42,31 @@ class TwoViews(BasicTransform):
 
 
 def two_views(training: ComposeTransforms, strong_probability: float) -> TwoViews:
-    """Return the view maker that fits nnU-Net's training transforms of the same configuration.
+    """Return the transform that makes two views from nnU-Net's training transforms of the same configuration.
+
+    Transforms that change labels only are left out.
 
     Args:
-        training: what `nnUNetTrainer.get_training_transforms` returned.
-        strong_probability: each intensity augmentation of the strong view happens with at least this probability,
-            in [0, 1] (nnU-Net's own lie between 0.1 and 0.3).
+        training: what `nnUNetTrainer.get_training_transforms` returned; stays as it is.
+        strong_probability: least probability of each intensity augmentation in the strong view, in [0, 1] (nnU-Net's
+            own probabilities lie between 0.1 and 0.3).
+
+    Raises:
+        EnvironmentProblem: nnssl does not know the role of a transform.
     """
-    parts = copy.deepcopy(training.transforms)
-    geometric = [part for part in parts if isinstance(part, GEOMETRIC)]
-    intensity = [part for part in parts if isinstance(part, RandomTransform)]
-    for part in intensity:
-        part.apply_probability = max(part.apply_probability, strong_probability)
-    return TwoViews(geometric, intensity, [part for part in parts if isinstance(part, MaskImageTransform)])
+    by_role: dict[TransformRole, list[BasicTransform]] = {"geometric": [], "intensity": [], "masking": [], "labels": []}
+    for part in copy.deepcopy(training.transforms):
+        by_role[transform_role(part)].append(part)
+    for part in by_role["intensity"]:
+        if isinstance(part, RandomTransform):
+            part.apply_probability = max(part.apply_probability, strong_probability)
+    return TwoViews(by_role["geometric"], by_role["intensity"], by_role["masking"])
 
 
 def make_reproducible(transforms: ComposeTransforms) -> ComposeTransforms:
-    """Return the transforms with nnU-Net's blur no longer choosing its algorithm by timing it.
+    """Stop nnU-Net's blur from choosing its algorithm by timing; return the same transforms.
 
-    The two algorithms round differently, so that the same seed would give different patches from run to run.
+    The two algorithms round differently, so the choice would make patches differ between runs with the same seed.
     """
     for part in transforms.transforms:
         inner = part.transform if isinstance(part, RandomTransform) else part

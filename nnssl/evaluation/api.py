@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -25,6 +26,8 @@ from nnssl.system.resources import worker_processes
 from nnssl.system.workers import run_parallel
 
 METRIC_SETS = ("standard", "paper")
+LOGGED_NOTES = 10
+log = logging.getLogger(__name__)
 
 
 def evaluate(  # noqa: PLR0913 - the public API names every option
@@ -60,6 +63,8 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
         metrics: "standard", or "paper" to add the voxel distances of the semi-supervised papers.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
         same_placement: whether different origins and directions are an error; different shapes and spacings always are.
+            A prediction that lies in the place of its reference on flipped or reordered axes is never an error: it is
+            brought to the axes of the reference, and the log and the summary say so.
         protocol: the old spelling of `metrics`.
 
     Raises:
@@ -91,6 +96,9 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
         unmatched=(tuple(without_prediction), tuple(without_reference)),
     )
     write_json(output, result.summary)
+    if result.notes:
+        more = [f"… and {len(result.notes) - LOGGED_NOTES} more"] if len(result.notes) > LOGGED_NOTES else []
+        log.warning("%s", "\n".join([*result.notes[:LOGGED_NOTES], *more]))
     return result
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.data.geometry import Difference, Geometry, find_differences, geometry_of_array
+from nnssl.data.geometry import Difference, Geometry, geometry_of_array, has_right_angles, relate_grids
 from nnssl.data.labels import Label
+from nnssl.data.read_errors import COPY_AGAIN, SHEARED, explain_read_error
 from nnssl.data.scans import count_not_finite, gzip_is_complete
 from nnssl.errors import DataError
 from nnssl.evaluation.masks import label_map
@@ -44,7 +45,8 @@ class Measurement:
         structures: the labels to measure.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm.
         paper: whether to add the voxel distances of the semi-supervised papers.
-        same_placement: whether origin and direction must agree, besides shape and spacing.
+        same_placement: whether origin and direction must agree, besides shape and spacing; flipped and reordered axes
+            always agree.
     """
 
     reader: type[Any]
@@ -56,7 +58,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """A label file: values (*S) and their place in space."""
+    """A label file: values (D, H, W) and their place in space."""
 
     values: NDArray[np.integer[Any]]
     geometry: Geometry
@@ -67,15 +69,29 @@ class LabelImage:
         return self.geometry.spacing_mm[::-1]
 
 
-def measure_case(measurement: Measurement, files: FilePair) -> CaseMetrics:
-    """Return label -> metrics: nnU-Net's overlap numbers, `hd95_mm`, `assd_mm`, `nsd`, `missed` and `spurious`.
+@dataclass(frozen=True)
+class MeasuredCase:
+    """The outcome for one case.
+
+    Attributes:
+        metrics: label -> nnU-Net's overlap numbers, `hd95_mm`, `assd_mm`, `nsd`, `missed` and `spurious`.
+        notes: what a user should know about the files, one line each.
+    """
+
+    metrics: CaseMetrics
+    notes: tuple[str, ...] = ()
+
+
+def measure_case(measurement: Measurement, files: FilePair) -> MeasuredCase:
+    """Return the metrics of one case, measured on the axes of the reference.
 
     Raises:
         DataError: a file cannot be read or holds values that are not declared, or the two geometries differ.
     """
     reference = read_labels(measurement.reader, files.reference)
-    prediction = read_labels(measurement.reader, files.prediction)
-    check_same_geometry(reference, prediction, files, measurement.same_placement)
+    prediction, notes = bring_to_reference(
+        read_labels(measurement.reader, files.prediction), reference, files, measurement.same_placement
+    )
     structures = measurement.structures
     if structures.allowed is not None:
         ignored = set() if structures.ignore_label is None else {structures.ignore_label}
@@ -95,11 +111,11 @@ def measure_case(measurement: Measurement, files: FilePair) -> CaseMetrics:
     for label in structures.names:
         parts: tuple[Mapping[str, Any], ...] = (counts[label], surfaces[label], voxels.get(label, {}))
         results[label] = {key: value for part in parts for key, value in part.items() if key not in SAME_AS_NNUNET}
-    return results
+    return MeasuredCase(results, notes)
 
 
 def read_labels(reader: type[Any], path: Path) -> LabelImage:
-    """Return the content of a label file; a volume of a single slice becomes a 2-D image.
+    """Return the content of a label file; a 2-D image is a volume of one slice, as nnU-Net reads it.
 
     Raises:
         DataError: the file cannot be read, has several channels, or does not hold labels and a valid spacing.
@@ -110,12 +126,10 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
         with contextlib.redirect_stdout(io.StringIO()):
             array, properties = reader().read_seg(str(path))
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
+        problem = explain_read_error(error)
+        again = ", or predict the case again" if COPY_AGAIN in problem.hint else ""
         raise DataError(
-            "a label file cannot be read",
-            where=path,
-            why=text.splitlines()[-1],
-            run="copy the reference again from its source, or predict the case again",
+            "a label file cannot be read", where=path, why=problem.cause, run=f"{problem.hint}{again}"
         ) from error
     if bad := count_not_finite(path, array):
         raise DataError("a label file holds NaN or infinite values", where=path, why=f"{bad} of {array.size} voxels")
@@ -125,28 +139,36 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
         values = label_map(array[0], "label file")
     except DataError as error:
         raise DataError(error.what, where=path, why=error.why) from None
-    if values.shape[0] == 1:  # nnU-Net reads a 2-D image as one slice, whose thickness the file does not tell
-        values, properties = values[0], {**properties, "spacing": properties["spacing"][1:]}
     image = LabelImage(values, geometry_of_array(values.shape, properties))
-    if not all(0 < size < math.inf for size in image.spacing_mm):
+    thick = [mm for mm, voxels in zip(image.spacing_mm, values.shape, strict=True) if voxels > 1]
+    if not all(0 < size < math.inf for size in thick):
         raise DataError(
             "the spacing of a label file is not valid", where=path, why=f"spacing {_text(image.spacing_mm)} mm"
         )
     return image
 
 
-def check_same_geometry(
-    reference: LabelImage, prediction: LabelImage, files: FilePair, same_placement: bool = True
-) -> None:
-    """Check that two label images have the same shape and spacing and, with `same_placement`, origin and direction.
+def bring_to_reference(
+    prediction: LabelImage, reference: LabelImage, files: FilePair, same_placement: bool = True
+) -> tuple[LabelImage, tuple[str, ...]]:
+    """Return the prediction on the axes of the reference, and notes about the two files.
 
     Raises:
-        DataError: one of these differs; the message names the case, both values and the tolerance.
+        DataError: shape or spacing differs, or, with `same_placement`, origin or direction; the message names the case,
+            both values and the tolerance.
     """
-    differences = find_differences(prediction.geometry, reference.geometry)
-    checked = [found for found in differences if same_placement or found.quantity in ("shape", "spacing")]
+    relation = relate_grids(prediction.geometry, reference.geometry)
+    notes = []
+    if not has_right_angles(reference.geometry):
+        notes.append(f"{files.name}: {SHEARED}; distances are measured as if the axes were at right angles")
+    if relation.turn:
+        notes.append(f"{files.name}: the prediction was brought to the axes of the reference ({relation.turn})")
+        turned = relation.turn.turn_array(prediction.values)
+        return LabelImage(turned, relation.turn.turn_geometry(prediction.geometry)), tuple(notes)
+    checked = [found for found in relation.differences if same_placement or found.quantity in ("shape", "spacing")]
     if checked:
         raise _mismatch(checked[0], files)
+    return prediction, tuple(notes)
 
 
 def _mismatch(difference: Difference, files: FilePair) -> DataError:

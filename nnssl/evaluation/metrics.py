@@ -3,6 +3,9 @@
 Conventions. The surface of a mask is the mask minus its erosion by face neighbours; the image border counts as outside.
 A structure in neither mask has no value (NaN). A structure in only one mask has the worst value: Dice, Jaccard and NSD
 are 0, distances are the image diagonal. Voxels with the ignore label belong to no mask.
+
+Image axes of one voxel do not count, wherever they stand and whatever their spacing: an image of one slice is measured
+in its plane, an image of one row on its line. An image of one voxel is measured along its axis of the smallest spacing.
 """
 
 from __future__ import annotations
@@ -74,7 +77,8 @@ def segmentation_metrics(
     Args:
         prediction: label map, (*S) with 2 or 3 axes.
         reference: label map of the same shape.
-        spacing_mm: voxel size along each array axis, in array axis order, mm.
+        spacing_mm: voxel size along each array axis, in array axis order, mm; along an axis of one voxel the value does
+            not matter.
         labels: label values; a tuple of values is a region, their union.
         nsd_tolerance_mm: tolerance of the normalised surface distance, mm, >= 0.
         ignore_label: voxels with this value in the reference belong to neither mask.
@@ -82,12 +86,13 @@ def segmentation_metrics(
     Returns:
         label -> `dice`, `jaccard`, `hd95_mm`, `assd_mm`, `nsd`, `missed` (the structure is only in the reference) and
         `spurious` (only in the prediction). A structure in neither mask: NaN, and both flags False. A structure in one
-        mask: Dice, Jaccard and NSD are 0, HD95 and ASSD are the image diagonal, the norm of shape · spacing.
+        mask: Dice, Jaccard and NSD are 0, HD95 and ASSD are the image diagonal, the norm of shape · spacing over the
+        axes of several voxels.
 
     Raises:
         DataError: the shapes differ, the values hold NaN or fractions, or the spacing or a label is not valid.
     """
-    spacing = _checked_spacing(spacing_mm, np.ndim(reference))
+    spacing = _checked_spacing(spacing_mm, np.shape(reference))
     if not 0 <= nsd_tolerance_mm < math.inf:
         raise DataError(f"the NSD tolerance is {nsd_tolerance_mm} mm", why="a tolerance is a number of mm, 0 or larger")
     return {
@@ -115,8 +120,8 @@ def voxel_metrics(
         DataError: the shapes differ, or the values are not labels.
     """
     results: dict[Label, VoxelMetrics] = {}
-    for label, pair in mask_pairs(prediction, reference, labels, ignore_label):
-        spacing = (1.0,) * len(pair.image_shape)
+    for label, whole in mask_pairs(prediction, reference, labels, ignore_label):
+        pair, spacing = _without_thin_axes(whole, (1.0,) * len(whole.image_shape))
         worst = _distance_without_surface(pair, spacing)
         if worst is not None:
             results[label] = {"hd95_vox_pooled": worst, "asd_vox": worst}
@@ -196,7 +201,21 @@ def _directed(source: Mask, target: Mask, spacing: Sequence[float]) -> Distances
     return np.asarray(np.sqrt(squared))
 
 
-def _structure_metrics(pair: MaskPair, spacing: Sequence[float], tolerance: float) -> StructureMetrics:
+def _without_thin_axes(pair: MaskPair, spacing: Sequence[float]) -> tuple[MaskPair, tuple[float, ...]]:
+    """Return masks and spacing without the image axes of one voxel, along which every voxel would be surface."""
+    kept = _axes_that_count(pair.image_shape, spacing)
+    masks = [mask.reshape([mask.shape[axis] for axis in kept]) for mask in (pair.prediction, pair.reference)]
+    shape = tuple(pair.image_shape[axis] for axis in kept)
+    return MaskPair(masks[0], masks[1], shape, pair.num_counted), tuple(spacing[axis] for axis in kept)
+
+
+def _axes_that_count(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
+    """Return the axes of several voxels; in an image of one voxel the axis of the smallest spacing."""
+    return [axis for axis, size in enumerate(shape) if size != 1] or [int(np.argmin(spacing))]
+
+
+def _structure_metrics(whole: MaskPair, spacing_mm: Sequence[float], tolerance: float) -> StructureMetrics:
+    pair, spacing = _without_thin_axes(whole, spacing_mm)
     both, n_pred, n_ref = pair.counts
     worst = _distance_without_surface(pair, spacing)
     if worst is None:
@@ -230,13 +249,20 @@ def _distance_without_surface(pair: MaskPair, spacing: Sequence[float]) -> float
     return float(np.linalg.norm(np.multiply(pair.image_shape, spacing)))
 
 
-def _checked_spacing(spacing_mm: Sequence[float], ndim: int) -> tuple[float, ...]:
+def _checked_spacing(spacing_mm: Sequence[float], shape: Sequence[int]) -> tuple[float, ...]:
+    """Return the spacing as numbers.
+
+    Raises:
+        DataError: the spacing has not one number for each axis, or a number that counts is not positive and finite.
+    """
     try:
         spacing = tuple(float(size) for size in spacing_mm)
     except (TypeError, ValueError):
         spacing = ()
-    if len(spacing) != ndim or not all(0 < size < math.inf for size in spacing):
+    complete = len(spacing) == len(shape)
+    if not complete or (shape and not all(0 < spacing[axis] < math.inf for axis in _axes_that_count(shape, spacing))):
         raise DataError(
-            f"the spacing is {spacing_mm!r}", why=f"a spacing is one positive number of mm for each of the {ndim} axes"
+            f"the spacing is {spacing_mm!r}",
+            why=f"a spacing is one positive number of mm for each of the {len(shape)} axes",
         )
     return spacing

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.labels import Label, parse_labels
+from nnssl.data.read_errors import explain_read_error
 from nnssl.errors import DataError
 from nnssl.names import FILE_ENDING_KEY, LABELS_KEY
 
@@ -98,19 +99,22 @@ def find_reader(
         except RuntimeError as error:
             raise DataError(f"nnU-Net has no reader '{name}'", where="plans.json, dataset.json") from error
         return named
-    reasons = []
+    reasons: list[str] = []
+    hints: list[str] = []
     readers: list[type[Any]] = LIST_OF_IO_CLASSES
     for reader in readers:
         if ending.lower() in reader.supported_file_endings:
             try:
                 reader().read_seg(str(example))
             except Exception as error:
-                reasons.append(f"{reader.__name__}: {_first_line(error)}")
+                problem = explain_read_error(error)
+                reasons.append(f"{reader.__name__}: {problem.cause}")
+                hints.append(problem.hint)
             else:
                 return reader
-    raise DataError("no reader can read the label file", where=example, why="\n".join(reasons) or f"ending {ending}")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    raise DataError(
+        "no reader can read the label file",
+        where=example,
+        why="\n".join(reasons) or f"ending {ending}",
+        run="\n".join(hints[:1]),
+    )

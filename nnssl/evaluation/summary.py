@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.labels import Label
-from nnssl.evaluation.mask_pairs import CaseMetrics, FilePair, Measurement
+from nnssl.evaluation.mask_pairs import CaseMetrics, FilePair, MeasuredCase, Measurement
 
 FLAGS = ("missed", "spurious")
 SPREADS = ("Dice", "IoU", "hd95_mm", "assd_mm", "nsd", "hd95_vox_pooled", "asd_vox")
@@ -36,6 +36,7 @@ class EvaluationResult:
         without_prediction: references that are left out because no prediction has their name.
         without_reference: predictions that are left out because no reference has their name.
         conventions: the definitions behind the numbers, in words.
+        notes: what a user should know about the files, one line each.
     """
 
     summary_file: Path
@@ -50,6 +51,7 @@ class EvaluationResult:
     without_prediction: tuple[str, ...]
     without_reference: tuple[str, ...]
     conventions: dict[str, str | float]
+    notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class EvaluationResult:
             "without_prediction": list(self.without_prediction),
             "without_reference": list(self.without_reference),
             "conventions": self.conventions,
+            "notes": list(self.notes),
             "metric_per_case": [
                 {
                     "reference_file": str(self.files[case].reference),
@@ -77,7 +80,7 @@ class EvaluationResult:
 
 
 def summarise(
-    measured: Mapping[str, CaseMetrics],
+    measured: Mapping[str, MeasuredCase],
     files: Mapping[str, FilePair],
     measurement: Measurement,
     *,
@@ -87,25 +90,26 @@ def summarise(
     """Return means, spreads and counts of the measured cases (at least one).
 
     Args:
-        measured: case -> label -> metrics.
+        measured: case -> its metrics and notes.
         files: case -> its two files.
         measurement: how the cases were measured.
         summary_file: path of the summary.
         unmatched: cases without a prediction, and without a reference.
     """
     names = measurement.structures.names
-    columns = {label: _columns(case[label] for case in measured.values()) for label in names}
+    cases = {name: case.metrics for name, case in measured.items()}
+    columns = {label: _columns(case[label] for case in cases.values()) for label in names}
     metrics = [name for name in next(iter(columns.values())) if name not in FLAGS]
     spreads = [name for name in metrics if name in SPREADS]
     mean = {label: {name: _mean(column[name]) for name in metrics} for label, column in columns.items()}
     foreground = [label for label in names if label != 0]
     case_means = {
-        name: [_mean(case[label][name] for label in foreground) for case in measured.values()] for name in spreads
+        name: [_mean(case[label][name] for label in foreground) for case in cases.values()] for name in spreads
     }
     return EvaluationResult(
         summary_file=summary_file,
         structures=dict(names),
-        cases=dict(measured),
+        cases=cases,
         files=dict(files),
         mean=mean,
         sd={label: {name: _sd(column[name]) for name in spreads} for label, column in columns.items()},
@@ -115,6 +119,7 @@ def summarise(
         without_prediction=unmatched[0],
         without_reference=unmatched[1],
         conventions=conventions(measurement),
+        notes=tuple(note for case in measured.values() for note in case.notes),
     )
 
 
@@ -124,7 +129,7 @@ def conventions(measurement: Measurement) -> dict[str, str | float]:
         "metrics": "paper" if measurement.paper else "standard",
         "nsd_tolerance_mm": measurement.nsd_tolerance_mm,
         "surface": "mask minus its erosion by face neighbours; the image border counts as outside; "
-        "an image of one slice is measured in its plane",
+        "image axes of one voxel do not count",
         "hd95_mm": "larger of the two directed 95th percentiles of surface distances, mm",
         "assd_mm": "mean of the surface distances of both directions pooled, mm",
         "nsd": "share of both surfaces' voxels within the tolerance of the other surface",

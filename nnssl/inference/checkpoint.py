@@ -1,4 +1,4 @@
-"""Checkpoints, read without running anything that is stored in them."""
+"""Reads checkpoints without running code that a checkpoint may hold."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from nnssl.training import checkpoints
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What prediction needs of a checkpoint.
+    """The content of a checkpoint that prediction needs.
 
     Attributes:
         weights: state dict of the network that the plans describe.
         trainer: class name that nnU-Net looks up to build the network.
         configuration: name of the plans' configuration.
         mirror_axes: spatial axes that test-time mirroring may flip, None for none.
-        ours: whether nnssl wrote it: its network is then exactly the one of the plans.
+        ours: whether nnssl wrote the checkpoint; the network is then exactly the network of the plans.
     """
 
     weights: dict[str, torch.Tensor]
@@ -33,10 +33,10 @@ class Checkpoint:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint of nnssl or of stock nnU-Net on the CPU.
 
-    Only tensors, plain values and, for stock nnU-Net, numpy scalars are accepted, never other objects.
+    The function accepts tensors, plain values and, for stock nnU-Net, numpy scalars. It refuses all other objects.
 
     Raises:
-        EnvironmentProblem: the file is truncated, is no checkpoint, or holds objects that are not accepted.
+        EnvironmentProblem: the file is truncated, is no checkpoint, or holds other objects.
     """
     content = checkpoints.load(path)
     try:
@@ -53,5 +53,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "the file is no checkpoint of nnU-Net",
             where=path,
             why=f"{type(error).__name__} {error}",
-            run="copy it again, or choose another checkpoint with -chk",
+            run="copy the file again, or choose another checkpoint with -chk",
         ) from error

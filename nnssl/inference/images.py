@@ -1,4 +1,4 @@
-"""Images in memory, to the axes nnU-Net's readers give and back: arrays, SimpleITK and nibabel images."""
+"""Images in memory: arrays, SimpleITK and nibabel images, converted to the axes of nnU-Net's readers and back."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FLAT_AXIS = 999
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """An image as the preprocessor takes it.
+    """An image in the form that the preprocessor takes.
 
     Attributes:
-        array: float32, shape (C, z, y, x).
-        spacing_mm: in the order (z, y, x).
-        restore: makes of a mask of shape (z, y, x) an image of the type that came in, with its geometry.
+        array: voxels (C, z, y, x), float32.
+        spacing_mm: voxel size in the order (z, y, x).
+        restore: converts a mask (z, y, x) into an image of the original type, with the original geometry.
     """
 
     array: Array
@@ -43,14 +43,15 @@ def load_image(
     """Return an image in nnU-Net's axes.
 
     Args:
-        image: an array, a SimpleITK or a nibabel image, or a sequence of them, one a channel. An array has the axes
-            (z, y, x) or (C, z, y, x), a flat one (y, x) or (C, y, x); the length of `spacing_mm` tells which. A
-            nibabel image has the axes (x, y, z) or (x, y, z, C), a SimpleITK image may have several components.
-        spacing_mm: of arrays only, in their axis order.
-        reorient: turn images to RAS first, as nnU-Net's readers `…WithReorient` do; arrays are taken as they are.
+        image: an array, a SimpleITK or a nibabel image, or a sequence of them with one channel each. A 3-D array has
+            the axes (z, y, x) or (C, z, y, x), a 2-D array (y, x) or (C, y, x); the length of `spacing_mm` decides
+            between 2-D and 3-D. A nibabel image has the axes (x, y, z) or (x, y, z, C). A SimpleITK image may have
+            several components.
+        spacing_mm: voxel size in the array's order of axes; for arrays only.
+        reorient: turn images to RAS first, as nnU-Net's readers `…WithReorient` do. Arrays stay as they are.
 
     Raises:
-        UsageError: the type is none of these, or an array comes without a fitting `spacing_mm`.
+        UsageError: the type is none of these, or `spacing_mm` does not fit an array.
         DataError: the channels differ in shape or spacing.
     """
     if isinstance(image, list | tuple):
@@ -70,7 +71,7 @@ def load_image(
     if isinstance(image, SpatialImage):
         return _from_nibabel(image, reorient)
     raise UsageError(
-        f"cannot predict a {type(image).__name__}", why="give a path, a numpy array, a SimpleITK or a nibabel image"
+        f"cannot predict a {type(image).__name__}", run="give a path, a numpy array, a SimpleITK or a nibabel image"
     )
 
 
@@ -80,7 +81,7 @@ def _from_array(image: Array, spacing_mm: Sequence[float] | None) -> LoadedImage
         raise UsageError(
             "an array needs its spacing",
             where=f"array of shape {image.shape}, spacing_mm={spacing_mm}",
-            why="spacing_mm has one positive number of mm for each spatial axis, in the array's order: (z, y, x)",
+            why="spacing_mm takes one positive number of mm for each spatial axis, in the array's order (z, y, x)",
         )
     array = image if image.ndim == axes + 1 else image[None]
     if axes == 3:
@@ -107,12 +108,12 @@ def _from_sitk(image: sitk.Image, reorient: bool) -> LoadedImage:
     flat = grid.GetDimension() == 2
 
     def restore(mask: Array) -> sitk.Image:
-        made = sitk.GetImageFromArray(mask[0] if flat else mask)
-        made.CopyInformation(grid)
+        restored = sitk.GetImageFromArray(mask[0] if flat else mask)
+        restored.CopyInformation(grid)
         if reorient:
             code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(direction)
-            made = sitk.DICOMOrient(made, code)
-        return made
+            restored = sitk.DICOMOrient(restored, code)
+        return restored
 
     if flat:
         return LoadedImage(array[:, None].astype(np.float32), (FLAT_AXIS * max(spacing), *spacing), restore)
@@ -132,15 +133,15 @@ def _from_nibabel(image: SpatialImage, reorient: bool) -> LoadedImage:
     array = array.transpose(3, 2, 1, 0) if array.ndim == 4 else array.transpose(2, 1, 0)[None]
 
     def restore(mask: Array) -> nibabel.Nifti1Image:
-        made = nibabel.Nifti1Image(mask.transpose(2, 1, 0), turned.affine)
+        restored = nibabel.Nifti1Image(mask.transpose(2, 1, 0), turned.affine)
         if reorient:
             back = ornt_transform(axcodes2ornt("RAS"), io_orientation(image.affine))
-            made = made.as_reoriented(back)
-        made = nibabel.Nifti1Image(np.asarray(made.dataobj), image.affine)
+            restored = restored.as_reoriented(back)
+        restored = nibabel.Nifti1Image(np.asarray(restored.dataobj), image.affine)
         if isinstance(image, nibabel.Nifti1Image):
-            made.header.set_xyzt_units(*image.header.get_xyzt_units())
-            made.set_qform(*image.get_qform(coded=True), update_affine=False)
-            made.set_sform(*image.get_sform(coded=True), update_affine=False)
-        return made
+            restored.header.set_xyzt_units(*image.header.get_xyzt_units())
+            restored.set_qform(*image.get_qform(coded=True), update_affine=False)
+            restored.set_sform(*image.get_sform(coded=True), update_affine=False)
+        return restored
 
     return LoadedImage(array, tuple(float(size) for size in turned.header.get_zooms()[:3][::-1]), restore)

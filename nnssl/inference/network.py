@@ -9,27 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnssl.errors import EnvironmentProblem, UsageError
+from nnssl.host import (
+    ConfigurationManager,
+    PlansManager,
+    configuration_manager,
+    find_trainer,
+    input_channels,
+    network_of_entry,
+    plans_manager,
+)
 from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
-from nnssl.networks import build_network
+from nnssl.names import DATASET_JSON, PLANS_JSON
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, read_object
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything a predictor needs.
+    """Everything that a predictor needs.
 
     Attributes:
-        network: with the first fold's weights, on the CPU.
+        network: network with the weights of the first fold, on the CPU.
         plans: nnU-Net's plans.
         configuration: the configuration that the checkpoints were trained with.
-        preprocessing: the same, but without resampling of label maps, which prediction throws away.
+        preprocessing: the same configuration without resampling of label maps, which prediction does not use.
         preprocessor: the plans' preprocessor.
-        dataset_json: the data set's description.
-        checkpoints: one a fold.
+        dataset_json: content of dataset.json.
+        checkpoints: one checkpoint for each fold.
     """
 
     network: torch.nn.Module
@@ -50,15 +57,15 @@ def load_model(checkpoint_files: Sequence[Path]) -> LoadedModel:
         EnvironmentProblem: a checkpoint is damaged or does not fit the network of the plans.
     """
     folder = checkpoint_files[0].parent.parent
-    plans = PlansManager(read_object(folder / "plans.json", keys=PLANS_KEYS))
-    dataset_json = read_object(folder / "dataset.json", keys=DATASET_KEYS)
+    plans = plans_manager(read_object(folder / PLANS_JSON, keys=PLANS_KEYS))
+    dataset_json = read_object(folder / DATASET_JSON, keys=DATASET_KEYS)
     checkpoints = [load_checkpoint(file) for file in checkpoint_files]
     name = checkpoints[0].configuration
     if name not in plans.available_configurations:
         raise EnvironmentProblem(
             f"the checkpoint was trained with the configuration {name}, which its plans do not have",
             where=checkpoint_files[0],
-            why=f"configurations in plans.json: {', '.join(plans.available_configurations)}",
+            why=f"configurations in {PLANS_JSON}: {', '.join(plans.available_configurations)}",
         )
     configuration = plans.get_configuration(name)
     if configuration.previous_stage_name is not None:
@@ -69,7 +76,7 @@ def load_model(checkpoint_files: Sequence[Path]) -> LoadedModel:
             run="predict with nnUNetv2_predict, or choose another configuration with -c",
         )
     network = _network(plans, configuration, dataset_json, checkpoints[0])
-    for file, checkpoint in reversed(list(zip(checkpoint_files, checkpoints, strict=True))):
+    for file, checkpoint in reversed(list(zip(checkpoint_files, checkpoints, strict=True))):  # checks every fold
         _load_weights(network, checkpoint, file)
     preprocessing = _without_label_resampling(configuration)
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -79,15 +86,16 @@ def load_model(checkpoint_files: Sequence[Path]) -> LoadedModel:
 def _network(
     plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any], checkpoint: Checkpoint
 ) -> torch.nn.Module:
-    inputs = determine_num_input_channels(plans, configuration, dataset_json)
+    inputs = input_channels(plans, configuration, dataset_json)
     outputs = plans.get_label_manager(dataset_json).num_segmentation_heads
+    network: torch.nn.Module
     if checkpoint.ours or checkpoint.trainer == "nnUNetTrainer":
         entry = configuration.configuration["architecture"]
-        return build_network(entry, inputs, outputs, allow_init=False, deep_supervision=False)
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    trainer = recursive_find_trainer_class_by_name(checkpoint.trainer)
-    return trainer.build_network_architecture(plans, configuration, inputs, outputs, enable_deep_supervision=False)
+        network = network_of_entry(entry, inputs, outputs, allow_init=False, deep_supervision=False)
+    else:
+        build = find_trainer(checkpoint.trainer).build_network_architecture
+        network = build(plans, configuration, inputs, outputs, enable_deep_supervision=False)
+    return network
 
 
 def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) -> None:
@@ -95,11 +103,11 @@ def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) 
         network.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         ours, theirs = network.state_dict().keys(), checkpoint.weights.keys()
-        names = f"of {len(ours)} weights {len(ours - theirs)} are missing, {len(theirs - ours)} are of another network"
+        counts = f"of {len(ours)} weights {len(ours - theirs)} are missing, {len(theirs - ours)} are of another network"
         raise EnvironmentProblem(
             "the checkpoint does not fit the network of the plans",
             where=file,
-            why=names if ours ^ theirs else "\n".join(line.strip() for line in str(error).splitlines()[:3]),
+            why=counts if ours ^ theirs else "\n".join(line.strip() for line in str(error).splitlines()[:3]),
             run="predict with the plans.json of this training, or train the fold again",
         ) from error
 
@@ -107,6 +115,6 @@ def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) 
 def _without_label_resampling(configuration: ConfigurationManager) -> ConfigurationManager:
     if configuration.preprocessor_name != "DefaultPreprocessor":
         return configuration
-    lean = copy.deepcopy(configuration.configuration)
-    lean["resampling_fn_seg"], lean["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
-    return ConfigurationManager(lean)
+    entries = copy.deepcopy(configuration.configuration)
+    entries["resampling_fn_seg"], entries["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
+    return configuration_manager(entries)

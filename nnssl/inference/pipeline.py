@@ -1,4 +1,4 @@
-"""Three stages that overlap: read and preprocess the next case, run the network, export the last one."""
+"""Three stages that overlap: prepare the next case, run the network on a case, export the case before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PreparedT = TypeVar("PreparedT")
 LogitsT = TypeVar("LogitsT")
 
 
-def overlapped(
+def run_overlapped(
     cases: Iterable[CaseT],
     prepare: Callable[[CaseT], PreparedT],
     infer: Callable[[CaseT, PreparedT], LogitsT],
@@ -23,11 +23,20 @@ def overlapped(
     readers: int = 1,
     writers: int = 1,
 ) -> Iterator[CaseT]:
-    """Yield every case, in order, when its network pass is done; all exports are finished at the end.
+    """Yield every case, in order, when the network has passed the case; all exports are finished at the end.
 
-    `infer` runs in the calling thread. At most `readers` prepared cases wait for it and at most `writers` wait for
-    their export, so memory stays bounded. With 0 a stage runs in the calling thread too. The first error of any stage
-    ends the run after the stages under way have ended.
+    `infer` runs in the calling thread. The numbers of cases that wait are bounded, so memory is bounded, too. The first
+    error of any stage ends the run after the stages that have begun.
+
+    Args:
+        cases: cases in the order of the network.
+        prepare: reads and preprocesses a case.
+        infer: runs the network on a prepared case.
+        export: writes the result of a case.
+        readers: threads for `prepare`, and the number of prepared cases that may wait for the network; with 0 the
+            calling thread prepares the cases.
+        writers: threads for `export`, and the number of cases that may be in export while the network works; with 0
+            the calling thread exports the cases.
     """
     with ExitStack() as stack:
         read = _submitter(stack, readers)
@@ -50,14 +59,15 @@ def overlapped(
 
 
 def _submitter(stack: ExitStack, workers: int) -> Callable[..., Future[Any]]:
+    """Return the function that starts a call in one of `workers` threads, or runs it here where `workers` is 0."""
     if workers:
         pool = ThreadPoolExecutor(workers)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         return pool.submit
 
-    def at_once(function: Callable[..., Any], *arguments: object) -> Future[Any]:
+    def call_now(function: Callable[..., Any], *arguments: object) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_result(function(*arguments))
         return future
 
-    return at_once
+    return call_now

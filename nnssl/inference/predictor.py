@@ -1,39 +1,39 @@
-"""nnU-Net's predictor with a model that stays loaded, and without its worker processes."""
+"""nnU-Net's predictor with a model that stays loaded, and with threads in place of worker processes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from typing_extensions import Self
 
 from nnssl.errors import DataError, OutOfMemory, UsageError
+from nnssl.host import input_channels, mask_from_logits
 from nnssl.inference.export import write_mask, write_probabilities
 from nnssl.inference.images import Array, LoadedImage, load_image
 from nnssl.inference.inputs import ScanToPredict, check_cases
-from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
+from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.network import LoadedModel, load_model
-from nnssl.inference.pipeline import overlapped
+from nnssl.inference.pipeline import run_overlapped
 from nnssl.inference.progress import Progress, ProgressStyle
+from nnssl.names import CHECKPOINT_FINAL, FILE_ENDING_KEY, FOLD_PREFIX
 from nnssl.system.devices import choose_device
 
 ImageT = TypeVar("ImageT")
-Prepared = tuple[torch.Tensor, dict[str, Any]]
-Exported = tuple[Array, Array | None]
+Prepared = tuple[torch.Tensor, dict[str, Any]]  # preprocessed image (C, *S), and what preprocessing noted about it
+VALIDATION_WRITERS = 2  # bounds the memory of logits that wait for their export
 
 
 @contextlib.contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` CPU threads inside the block; None changes nothing."""
+    """Let torch use `count` CPU threads inside the block; None leaves the number as it is."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -45,20 +45,20 @@ def using_threads(count: int | None) -> Iterator[None]:
 class Predictor(nnUNetPredictor):
     """A trained model, loaded once, for any number of scans.
 
-    It is nnU-Net's predictor, and its masks are nnU-Net's (float rounding aside). What differs: no processes are
-    started, the network is built from the plans without a search for trainer classes, and on the CPU 3-D patches pass
-    the network two mirrored copies at a time.
+    The masks are those of nnU-Net's predictor, apart from float rounding. Three things differ: threads replace worker
+    processes, the network is built from the plans without a search for trainer classes, and on the CPU two mirrored
+    copies of a 3-D patch pass the network at a time.
 
     Args:
         step_size: step between patches in units of the patch size, in (0, 1].
         mirroring: average over mirrored copies (test-time augmentation).
-        device: `cuda`, `cpu` or `mps`; None takes the best one there is.
-        on_device: keep the whole result on the GPU; else only patches go there.
+        device: `cuda`, `cpu` or `mps`; None takes the best device of this machine.
+        on_device: keep the whole result on the GPU; otherwise only patches are on the GPU.
         verbose: let nnU-Net print what it does.
 
     Raises:
         UsageError: `step_size` is out of range.
-        EnvironmentProblem: there is no such device.
+        EnvironmentProblem: this machine has no such device.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Predictor(nnUNetPredictor):
     ) -> None:
         if not 0 < step_size <= 1:
             raise UsageError(f"-step_size {step_size} is not in (0, 1]")
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints on every device but cuda
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's constructor prints on every device but cuda
             super().__init__(step_size, True, mirroring, on_device, choose_device(device), verbose, verbose, False)
         self.model: ModelFolder | None = None
         self.folds: list[str] = []
@@ -84,40 +84,40 @@ class Predictor(nnUNetPredictor):
         folder: str | Path | ModelFolder,
         *,
         folds: Sequence[str | int] | None = None,
-        checkpoint: str = FINAL_CHECKPOINT,
+        checkpoint: str = CHECKPOINT_FINAL,
         **settings: Any,  # noqa: ANN401 - the arguments of the class
     ) -> Self:
         """Return a predictor with the model of a folder (`…/TRAINER__PLANS__CONFIGURATION`) loaded.
 
         Args:
             folder: the model folder.
-            folds: folds whose logits are averaged; None takes all that hold the checkpoint.
+            folds: folds whose logits are averaged; None takes all folds that hold the checkpoint.
             checkpoint: file name inside the fold folders.
-            settings: the arguments of the class.
+            settings: arguments of the class.
 
         Raises:
             UsageError: no such fold or checkpoint, or the configuration is the second stage of a cascade.
             DataError: the folder is no model folder.
-            EnvironmentProblem: a checkpoint is damaged or does not fit the plans, or there is no such device.
+            EnvironmentProblem: a checkpoint is damaged or does not fit the plans, or this machine has no such device.
         """
         predictor = cls(**settings)
         if not isinstance(folder, ModelFolder):
             folder = find_model(ModelQuery(folder=Path(folder), checkpoint=checkpoint))
-        predictor._use(folder, find_folds(folder, folds, checkpoint), checkpoint)
+        predictor._load(folder, find_folds(folder, folds, checkpoint), checkpoint)
         return predictor
 
     def initialize_from_trained_model_folder(
         self,
         model_training_output_dir: str,
         use_folds: Sequence[str | int] | None,
-        checkpoint_name: str = FINAL_CHECKPOINT,
+        checkpoint_name: str = CHECKPOINT_FINAL,
     ) -> None:
-        """Load a model, under the name nnU-Net gives this method; see `from_folder` for the errors."""
+        """Load a model; nnU-Net's name of this method. The errors are those of `from_folder`."""
         model = find_model(ModelQuery(folder=Path(model_training_output_dir), checkpoint=checkpoint_name))
-        self._use(model, find_folds(model, use_folds, checkpoint_name), checkpoint_name)
+        self._load(model, find_folds(model, use_folds, checkpoint_name), checkpoint_name)
 
-    def _use(self, folder: ModelFolder, folds: list[str], checkpoint: str) -> None:
-        loaded: LoadedModel = load_model([folder.path / f"fold_{fold}" / checkpoint for fold in folds])
+    def _load(self, folder: ModelFolder, folds: list[str], checkpoint: str) -> None:
+        loaded: LoadedModel = load_model([folder.path / f"{FOLD_PREFIX}{fold}" / checkpoint for fold in folds])
         self.manual_initialization(
             loaded.network,
             loaded.plans,
@@ -133,16 +133,16 @@ class Predictor(nnUNetPredictor):
 
     @property
     def channels(self) -> int:
-        """Number of image channels the model needs."""
-        return int(determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json))
+        """Number of image channels that the model needs."""
+        return input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
 
     @property
     def file_ending(self) -> str:
-        """File ending, with its dot, of the scans the model was trained on."""
-        return str(self.dataset_json["file_ending"])
+        """File ending, with its dot, of the scans that the model was trained on."""
+        return str(self.dataset_json[FILE_ENDING_KEY])
 
     def check_cases(self, cases: Sequence[ScanToPredict]) -> None:
-        """Read every scan once, and raise `DataError` with all that the model cannot take."""
+        """Read every scan once, and raise a `DataError` that lists all scans that the model cannot take."""
         check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
 
     def predict_cases(
@@ -164,37 +164,60 @@ class Predictor(nnUNetPredictor):
             progress: a bar, log lines, or nothing.
 
         Raises:
-            OutOfMemory: the device has not enough memory for the case that is named.
+            OutOfMemory: the device has too little memory for a case; the message names the case.
             EnvironmentProblem: a file cannot be written.
         """
 
         def export(case: ScanToPredict, prepared: Prepared, logits: torch.Tensor) -> None:
-            mask, probabilities = self._restored(logits, prepared[1], save_probabilities)
-            if probabilities is not None:
-                write_probabilities(case.stem, probabilities, prepared[1])
-            write_mask(case.mask, mask, prepared[1], self.plans_manager.image_reader_writer_class())
+            self._export(case.mask, case.stem, logits, prepared[1], save_probabilities)
 
-        stages: tuple[Callable[..., Any], ...] = (self._prepared, self._logits, export)
+        stages: tuple[Callable[..., Any], ...] = (self._prepare, self._infer, export)
         with Progress(len(cases), progress) as self.progress:
-            for case in overlapped(cases, *stages, readers=readers, writers=writers):
+            for case in run_overlapped(cases, *stages, readers=readers, writers=writers):
                 self.progress.finished(case.name)
+
+    def predict_preprocessed(
+        self, cases: Iterable[str], load: Callable[[str], Prepared], folder: Path, *, save_probabilities: bool = False
+    ) -> Iterator[str]:
+        """Predict cases that are preprocessed already; yield each name when the network has passed the case.
+
+        Reading, network and export of neighbouring cases overlap; all masks are written at the end of the iteration.
+
+        Args:
+            cases: names of the cases.
+            load: returns the preprocessed image (C, *S) of a case, and what preprocessing noted about the scan.
+            folder: folder of the masks.
+            save_probabilities: also write `CASE.npz` and `CASE.pkl` beside the mask.
+
+        Raises:
+            EnvironmentProblem: a file cannot be written.
+        """
+
+        def infer(_: str, prepared: Prepared) -> torch.Tensor:
+            return self.predict_sliding_window_return_logits(prepared[0]).cpu()
+
+        def export(case: str, prepared: Prepared, logits: torch.Tensor) -> None:
+            mask = folder / f"{case}{self.file_ending}"
+            self._export(mask, folder / case, logits, prepared[1], save_probabilities)
+
+        return run_overlapped(cases, load, infer, export, readers=1, writers=VALIDATION_WRITERS)
 
     def predict_image(self, image: ImageT, spacing_mm: Sequence[float] | None = None) -> ImageT:
         """Return the mask of one image in memory, as an image of the same type with the same geometry.
 
         Args:
-            image: numpy array, SimpleITK image or nibabel image, or a list of them, one a channel (the mask then has
-                the type of the first); see `nnssl.inference.images.load_image` for the axes.
-            spacing_mm: voxel size in mm, for arrays only, in their axis order.
+            image: numpy array, SimpleITK image or nibabel image, or a list of them with one channel each (the mask then
+                has the type of the first); see `nnssl.inference.images.load_image` for the axes.
+            spacing_mm: voxel size in mm in the array's order of axes; for arrays only.
 
         Raises:
-            UsageError: the type is none of these, or an array comes without its spacing.
-            DataError: wrong number of channels, or values that are not finite.
+            UsageError: the type is none of these, or an array has no spacing.
+            DataError: the number of channels is wrong, or a value is not finite.
         """
         reorient = self.plans_manager.plans["image_reader_writer"].endswith("WithReorient")
         return self._predict_loaded(load_image(image, spacing_mm, reorient=reorient))
 
-    def _predict_loaded(self, image: LoadedImage) -> Any:  # noqa: ANN401 - the type that came in
+    def _predict_loaded(self, image: LoadedImage) -> Any:  # noqa: ANN401 - the type of the image
         if image.array.shape[0] != self.channels:
             raise DataError(
                 f"the image has {image.array.shape[0]} channel(s), the model needs {self.channels}",
@@ -212,16 +235,16 @@ class Predictor(nnUNetPredictor):
             self.dataset_json,
         )
         logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        return image.restore(self._restored(logits, properties, False)[0])
+        return image.restore(self._restore(logits, properties, False)[0])
 
-    def _prepared(self, case: ScanToPredict) -> Prepared:
+    def _prepare(self, case: ScanToPredict) -> Prepared:
         files = [str(file) for file in case.images]
         data, _, properties = self._preprocessor.run_case(
             files, None, self.plans_manager, self._preprocessing, self.dataset_json
         )
         return torch.from_numpy(data), properties
 
-    def _logits(self, case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
+    def _infer(self, case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
         try:
             return self.predict_logits_from_preprocessed_data(prepared[0])
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
@@ -232,17 +255,22 @@ class Predictor(nnUNetPredictor):
                 run="--not_on_device keeps the result off the GPU; -device cpu needs no GPU memory",
             ) from error
 
-    def _restored(self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool) -> Exported:
-        made = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits,
-            self.plans_manager,
-            self.configuration_manager,
-            self.label_manager,
-            properties,
-            probabilities,
-            torch.get_num_threads(),
-        )
-        return made if probabilities else (made, None)
+    def _export(
+        self, mask: Path, stem: Path, logits: torch.Tensor, properties: dict[str, Any], save_probabilities: bool
+    ) -> None:
+        """Write the mask, and the probabilities where a user wants them."""
+        voxels, probabilities = self._restore(logits, properties, save_probabilities)
+        if probabilities is not None:
+            write_probabilities(stem, probabilities, properties)
+        write_mask(mask, voxels, properties, self.plans_manager.image_reader_writer_class())
+
+    def _restore(
+        self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool
+    ) -> tuple[Array, Array | None]:
+        """Return mask (z, y, x) and probabilities (C, z, y, x) on the grid of the original scan."""
+        plans, configuration = self.plans_manager, self.configuration_manager
+        restored = mask_from_logits(logits, plans, configuration, self.label_manager, properties, probabilities)
+        return restored if probabilities else (restored, None)
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)
@@ -253,8 +281,8 @@ class Predictor(nnUNetPredictor):
     def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
         """Return the mean logits over the mirrored copies of one patch, shape (1, C, *S).
 
-        On the CPU torch sends 3-D convolutions of a single patch to a slow kernel; two copies at a time avoid it. The
-        sum runs in nnU-Net's order.
+        On the CPU torch computes 3-D convolutions of a single patch with a slow kernel, and those of two copies with a
+        fast one. The sum runs in nnU-Net's order, so the result stays nnU-Net's.
         """
         axes = self.allowed_mirroring_axes if self.use_mirroring else None
         if not axes or self.device.type != "cpu" or x.ndim < 5:

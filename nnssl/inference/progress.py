@@ -1,4 +1,4 @@
-"""How far a prediction is: one bar over all cases that also moves inside a case, or plain lines."""
+"""Progress of a prediction: one bar over all cases that also moves inside a case, or plain lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ProgressStyle = Literal["bar", "lines", "off"]
 
 
 class Progress:
-    """Progress over `total` cases: a bar on the terminal, a log line each tenth of the cases, or nothing."""
+    """Progress over `total` cases: a bar on the terminal, a log line after each tenth of the cases, or nothing."""
 
     def __init__(self, total: int, style: ProgressStyle) -> None:
         self.total, self.style = total, style
@@ -37,16 +37,16 @@ class Progress:
             self._bar.close()
 
     def steps(self, count: int) -> None:
-        """Say that the case at hand has `count` steps of equal size."""
+        """Announce that the current case has `count` steps of equal size."""
         self._fraction = 1 / max(1, count)
 
     def step(self) -> None:
-        """Say that one step of the case at hand is done; never goes beyond the case."""
+        """Move the bar by one step of the current case, at most to the end of the case."""
         if self._bar is not None:
             self._bar.update(max(0.0, min(self._fraction, self.done + 1 - self._bar.n)))
 
     def finished(self, name: str) -> None:
-        """Say that the case is done."""
+        """Move to the end of the current case, whose name is `name`."""
         self.done += 1
         if self._bar is not None:
             self._bar.set_postfix_str(name, refresh=False)

@@ -15,7 +15,9 @@ from nnssl.data.protocols import budget_of, protocol_splits
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
-from nnssl.planning.fingerprint import dataset_fingerprint, find_extractor
+from nnssl.host import find_extractor
+from nnssl.names import DATASET_JSON, DEFAULT_PLANS, PREPROCESSED_VARIABLE, TAG_SEPARATOR
+from nnssl.planning.fingerprint import dataset_fingerprint
 from nnssl.planning.manifest import resolved_configuration
 from nnssl.planning.plans import (
     DEFAULT_PLANNER,
@@ -32,21 +34,20 @@ from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
 
-DEFAULT_PLANS_NAME = "nnUNetPlans"
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ConfigurationPlan:
-    """The numbers of one planned configuration; axes are those of the network.
+    """The numbers of one planned configuration, in the network's order of axes.
 
     Attributes:
-        patch_size: voxels.
-        batch_size: labelled patches a step.
-        spacing_mm: voxel size.
+        patch_size: voxels of each axis.
+        batch_size: labelled patches of a training step.
+        spacing_mm: voxel size of each axis.
         features: feature maps of each stage.
-        preprocessed: cases that this call made, 0 where all were there.
+        preprocessed: number of cases that this call preprocessed; 0 where all cases were preprocessed before.
     """
 
     patch_size: tuple[int, ...]
@@ -58,16 +59,16 @@ class ConfigurationPlan:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What planning made.
+    """Result of planning.
 
     Attributes:
         dataset: folder name of the data set.
         plans_name: plans name, with the tag of a label budget.
         plans_path: plans.json.
-        configurations: name -> plan, of the configurations that were asked for and exist.
-        cases: the cases of the fold that was planned for.
+        configurations: name -> plan of the requested configurations that the data need.
+        cases: cases of the planned fold.
         next_commands: the command that trains each configuration.
-        warnings: what a user should look at.
+        warnings: findings that a user should look at.
     """
 
     dataset: str
@@ -80,12 +81,12 @@ class PlanResult:
 
     def lines(self) -> list[str]:
         """Return the plans, and the commands to run next, as lines to print."""
-        made = [
-            f"  {name:<12} patch {_by(made.patch_size)}, batch {made.batch_size}, spacing {_by(made.spacing_mm)} mm, "
-            f"features {', '.join(map(str, made.features))}"
-            for name, made in self.configurations.items()
+        plans = [
+            f"  {name:<12} patch {_by(plan.patch_size)}, batch {plan.batch_size}, spacing {_by(plan.spacing_mm)} mm, "
+            f"features {', '.join(map(str, plan.features))}"
+            for name, plan in self.configurations.items()
         ]
-        return [f"{self.dataset}: {self.plans_path}", *made, *(f"run:  {command}" for command in self.next_commands)]
+        return [f"{self.dataset}: {self.plans_path}", *plans, *(f"run:  {command}" for command in self.next_commands)]
 
 
 def plan(  # noqa: PLR0913 - the command's options, each with a default
@@ -93,7 +94,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     configurations: Sequence[str] = DEFAULT_CONFIGURATIONS,
     *,
     trainer: str | None = None,
-    budget: str | None = None,
+    hardware: str | None = None,
     labelled: str | int | None = None,
     protocol: str | None = None,
     fold: int | str = 0,
@@ -107,40 +108,44 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     num_processes_fingerprint: int | None = None,
     run_preprocessing: bool = True,
     clean: bool = False,
+    budget: str | None = None,
 ) -> PlanResult:
     """Check the raw data, write splits, fingerprint and plans, and preprocess labelled and unlabelled cases.
 
-    What is there already and still right is kept, so a call after a kill, or after new scans, does what is missing.
+    Results of an earlier call are kept where they are still valid. So a call after a kill, or after new scans arrived,
+    does what is missing.
 
     Args:
         dataset: id or name below `nnUNet_raw`.
-        configurations: those to preprocess; ones that the data do not need are skipped.
+        configurations: configurations to preprocess; those that the data do not need are skipped.
         trainer: trainer whose memory the plans are sized for, None for the heaviest one.
-        budget: `cpu` for a small fixed plan.
+        hardware: `cpu` for a small fixed plan that trains on two cores.
         labelled: label budget, patients (`7`) or percent (`10%`); other labels stay unread.
-        protocol: published protocol, `acdc-7`: its lists as fold 0 and its label budget.
-        fold: the fold that the budget counts in, or `all`.
+        protocol: published protocol, `acdc-7` for example: its lists as fold 0, and its label budget.
+        fold: the fold that the label budget applies to, or `all`.
         planner: nnU-Net's planner class.
         gpu_memory_target_gb: memory of the card, None for the planner's own default.
         preprocessor: nnU-Net's preprocessor class.
         target_spacing_mm: voxel size of 3d_fullres, in the file's axis order.
         plans_name: plans name instead of the planner's own.
         fingerprint_extractor: nnU-Net's extractor class.
-        num_processes: for preprocessing, one number or one a configuration; None derives it from CPUs and free memory.
-        num_processes_fingerprint: for check and fingerprint.
+        num_processes: processes for preprocessing, one number, or one for each configuration; None derives the number
+            from CPUs and free memory.
+        num_processes_fingerprint: processes for check and fingerprint; None as above.
         run_preprocessing: False stops after the plans.
-        clean: make fingerprint and preprocessed cases anew.
+        clean: compute fingerprint and preprocessed cases again.
+        budget: old spelling of `hardware`.
 
     Raises:
         UsageError: an option is wrong, or options contradict each other.
         DataError: the raw data set or its splits have problems.
-        EnvironmentProblem: paths, disk, or a worker that died twice.
+        EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
     if protocol:
         labelled = budget_of(protocol, labelled, fold)
     request = PlanRequest(
         trainer=trainer,
-        budget=budget,
+        hardware=hardware or budget,
         labelled=LabelBudget.parse(str(labelled)) if labelled is not None else None,
         fold=fold,
         planner=planner,
@@ -153,8 +158,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     if num_processes_fingerprint is not None and num_processes_fingerprint < 1:
         raise UsageError(f"-npfp must be at least 1, got {num_processes_fingerprint}")
     raw = read_raw_dataset(dataset)
-    preprocessed = environment_folder("nnUNet_preprocessed") / raw.name
-    repair = "export nnUNet_preprocessed=/a/folder/that/can/be/written"
+    preprocessed = environment_folder(PREPROCESSED_VARIABLE) / raw.name
+    repair = f"export {PREPROCESSED_VARIABLE}=/a/folder/that/can/be/written"
     check_writable(preprocessed, "the folder for preprocessed data", repair)
     splits, warnings = settle_splits(raw, preprocessed, protocol_splits(protocol, raw) if protocol else None)
     cases = fold_cases(splits, fold, request.labelled, raw.patients())
@@ -165,17 +170,15 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     scope = dataclasses.replace(scope, facts=facts)
     warnings += shift_warnings(scope.compared_facts())
     if not scope.unlabelled:
-        warnings.append(
-            "there are no unlabelled scans (imagesUn/): only SupervisedTrainer can learn from this data set"
-        )
+        warnings.append("no unlabelled scans in imagesUn/: only SupervisedTrainer can learn from this data set")
     for warning in warnings:
         log.warning("warning: %s", warning)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
     fingerprint = dataset_fingerprint(scope, readers, fingerprint_extractor, clean)
     plans = make_plans(scope, request, fingerprint)
-    chosen = _chosen(configurations, plans)
-    path = _written(scope, splits, plans)
-    done = _preprocessed(scope, plans, {name: processes[name] for name in chosen}, clean) if run_preprocessing else {}
+    chosen = _choose_configurations(configurations, plans)
+    path = _write_plans(scope, splits, plans)
+    done = _preprocess(scope, plans, {name: processes[name] for name in chosen}, clean) if run_preprocessing else {}
     return PlanResult(
         raw.name,
         plans["plans_name"],
@@ -192,9 +195,9 @@ def _by(sizes: Sequence[float]) -> str:
 
 
 def _training_command(dataset: str, configuration: str, plans: str, request: PlanRequest, supervised: bool) -> str:
-    prefix = plans.partition("@")[0]
+    prefix = plans.partition(TAG_SEPARATOR)[0]
     options = {
-        "-p": prefix if prefix != DEFAULT_PLANS_NAME else None,
+        "-p": prefix if prefix != DEFAULT_PLANS else None,
         "-tr": "SupervisedTrainer" if supervised else request.trainer,
         "-labelled": request.labelled,
     }
@@ -212,21 +215,21 @@ def _announce(scope: Scope, cases: FoldCases) -> None:
 
 
 def _check_names(scope: Scope, request: PlanRequest, configurations: Sequence[str], extractor: str) -> None:
-    """Look up what the user named, before minutes are spent."""
+    """Look up the classes and configurations that the user named, before the slow steps begin."""
     find_extractor(extractor)
     _, name = planner_and_name(request, scope.tag)
     known = [*STOCK_CONFIGURATIONS, *custom_configurations(scope.preprocessed / f"{name}.json")]
     for configuration in configurations:
         if configuration not in known:
             raise UsageError(
-                f"there is no configuration '{configuration}'",
+                f"unknown configuration '{configuration}'",
                 where=f"-c {' '.join(configurations)}",
                 why=f"known: {', '.join(known)}",
             )
 
 
-def _chosen(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
-    """Return the configurations that the plans have."""
+def _choose_configurations(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
+    """Return the requested configurations that the plans have."""
     chosen = [name for name in dict.fromkeys(configurations) if name in plans["configurations"]]
     if not chosen:
         raise UsageError(
@@ -237,26 +240,27 @@ def _chosen(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str
     return chosen
 
 
-def _written(scope: Scope, splits: Splits, plans: dict[str, Any]) -> Path:
+def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any]) -> Path:
     """Write splits, dataset.json and plans, the plans last; return the path of the plans."""
     write_splits(scope.preprocessed, splits)
-    with replacing(scope.preprocessed / "dataset.json") as temporary:
-        shutil.copyfile(scope.raw.folder / "dataset.json", temporary)
+    with replacing(scope.preprocessed / DATASET_JSON) as temporary:
+        shutil.copyfile(scope.raw.folder / DATASET_JSON, temporary)
     path = scope.preprocessed / f"{plans['plans_name']}.json"
     write_json(path, plans)
     return path
 
 
-def _preprocessed(
+def _preprocess(
     scope: Scope, plans: dict[str, Any], processes: Mapping[str, int | None], clean: bool
 ) -> dict[str, int]:
+    """Preprocess the configurations; return configuration -> number of cases that this call preprocessed."""
     copy_labels(scope)
     done: dict[str, int] = {}
     identifiers: dict[str, str] = {}
     for name, number in processes.items():
         configuration = resolved_configuration(plans, name)
         same = identifiers.setdefault(configuration["data_identifier"], name)
-        if same != name:  # a cascade uses the data of 3d_fullres
+        if same != name:  # configurations can share a folder, for example a cascade uses the data of 3d_fullres
             done[name] = done[same]
             continue
         facts = [scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)]

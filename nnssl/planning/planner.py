@@ -10,9 +10,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from nnssl.errors import UsageError
+from nnssl.host import fit_patch, network_of_entry
+from nnssl.names import SEMI_KEY
 from nnssl.registry import METHODS, Method, find_method
 
-STUDENT_BYTES, TEACHER_BYTES = 20, 4  # a weight: weight, gradient, two moments, half-precision copy; the weight alone
+STUDENT_BYTES = 20  # bytes for each weight of a trained network: weight, gradient, two moments, half-precision copy
+TEACHER_BYTES = 4  # a teacher holds the weight alone
 LEAST_GB = 0.25
 CPU_FEATURES, CPU_MAX_FEATURES = 16, {2: 256, 3: 128}
 CPU_BATCH, CPU_VOXELS = {2: 4, 3: 2}, {2: 30_720, 3: 96_000}
@@ -22,13 +25,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sizing:
-    """Memory of a training step beside that of nnU-Net's own, which its planner knows.
+    """Memory of a trainer's step, in addition to nnU-Net's own step, whose memory nnU-Net's planner knows.
 
     Attributes:
         trainer: class name.
         activations: activation memory in units of nnU-Net's supervised step, without that of `networks`.
-        extra_bytes: bytes a weight for networks beyond the one that is trained anyway, taken to be as large as it.
-        networks: networks of another architecture whose activations come on top.
+        extra_bytes: bytes for each weight of the plan's network that further networks of this size need.
+        networks: networks of another architecture whose activations are added.
     """
 
     trainer: str
@@ -44,10 +47,10 @@ class Sizing:
 
     @classmethod
     def for_trainer(cls, trainer: str | None) -> tuple[Sizing, ...]:
-        """Return the sizing for `-tr`; without it those of all registered trainers, so that every one fits the plan.
+        """Return the sizing of one trainer; for None those of all registered trainers, so that each fits the plan.
 
         Raises:
-            UsageError: unknown trainer.
+            UsageError: nnssl has no such trainer.
         """
         return tuple(map(cls.of, METHODS.values() if trainer is None else [find_method(trainer)]))
 
@@ -57,7 +60,7 @@ class Sizing:
 
 
 class _Room(NamedTuple):
-    """What a trainer leaves for the activations of nnU-Net's own step."""
+    """The memory that a trainer leaves for the activations of nnU-Net's own step."""
 
     trainer: str | None
     divisor: float
@@ -66,9 +69,9 @@ class _Room(NamedTuple):
 
 
 class SizedPlanner:
-    """Mixed into a planner of nnU-Net, which it leaves alone but for the memory target.
+    """Mixin for a planner of nnU-Net: the memory target becomes what the heaviest trainer leaves.
 
-    The class attributes are set by `planner_class`.
+    `planner_class` sets the class attributes.
     """
 
     sizings: ClassVar[Sequence[Sizing]]
@@ -85,7 +88,10 @@ class SizedPlanner:
         self.tightest: _Room | None = None
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """Return nnU-Net's identifier, with the tag of the label budget where it names another planner's plans."""
+        """Return nnU-Net's name of the preprocessed folder.
+
+        Some planners use the folder of another planner's plans. The tag of the label budget then has to be added.
+        """
         stock: str = super().generate_data_identifier(configuration_name)  # type: ignore[misc]
         if stock.startswith(self.plans_identifier):
             return stock
@@ -93,14 +99,24 @@ class SizedPlanner:
 
     @staticmethod
     def static_estimate_VRAM_usage(  # noqa: N802 - nnU-Net's name
-        patch_size: Sequence[int], input_channels: int, output_channels: int, *architecture: object
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: Mapping[str, Any],
+        arch_kwargs_req_import: Sequence[str],
     ) -> int:
         """Return nnU-Net's estimate of the feature maps' size, without allocating the network."""
-        network = _weightless(input_channels, output_channels, *architecture)
+        entry = {
+            "network_class_name": arch_class_name,
+            "arch_kwargs": arch_kwargs,
+            "_kw_requires_import": arch_kwargs_req_import,
+        }
+        network = _network_without_memory(entry, input_channels, output_channels)
         return int(network.compute_conv_feature_map_size(patch_size))
 
     def get_plans_for_configuration(self, *args: object, **kwargs: object) -> dict[str, Any]:
-        """Return nnU-Net's plan of one configuration, made for the memory that the heaviest trainer leaves."""
+        """Return nnU-Net's plan of one configuration, for the memory that the heaviest trainer leaves."""
         self.UNet_vram_target_GB = self.card_gb
         plan = self._stock_plan(*args, **kwargs)
         weights = self._weights(plan)
@@ -111,8 +127,8 @@ class SizedPlanner:
             raise UsageError(
                 f"{self.card_gb:g} GB are too little to train {heaviest.trainer}",
                 where=f"-gpu_memory_target {self.card_gb:g}",
-                why=f"its networks alone hold {heaviest.fixed_gb:.2f} GB beside those of a supervised run",
-                run=f"-gpu_memory_target {np.ceil(needed):.0f} or more, or -budget cpu for a small fixed plan",
+                why=f"the trainer's networks need {heaviest.fixed_gb:.2f} GB more than those of a supervised run",
+                run=f"-gpu_memory_target {np.ceil(needed):.0f} or more, or -hardware cpu for a small fixed plan",
             )
         if heaviest.gb < self.card_gb:
             self.UNet_vram_target_GB = heaviest.gb
@@ -129,8 +145,8 @@ class SizedPlanner:
         return _Room(sizing.trainer, divisor, fixed, (self.card_gb - fixed) / divisor)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plans as nnU-Net does, with the record of how they were made."""
-        plans["nnssl_semi"] = {**self.record, **self._sizing_record()}
+        """Write the plans as nnU-Net does, with a record of the options and of the memory they are sized for."""
+        plans[SEMI_KEY] = {**self.record, **self._sizing_record()}
         super().save_plans(plans)  # type: ignore[misc]
 
     def _sizing_record(self) -> dict[str, Any]:
@@ -140,7 +156,7 @@ class SizedPlanner:
             "divisor": round(tightest.divisor, 2),
             "fixed_gb": round(tightest.fixed_gb, 3),
             "gpu_memory_target_gb": self.card_gb,
-            "budget": None,
+            "hardware": None,
         }
 
     def _stock_plan(self, *args: object, **kwargs: object) -> dict[str, Any]:
@@ -148,8 +164,7 @@ class SizedPlanner:
         return plan
 
     def _weights(self, plan: Mapping[str, Any]) -> int:
-        names = ("network_class_name", "arch_kwargs", "_kw_requires_import")
-        network = _weightless(*self._channels_and_classes(), *(plan["architecture"][name] for name in names))
+        network = _network_without_memory(plan["architecture"], *self._channels_and_classes())
         return sum(parameter.numel() for parameter in network.parameters())
 
     def _channels_and_classes(self) -> tuple[int, int]:
@@ -158,7 +173,7 @@ class SizedPlanner:
 
 
 class CpuPlanner(SizedPlanner):
-    """Mixed into nnU-Net's default planner: a small plan that trains on two cores, whatever is registered."""
+    """Mixin for nnU-Net's default planner: a small plan that trains on two cores, the same for all trainers."""
 
     UNet_base_num_features: int
     UNet_featuremap_min_edge_length: int
@@ -187,40 +202,37 @@ class CpuPlanner(SizedPlanner):
         return plan
 
     def _sizing_record(self) -> dict[str, Any]:
-        return {"trainer": None, "divisor": 1.0, "fixed_gb": 0.0, "gpu_memory_target_gb": None, "budget": "cpu"}
+        return {"trainer": None, "divisor": 1.0, "fixed_gb": 0.0, "gpu_memory_target_gb": None, "hardware": "cpu"}
 
 
-def _weightless(input_channels: int, output_channels: int, *architecture: object) -> Any:  # noqa: ANN401 - any network
-    """Return the network of a plan on the meta device: shapes without memory."""
+def _network_without_memory(entry: Mapping[str, Any], input_channels: int, num_classes: int) -> Any:  # noqa: ANN401
+    """Return the network of an `architecture` entry on the meta device: shapes without memory."""
     import torch
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
     with torch.device("meta"):
-        return get_network_from_plans(*architecture, input_channels, output_channels, allow_init=False)
+        return network_of_entry(entry, input_channels, num_classes, allow_init=False)
 
 
 def cpu_patch(spacing: Sequence[float], median_shape: Sequence[float], min_edge: int = 4) -> tuple[int, ...]:
     """Return the patch size of the CPU plan, in voxels.
 
-    The median shape, scaled down to at most about 96 000 voxels (3-D) or 30 720 pixels (2-D) with its aspect ratio
-    kept. Each axis is then rounded to what the pooling steps need: up where that stays within the limit, else to the
-    nearest multiple.
+    The patch is the median shape, scaled down to at most about 96 000 voxels (3-D) or 30 720 pixels (2-D) at the same
+    aspect ratio. Each axis is then rounded to what the pooling steps need: up where the patch stays within the limit,
+    else to the nearest multiple.
 
     Args:
         spacing: voxel size of the configuration, 2 or 3 axes.
         median_shape: median image size in that spacing, same axes.
         min_edge: smallest edge of a feature map.
     """
-    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-
     limit = CPU_VOXELS[len(spacing)]
     scale = min(1.0, (limit / float(np.prod(median_shape))) ** (1 / len(spacing)))
     wanted = [max(1, round(float(size) * scale)) for size in median_shape]
-    *_, padded, multiples = get_pool_and_conv_props(spacing, wanted, min_edge, 999_999)
-    if np.prod(padded) > limit:
-        nearest = [int(m * max(1, round(size / m))) for size, m in zip(wanted, multiples, strict=True)]
-        *_, padded, _ = get_pool_and_conv_props(spacing, nearest, min_edge, 999_999)
-    return tuple(int(size) for size in padded)
+    fitted, divisors = fit_patch(spacing, wanted, min_edge)
+    if np.prod(fitted) > limit:
+        nearest = [int(m * max(1, round(size / m))) for size, m in zip(wanted, divisors, strict=True)]
+        fitted, _ = fit_patch(spacing, nearest, min_edge)
+    return tuple(int(size) for size in fitted)
 
 
 def planner_class(mixin: type[SizedPlanner], base: type, **attributes: object) -> type:

@@ -9,7 +9,8 @@ from typing import Any
 
 from nnssl.data.splits import LabelBudget
 from nnssl.errors import UsageError
-from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
+from nnssl.host import find_planner, find_preprocessor, plan_experiment, quiet, temporary_dataset
+from nnssl.names import FINGERPRINT_JSON, NAME_SEPARATOR, TAG_SEPARATOR
 from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
 from nnssl.planning.scope import Scope
 from nnssl.system.files import read_object, write_json
@@ -21,13 +22,13 @@ STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a user asked planning for.
+    """The options of planning.
 
     Attributes:
-        trainer: trainer to size the plans for, None for the heaviest one.
-        budget: `cpu` for the small fixed plan, else None.
+        trainer: trainer that the plans are sized for, None for the heaviest one.
+        hardware: `cpu` for the small fixed plan, else None.
         labelled: label budget.
-        fold: fold that the label budget counts in.
+        fold: fold that the label budget applies to.
         planner: name of nnU-Net's planner class.
         gpu_memory_target_gb: memory of the card, None for the planner's own default.
         preprocessor: name of nnU-Net's preprocessor class.
@@ -36,7 +37,7 @@ class PlanRequest:
     """
 
     trainer: str | None = None
-    budget: str | None = None
+    hardware: str | None = None
     labelled: LabelBudget | None = None
     fold: int | str = 0
     planner: str = DEFAULT_PLANNER
@@ -47,22 +48,27 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         gpu, spacing, name = self.gpu_memory_target_gb, self.target_spacing_mm, self.plans_name
-        if self.budget not in (None, "cpu"):
-            raise UsageError(f"unknown budget '{self.budget}'", where=f"-budget {self.budget}", run="-budget cpu")
-        if self.budget and (gpu is not None or self.planner != DEFAULT_PLANNER):
+        if self.hardware not in (None, "cpu"):
             raise UsageError(
-                "-budget cpu is a fixed plan",
+                f"unknown hardware '{self.hardware}'",
+                where=f"-hardware {self.hardware}",
+                why="known: cpu (-budget cpu is the old spelling of -hardware cpu)",
+                run="-hardware cpu",
+            )
+        if self.hardware and (gpu is not None or self.planner != DEFAULT_PLANNER):
+            raise UsageError(
+                "-hardware cpu (old spelling: -budget cpu) is a fixed plan",
                 where=f"-gpu_memory_target {gpu:g}" if gpu is not None else f"-pl {self.planner}",
-                why="it depends neither on the memory of a card nor on the planner",
+                why="this plan depends neither on the memory of a card nor on the planner",
                 run="leave one of the two options out",
             )
         if gpu is not None and not 0 < gpu < float("inf"):
-            raise UsageError(f"-gpu_memory_target is in GB and above 0, got {gpu:g}")
+            raise UsageError(f"-gpu_memory_target takes a number of GB above 0, got {gpu:g}")
         if spacing is not None and (len(spacing) != 3 or not all(0 < mm < float("inf") for mm in spacing)):
             raise UsageError(
                 f"-overwrite_target_spacing takes three numbers above 0 (mm), got {' '.join(map(str, spacing))}"
             )
-        if name is not None and (not name or set(name) & set("@/\\") or "__" in name):
+        if name is not None and (not name or set(name) & {TAG_SEPARATOR, "/", "\\"} or NAME_SEPARATOR in name):
             raise UsageError(
                 f"'{name}' cannot be a plans name",
                 where=f"-overwrite_plans_name {name}",
@@ -71,10 +77,10 @@ class PlanRequest:
         Sizing.for_trainer(self.trainer)
 
     def command(self, dataset: str) -> str:
-        """Return the command that plans like this, without its configurations."""
+        """Return the command that makes these plans, without its configurations."""
         options = {
             "-tr": self.trainer,
-            "-budget": self.budget,
+            "-hardware": self.hardware,
             "-labelled": self.labelled,
             "-f": self.fold if self.labelled else None,
             "-pl": self.planner if self.planner != DEFAULT_PLANNER else None,
@@ -91,48 +97,43 @@ def planner_and_name(request: PlanRequest, tag: str) -> tuple[Any, str]:
     """Return nnU-Net's planner class and the plans name, with the tag of a label budget.
 
     Raises:
-        UsageError: no such planner or preprocessor.
+        UsageError: nnU-Net has no such planner or preprocessor.
     """
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-
-    base = find_class(request.planner, "experiment_planning", ExperimentPlanner, "-pl")
-    find_class(request.preprocessor, "preprocessing", DefaultPreprocessor, "-preprocessor_name")
+    base = find_planner(request.planner)
+    find_preprocessor(request.preprocessor)
     prefix = request.plans_name or inspect.signature(base.__init__).parameters["plans_name"].default
     return base, prefix + tag
 
 
 def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Return the plans that nnU-Net's planner makes of the fingerprint, in nnU-Net's format plus `nnssl_semi`.
+    """Return the plans that nnU-Net's planner makes from the fingerprint, in nnU-Net's format plus the key of nnssl.
 
-    The planner works in a temporary folder: nothing in the preprocessed folder is touched.
+    The planner works in a temporary folder, so the preprocessed folder stays as it is.
 
     Raises:
-        UsageError: no such planner or preprocessor, or too little memory for the trainer.
+        UsageError: nnU-Net has no such planner or preprocessor, or the trainer needs more memory.
     """
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-
     base, name = planner_and_name(request, scope.tag)
     planner = planner_class(
-        CpuPlanner if request.budget == "cpu" else SizedPlanner,
+        CpuPlanner if request.hardware == "cpu" else SizedPlanner,
         base,
         sizings=Sizing.for_trainer(request.trainer),
         tag=scope.tag,
         record=_record(scope, request),
     )
     with temporary_dataset(scope.raw.name, scope.dataset_json()) as folder, quiet():
-        write_json(folder / "dataset_fingerprint.json", fingerprint)
+        write_json(folder / FINGERPRINT_JSON, fingerprint)
         custom = custom_configurations(scope.preprocessed / f"{name}.json")
         if custom:
             write_json(folder / f"{name}.json", {"configurations": custom})
-        plan_experiment_dataset(
+        plan_experiment(
             scope.raw.name, planner, request.gpu_memory_target_gb, request.preprocessor, request.target_spacing_mm, name
         )
         return read_object(folder / f"{name}.json")
 
 
 def custom_configurations(path: Path) -> dict[str, Any]:
-    """Return the configurations of existing plans that a user added: planning again keeps them, as nnU-Net does."""
+    """Return the configurations that a user added to existing plans; planning again keeps them, as nnU-Net does."""
     if not path.is_file():
         return {}
     configurations = read_object(path, f"delete {path.name} and plan again").get("configurations", {})

@@ -1,4 +1,4 @@
-"""nnU-Net's preprocessing of labelled cases, and the same without a label for the others."""
+"""nnU-Net's preprocessing: labelled cases as nnU-Net does, unlabelled cases by the same steps without a label."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import EnvironmentProblem
+from nnssl.host import ConfigurationManager, PlansManager, plans_manager, quiet
+from nnssl.names import DATASET_JSON, GT_FOLDER, SEMI_KEY
 from nnssl.planning.manifest import (
     DATA_ENDINGS,
     DataFolder,
@@ -19,7 +21,6 @@ from nnssl.planning.manifest import (
     resolved_configuration,
     unlabelled_folder,
 )
-from nnssl.planning.nnunet import quiet
 from nnssl.planning.scope import Scope
 from nnssl.system.files import read_object, replacing
 from nnssl.system.workers import run_parallel
@@ -28,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Task:
+    """One case to preprocess; without a label file the case becomes an unlabelled one."""
+
     name: str
     images: tuple[str, ...]
     label: str | None
@@ -36,37 +39,37 @@ class _Case:
 
 
 @dataclass(frozen=True)
-class _Tools:
-    """What all cases of a folder share; nnU-Net's managers are known by their use only."""
+class _FolderJob:
+    """What all cases of a folder share."""
 
     folder: DataFolder
-    plans_manager: Any
-    configuration: Any
+    plans_manager: PlansManager
+    configuration: ConfigurationManager
     dataset_json: dict[str, Any]
+    description: str
 
 
 def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_processes: int, clean: bool = False) -> int:
-    """Preprocess the scope's cases for one configuration; return how many were not done already.
+    """Preprocess the scope's cases for one configuration; return how many cases this call preprocessed.
 
-    Labelled cases go to `<data_identifier>`, exactly as nnU-Net's preprocessing writes them; the others, whose label
-    files are never opened, to `<data_identifier>_unlabelled`. A case appears there when it is complete, so a run that
-    was killed is continued by the next one. Cases of changed files or settings are made anew, others removed.
+    Labelled cases go to `<data_identifier>`, exactly as nnU-Net's preprocessing writes them. Unlabelled cases, whose
+    label files are never opened, go to `<data_identifier>_unlabelled`. A case appears in its folder only when complete,
+    so a call after a kill does what is missing. Cases whose files or settings changed are preprocessed again; cases
+    that no longer belong to the data set are deleted.
 
     Args:
         scope: the cases.
         plans: content of plans.json.
-        configuration: its name.
+        configuration: name of the configuration.
         num_processes: worker processes.
-        clean: make every case anew.
+        clean: preprocess every case again.
 
     Raises:
         EnvironmentProblem: the disk is full or not writable, or a worker died twice on one case.
     """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    dataset_json = read_object(scope.preprocessed / "dataset.json")
+    dataset_json = read_object(scope.preprocessed / DATASET_JSON)
     settings = preprocessing_settings(plans, configuration, dataset_json)
-    manager = PlansManager(plans)
+    manager = plans_manager(plans)
     chosen = manager.get_configuration(configuration)
     _import_by_name(manager, chosen)
     labelled = scope.preprocessed / str(chosen.data_identifier)
@@ -77,9 +80,9 @@ def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_proc
     ):
         folder = DataFolder(path, settings)
         description = f"{configuration}: {len(cases)} {'labelled' if with_labels else 'unlabelled'} cases"
-        tools = _Tools(folder, manager, chosen, dataset_json)
-        wanted = {case: _case(scope, case, with_labels) for case in cases}
-        done += _fill(tools, wanted, {} if clean else _usable(folder, wanted, kept), num_processes, description)
+        job = _FolderJob(folder, manager, chosen, dataset_json, description)
+        wanted = {case: _task(scope, case, with_labels) for case in cases}
+        done += _update_folder(job, wanted, {} if clean else _usable(folder, wanted, kept), num_processes)
     return done
 
 
@@ -91,43 +94,43 @@ def check_preprocessed(
     Args:
         preprocessed: folder of the data set below `nnUNet_preprocessed`.
         plans: content of plans.json.
-        configuration: its name.
-        labelled: cases needed with their labels.
-        unlabelled: cases needed without.
+        configuration: name of the configuration.
+        labelled: cases that the run needs with their labels.
+        unlabelled: cases that the run needs without a label.
 
     Raises:
-        DataError: a case is missing or was made with other settings; the message holds the command to run.
+        DataError: a case is missing or was preprocessed with other settings; the message holds the command to run.
     """
-    made_by = plans.get("nnssl_semi", {}).get("command", f"nnssl_plan_and_preprocess -d {preprocessed.name}")
-    command = f"{made_by} -c {configuration}"
-    settings = preprocessing_settings(plans, configuration, read_object(preprocessed / "dataset.json", command))
+    planned_by = plans.get(SEMI_KEY, {}).get("command", f"nnssl_plan_and_preprocess -d {preprocessed.name}")
+    command = f"{planned_by} -c {configuration}"
+    settings = preprocessing_settings(plans, configuration, read_object(preprocessed / DATASET_JSON, command))
     folder = preprocessed / resolved_configuration(plans, configuration)["data_identifier"]
     DataFolder(folder, settings).check(labelled, command)
     DataFolder(unlabelled_folder(folder), settings).check(unlabelled, command)
 
 
 def copy_labels(scope: Scope) -> None:
-    """Copy the label files of `with_labels` to `gt_segmentations`, where nnU-Net's validation looks for them.
+    """Copy the label files of `with_labels` to `gt_segmentations`, the folder of nnU-Net's validation references.
 
     Raises:
         EnvironmentProblem: a file cannot be written.
     """
     for case in scope.with_labels:
         label = scope.raw.labelled[case].label
-        target = scope.preprocessed / "gt_segmentations" / f"{case}{scope.raw.file_ending}"
+        target = scope.preprocessed / GT_FOLDER / f"{case}{scope.raw.file_ending}"
         if label is not None and not (target.is_file() and filecmp.cmp(label, target, shallow=False)):
             with replacing(target) as temporary:
                 shutil.copyfile(label, temporary)
 
 
-def _case(scope: Scope, name: str, with_label: bool) -> _Case:
+def _task(scope: Scope, name: str, with_label: bool) -> _Task:
     raw = scope.raw.labelled[name] if name in scope.raw.labelled else scope.raw.unlabelled[name]
     label = str(raw.label) if with_label else None
-    return _Case(name, tuple(map(str, raw.images)), label, scope.facts[name].source_hash)
+    return _Task(name, tuple(map(str, raw.images)), label, scope.facts[name].source_hash)
 
 
-def _usable(folder: DataFolder, wanted: Mapping[str, _Case], kept: Collection[str]) -> dict[str, str]:
-    """Return the finished cases that are still what they must be, or belong to other folds."""
+def _usable(folder: DataFolder, wanted: Mapping[str, _Task], kept: Collection[str]) -> dict[str, str]:
+    """Return the finished cases whose source files are unchanged, or that belong to other folds, with source hashes."""
     return {
         case: source
         for case, source in folder.finished().items()
@@ -135,11 +138,9 @@ def _usable(folder: DataFolder, wanted: Mapping[str, _Case], kept: Collection[st
     }
 
 
-def _fill(
-    tools: _Tools, wanted: Mapping[str, _Case], usable: dict[str, str], num_processes: int, description: str
-) -> int:
-    """Bring one folder up to date; return the number of cases that were made."""
-    folder = tools.folder
+def _update_folder(job: _FolderJob, wanted: Mapping[str, _Task], usable: dict[str, str], num_processes: int) -> int:
+    """Bring one folder up to date; return the number of preprocessed cases."""
+    folder = job.folder
     todo = {name: case for name, case in wanted.items() if name not in usable}
     if not wanted and not usable and not folder.manifest.exists():
         return 0
@@ -150,28 +151,28 @@ def _fill(
     except OSError as error:
         raise EnvironmentProblem("a folder could not be written", where=folder.path, why=str(error)) from error
     if todo:
-        log.info("%s, %d to do, %d processes", description, len(todo), num_processes)
+        log.info("%s, %d to do, %d processes", job.description, len(todo), num_processes)
         try:
-            run_parallel(partial(_preprocess_case, tools=tools), todo, num_processes, description)
+            run_parallel(partial(_preprocess_case, job=job), todo, num_processes, job.description)
         except BaseException:
-            for unfinished in folder.partial.iterdir():  # of workers that were ended with the one that failed
+            for unfinished in folder.partial.iterdir():  # a failed worker ends the others in the middle of a case
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
         folder.keep_only(usable | {name: case.source_hash for name, case in todo.items()})
     return len(todo)
 
 
-def _import_by_name(manager: Any, configuration: Any) -> None:  # noqa: ANN401 - nnU-Net's managers
-    """Look up what nnU-Net knows by name, so that forked workers need not import it each."""
+def _import_by_name(manager: PlansManager, configuration: ConfigurationManager) -> None:
+    """Look up what nnU-Net knows by name before workers are forked, so that not every worker has to import it."""
     _ = configuration.preprocessor_class, manager.image_reader_writer_class
     _ = configuration.resampling_fn_data, configuration.resampling_fn_seg
 
 
-def _preprocess_case(case: _Case, tools: _Tools) -> None:
-    """Write one case in a folder of its own, then move it to its place, the image last."""
-    place = tools.folder.partial / case.name
+def _preprocess_case(case: _Task, job: _FolderJob) -> None:
+    """Write the files of one case into a folder of its own, then move them to their place, the image last."""
+    place = job.folder.partial / case.name
     shutil.rmtree(place, ignore_errors=True)
-    preprocessor = _watched(tools.configuration.preprocessor_class)(verbose=False)
+    preprocessor = _preprocessor_for_folders(job.configuration.preprocessor_class)(verbose=False)
     try:
         place.mkdir()
         with quiet():
@@ -179,34 +180,36 @@ def _preprocess_case(case: _Case, tools: _Tools) -> None:
                 str(place / case.name),
                 list(case.images),
                 case.label,
-                tools.plans_manager,
-                tools.configuration,
-                tools.dataset_json,
+                job.plans_manager,
+                job.configuration,
+                job.dataset_json,
             )
         last = {case.name + ending for ending in DATA_ENDINGS}
         for file in sorted(place.iterdir(), key=lambda path: path.name in last):
-            file.replace(tools.folder.path / file.name)
+            file.replace(job.folder.path / file.name)
     except (OSError, RuntimeError) as error:
         if preprocessor.computing:
             raise
         raise EnvironmentProblem(
             f"the preprocessed case {case.name} could not be written",
-            where=tools.folder.path,
+            where=job.folder.path,
             why=str(error),
             run="free space or choose another folder, then run the same command again",
         ) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    tools.folder.note(case.name, case.source_hash)
+    job.folder.note(case.name, case.source_hash)
 
 
-def _watched(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's preprocessor classes
-    """Return `base` with a mark that tells computing from writing, and with class locations where there is no label.
+def _preprocessor_for_folders(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's preprocessor classes
+    """Return a subclass of `base` for cases with and without a label.
 
-    nnU-Net's loader asks every case for its class locations; empty ones make it draw patches anywhere.
+    The attribute `computing` is true before the case is written, so that an error can be told from a full disk. A case
+    without a label gets empty class locations: nnU-Net's loader asks every case for them, and draws patches anywhere
+    where they are empty.
     """
 
-    class Watched(base):
+    class FolderPreprocessor(base):
         computing = False
 
         def run_case(self, image_files: list[str], seg_file: str | None, *managers: object) -> Any:  # noqa: ANN401
@@ -217,4 +220,4 @@ def _watched(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's preprocessor 
             self.computing = False
             return data, seg, properties
 
-    return Watched
+    return FolderPreprocessor

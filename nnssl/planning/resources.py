@@ -1,4 +1,4 @@
-"""How many worker processes the machine can take."""
+"""Number of worker processes for checking and preprocessing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from nnssl.errors import UsageError
 from nnssl.system.resources import available_cpus, free_memory_bytes
 
 BYTES_A_VOXEL = 8
-COPIES = 4  # of the image in double precision: read, normalised, resampled, and one in the making
+COPIES = 4  # of the image in double precision: read, normalised, resampled, and one that is being written
 PROCESS_BYTES = 300_000_000
 
 
 def default_processes(raw: RawDataset, facts: Iterable[ScanFacts], spacing_mm: Sequence[float] = ()) -> int:
-    """Return a number of processes that neither exceeds the CPUs nor, by a rough estimate, the free memory.
+    """Return a number of processes that fits the CPUs and, by a rough estimate, the free memory.
 
     Args:
         raw: the data set.
-        facts: its scans.
-        spacing_mm: voxel size that they are resampled to; empty where they are not. With two axes, the slices stay.
+        facts: scans of the data set.
+        spacing_mm: voxel size that the scans are resampled to; empty without resampling. With two axes the number of
+            slices stays.
     """
     channels = len(raw.channel_names)
     largest = max((_voxels(scan, spacing_mm) for scan in facts), default=0.0)
@@ -33,10 +34,14 @@ def default_processes(raw: RawDataset, facts: Iterable[ScanFacts], spacing_mm: S
 
 
 def processes_for(given: int | Sequence[int] | None, configurations: Sequence[str]) -> dict[str, int | None]:
-    """Return configuration -> number of processes as `-np` gives them: one for all, one each, or None for the default.
+    """Return configuration -> number of processes, None for the default.
+
+    Args:
+        given: what `-np` gives: one number for all configurations, one for each, or None.
+        configurations: names of the configurations.
 
     Raises:
-        UsageError: their number fits neither, or one is below 1.
+        UsageError: the count of numbers fits neither one nor all configurations, or a number is below 1.
     """
     numbers = [given] if isinstance(given, int) else list(given or [])
     if any(number < 1 for number in numbers):
@@ -55,7 +60,7 @@ def processes_for(given: int | Sequence[int] | None, configurations: Sequence[st
 
 
 def _voxels(scan: ScanFacts, spacing_mm: Sequence[float]) -> float:
-    """Return the voxels of a scan before or after resampling, whichever are more."""
+    """Return the larger of the numbers of voxels before and after resampling."""
     before = float(np.prod(scan.shape))
     if not spacing_mm:
         return before

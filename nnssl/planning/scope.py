@@ -1,4 +1,4 @@
-"""Which cases one set of plans may see: splits, label budget, plans tag."""
+"""The cases that one set of plans may use: splits, label budget, plans tag."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from nnssl.data.raw import RawDataset
 from nnssl.data.scans import ScanFacts
 from nnssl.data.splits import FoldCases, LabelBudget, check_splits, completed_split, fold_cases, make_splits
 from nnssl.errors import DataError
+from nnssl.names import SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json, write_json
 
-SPLITS = "splits_final.json"
 Splits = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The cases that one set of plans is made from, and their place on disk.
+    """The cases that one set of plans is made from, and the folders of the data set.
 
     Attributes:
         raw: the raw data set.
-        preprocessed: its folder below `nnUNet_preprocessed`.
-        tag: what the plans name gains by a label budget, empty without one.
+        preprocessed: folder of the data set below `nnUNet_preprocessed`.
+        tag: end of the plans name that stands for the label budget; empty without a budget.
         labelled: cases whose labels decide fingerprint and plans.
         with_labels: cases that are preprocessed with their labels: the labelled ones and, under a label budget, the
             fold's validation cases.
         unlabelled: cases that are preprocessed without a label.
-        kept_with_labels: cases of other folds with the same plans, whose data stay where they are.
-        kept_unlabelled: likewise, of those without a label.
-        facts: what the check of the raw data learned, by case.
+        kept_with_labels: cases with labels that other folds with the same plans need; their data stay on disk.
+        kept_unlabelled: the same for cases without a label.
+        facts: result of the check of the raw data, by case.
     """
 
     raw: RawDataset
@@ -46,11 +46,11 @@ class Scope:
     facts: Mapping[str, ScanFacts]
 
     def sources(self, cases: Sequence[str]) -> dict[str, str]:
-        """Return case -> hash of the files it is made from."""
+        """Return case -> hash of its source files."""
         return {case: self.facts[case].source_hash for case in cases}
 
     def dataset_json(self) -> dict[str, Any]:
-        """Return a dataset.json that lists the labelled cases of the scope only, as nnU-Net reads it."""
+        """Return a dataset.json, in nnU-Net's format, that lists only the labelled cases of the scope."""
         cases = {
             name: {
                 "images": [str(image.absolute()) for image in self.raw.labelled[name].images],
@@ -61,7 +61,7 @@ class Scope:
         return {**self.raw.dataset_json, "numTraining": len(cases), "dataset": cases}
 
     def compared_facts(self) -> dict[str, ScanFacts]:
-        """Return the facts with hidden training cases as unlabelled ones, and without validation cases."""
+        """Return the facts of the labelled, unlabelled and test cases; hidden training cases count as unlabelled."""
         kinds = dict.fromkeys(self.labelled, "labelled") | dict.fromkeys(self.unlabelled, "unlabelled")
         kinds |= {case: "test" for case, facts in self.facts.items() if facts.kind == "test"}
         return {case: dataclasses.replace(self.facts[case], kind=kind) for case, kind in kinds.items()}
@@ -76,7 +76,7 @@ def make_scope(
 ) -> Scope:
     """Return the cases of a plan; `facts` is empty until the raw data are checked.
 
-    Without a label budget the fold does not matter: plans see every labelled case, as nnU-Net's do.
+    Without a label budget the fold does not matter: plans use every labelled case, as nnU-Net's plans do.
 
     Raises:
         UsageError: the fold does not exist.
@@ -88,8 +88,9 @@ def make_scope(
         everything = tuple(order)
         return Scope(raw, preprocessed, "", everything, everything, tuple(raw.unlabelled), frozenset(), frozenset(), {})
     folds: list[int | str] = [*range(len(splits)), "all"]
-    same = [other for f in folds if set((other := _of_fold(raw, splits, f, budget)).labelled) == set(cases.labelled)]
-    first = _of_fold(raw, splits, 0, budget)
+    all_folds = [_cases_of_fold(raw, splits, other, budget) for other in folds]
+    same = [other for other in all_folds if set(other.labelled) == set(cases.labelled)]
+    first = all_folds[0]
     with_labels = set(cases.labelled) | set(cases.validation)
     return Scope(
         raw,
@@ -104,23 +105,24 @@ def make_scope(
     )
 
 
-def _of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudget) -> FoldCases:
+def _cases_of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudget) -> FoldCases:
     try:
         return fold_cases(splits, fold, budget, raw.patients())
-    except DataError:  # a fold too small for this budget has nothing in common with the one that is planned
+    except DataError:  # a fold that is too small for this budget shares no plans with the planned fold
         return FoldCases((), (), ())
 
 
 def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None = None) -> tuple[Splits, list[str]]:
     """Return the folds that `splits_final.json` in the preprocessed folder must hold, and warnings.
 
-    Folds of a published protocol win, then a file in the raw folder, then one that is already there, else folds are
-    made. The unlabelled scans of a fold are those of `imagesUn` now, unless the protocol or the raw folder lists them.
+    The folds come from the first of these sources that exists: the published protocol, the file in the raw folder, the
+    file in the preprocessed folder, nnssl's own division. The unlabelled scans of a fold are those in `imagesUn` now,
+    unless the protocol or the raw folder lists them.
 
     Raises:
-        DataError: a file is no list of folds, names unknown cases, or disagrees with the folds that win.
+        DataError: a file is no list of folds, names unknown cases, or disagrees with the folds of an earlier source.
     """
-    theirs, ours = raw.folder / SPLITS, preprocessed / SPLITS
+    theirs, ours = raw.folder / SPLITS_JSON, preprocessed / SPLITS_JSON
     labelled, unlabelled, patients = list(raw.labelled), list(raw.unlabelled), raw.patients()
     existing = _without_unlabelled(read_json(ours, "delete it and plan again")) if ours.is_file() else None
     path = theirs if protocol or theirs.is_file() else ours
@@ -140,7 +142,7 @@ def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None =
         )
     more = existing[len(given) :] if path is theirs and existing is not None else []  # as nnU-Net allows
     folds = [completed_split(fold, unlabelled, patients) for fold in [*given, *more]]
-    used = {case for fold in folds for key in ("train", "val", "unlabelled", "test") for case in fold.get(key, ())}
+    used = {case for fold in folds for key in ("train", "val", UNLABELLED_KEY, "test") for case in fold.get(key, ())}
     left = sorted(set(patients) - used)
     names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
     return folds, [f"{len(left)} scan(s) are in no fold of {path}: {names}"] if left else []
@@ -149,12 +151,14 @@ def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None =
 def _without_unlabelled(splits: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     if not isinstance(splits, list) or not all(isinstance(fold, dict) for fold in splits):
         return splits
-    return [{key: cases for key, cases in fold.items() if key != "unlabelled" or "protocol" in fold} for fold in splits]
+    return [
+        {key: cases for key, cases in fold.items() if key != UNLABELLED_KEY or "protocol" in fold} for fold in splits
+    ]
 
 
 def write_splits(preprocessed: Path, splits: Splits) -> None:
-    """Write `splits_final.json`, unless it says the same already."""
-    path = preprocessed / SPLITS
+    """Write `splits_final.json`, unless the file holds these folds already."""
+    path = preprocessed / SPLITS_JSON
     if not path.is_file() or read_json(path) != splits:
         write_json(path, splits)
 

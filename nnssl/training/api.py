@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnssl.config import Value, config_with
 from nnssl.data.protocols import budget_of, is_of_protocol
@@ -77,6 +77,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     disable_checkpointing: bool = False,
     pretrained_weights: str | None = None,
     run_validation: bool = True,
+    progress: Literal["bar", "lines", "off"] | None = None,
 ) -> TrainResult:
     """Train one fold of a preprocessed data set and score its validation cases.
 
@@ -104,6 +105,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         disable_checkpointing: write no checkpoint.
         pretrained_weights: nnU-Net checkpoint to start from.
         run_validation: score the validation cases at the end.
+        progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
 
     Returns:
         The run's files.
@@ -123,7 +125,6 @@ def train(  # noqa: PLR0913 - the public API names every option
             where=f"-p {plans}",
             run=f"-p {plans.partition(TAG_SEPARATOR)[0]} -labelled N",
         )
-    config = config_with(method.load().config_class, settings)
     tag = None if tag is None else check_tag(tag)
     goes_on = continue_training or only_validation
     _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
@@ -136,6 +137,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         _check_protocol(preprocessed, protocol, configuration)
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
+    config = config_with(method.load().config_class, settings)  # imports torch, so that other checks come first
     asked = {
         "num_iterations": num_iterations,
         "seed": seed,
@@ -170,6 +172,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         validate=("best" if validate_best else "last") if run_validation else None,
         save_probabilities=save_probabilities,
         disable_checkpointing=disable_checkpointing,
+        progress=progress,
     )
     started = contextlib.nullcontext() if goes_on else start_in(folder, keep_on_failure=disable_checkpointing)
     with lock_fold(folder), started:

@@ -8,16 +8,17 @@ import io
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
 from nnssl.registry import Method
 from nnssl.system.resources import cpu_count
-from nnssl.system.signals import on_signals
+from nnssl.system.signals import STOP_SIGNALS, on_signals
 from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash
 from nnssl.training.run_folder import BEST
 
@@ -42,6 +43,7 @@ class Job:
         validate: `last`, `best`, or None for no validation.
         save_probabilities: also write the probabilities of the validation cases.
         disable_checkpointing: write no checkpoint.
+        progress: `bar`, `lines` or `off`; None: a bar on a terminal, lines elsewhere.
     """
 
     method: Method
@@ -57,6 +59,7 @@ class Job:
     validate: str | None = "last"
     save_probabilities: bool = False
     disable_checkpointing: bool = False
+    progress: Literal["bar", "lines", "off"] | None = None
 
 
 def run_job(job: Job, num_processes: int = 1) -> None:
@@ -88,8 +91,8 @@ def _work(job: Job, world_size: int = 1) -> None:
             dataset_json=job.dataset_json,
             device=torch.device(job.device),
         )
-    trainer.disable_checkpointing = job.disable_checkpointing
-    with on_signals(lambda *_: trainer.request_stop()):
+    trainer.disable_checkpointing, trainer.progress_style = job.disable_checkpointing, job.progress
+    with on_signals(lambda *_: trainer.request_stop()), _save_on_first_interrupt(trainer):
         if job.resume:
             trainer.load_checkpoint(job.resume)
         elif job.pretrained_weights:
@@ -101,6 +104,18 @@ def _work(job: Job, world_size: int = 1) -> None:
                 trainer.load_checkpoint(str(Path(trainer.output_folder) / BEST))
             if job.validate:
                 trainer.perform_actual_validation(job.save_probabilities)
+
+
+@contextlib.contextmanager
+def _save_on_first_interrupt(trainer: Any) -> Iterator[None]:  # noqa: ANN401 - the frame's trainer
+    """Let the first Ctrl-C save and stop the run; the second one ends it at once, as without this block."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        trainer.request_stop(by_user=True)
+
+    with on_signals(stop, ("SIGINT",)):
+        yield
 
 
 @contextlib.contextmanager
@@ -176,7 +191,7 @@ def _spawn(job: Job, world_size: int) -> None:
 
     ranks = spawn(_distributed_work, (job, world_size, errors), world_size, join=False)  # type: ignore[no-untyped-call]
     try:
-        with on_signals(stop):
+        with on_signals(stop, (*STOP_SIGNALS, "SIGINT")):
             while not ranks.join():
                 pass
     except Exception as error:
@@ -194,6 +209,7 @@ def _distributed_work(rank: int, job: Job, world_size: int, errors: Any) -> None
     import torch
     from torch import distributed
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one stops the others
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s")
     distributed.init_process_group("nccl" if job.device == "cuda" else "gloo", rank=rank, world_size=world_size)
     if job.device == "cuda":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnssl.config import ConfigT, config_with
 from nnssl.errors import UsageError
+from nnssl.host import plans_manager
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import LATEST
 from nnssl.training.settings import RunSettings
@@ -191,7 +192,5 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
 
 def plan_of(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
     """Return one configuration of nnU-Net's plans, with what it inherits from others."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    plan: dict[str, Any] = PlansManager(plans).get_configuration(configuration).configuration
+    plan: dict[str, Any] = plans_manager(plans).get_configuration(configuration).configuration
     return plan

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnssl.config import ConfigT, MethodConfig, hyper
 from nnssl.data.boxes import LocatedPatches
@@ -16,6 +15,7 @@ from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
 from nnssl.data.views import make_reproducible, two_views
 from nnssl.errors import DataError, UsageError
+from nnssl.host import augmentation_workers
 from nnssl_trainers.frame.augmentation import as_in_papers
 from nnssl_trainers.frame.run_loop import RunLoop
 
@@ -100,7 +100,7 @@ class DataStreams(RunLoop[ConfigT]):
         stream = OrderedBatches(
             IterationBatches(loaders, self.settings.seed, self.local_rank),
             self._order(self.current_epoch, self.iteration),
-            get_allowed_n_proc_DA(),
+            augmentation_workers(),
             pin_memory=self.device.type == "cuda",
         )
         return stream, stream

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,21 @@ class EpochLog:
         write_text(self.csv, text.getvalue())
 
 
-def epoch_line(row: Row, num_iterations: int, terms: dict[str, float]) -> str:
-    """Return one line for the terminal: loss with its terms, pseudo-Dice, speed, data wait and time left."""
+def epoch_line(row: Row, num_iterations: int, terms: dict[str, float], names: Sequence[str] = ()) -> str:
+    """Return one line for the terminal: loss with its terms, pseudo-Dice by structure, speed, data wait and time left.
+
+    Args:
+        row: of the epoch.
+        num_iterations: length of the run.
+        terms: the loss terms by name.
+        names: of the structures; `pseudo_dice_k` of the row belongs to the k-th.
+    """
+    dice = ", ".join(f"{name} {row.get(f'pseudo_dice_{k}', math.nan):.3f}" for k, name in enumerate(names, start=1))
     left = timedelta(seconds=round((num_iterations - row["iteration"]) * row["seconds_per_iteration"]))
     parts = "" if len(terms) < 2 else " (" + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) + ")"
     return (
         f"iteration {row['iteration']}/{num_iterations}  loss {row['loss']:.3f}{parts}  "
-        f"pseudo-Dice {row['pseudo_dice']:.3f}  {row['seconds_per_iteration']:.3f} s/iteration  "
+        f"pseudo-Dice {row['pseudo_dice']:.3f}{f' ({dice})' if len(names) > 1 else ''}  "
+        f"{row['seconds_per_iteration']:.3f} s/iteration  "
         f"data wait {100 * row['data_wait_share']:.0f} %  ETA {left}"
     )

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from nnssl.config import ConfigT
-from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
+from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, StoppedByUser
+from nnssl.evaluation.structures import declared_structures
+from nnssl.names import DATASET_JSON
 from nnssl.system.files import write_json
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import BEST, FINAL, LATEST, check_other_folds
 from nnssl_trainers.frame.architecture import unwrapped
 from nnssl_trainers.frame.checkpointing import Checkpointing
 from nnssl_trainers.frame.epoch_log import epoch_line
+from nnssl_trainers.frame.reporting import ProgressStyle, Reporter, header_lines, learning_warnings
 from nnssl_trainers.frame.validation import predict_validation_cases
 
 SECONDS_BETWEEN_PLOTS = 60.0
@@ -34,19 +35,27 @@ log = logging.getLogger("nnssl.train")
 class RunLoop(Checkpointing[ConfigT]):
     """The part of the frame that runs: a run counts iterations and saves its state after every epoch."""
 
+    progress_style: ProgressStyle | None = None  # None: a bar on a terminal, lines elsewhere
     _last_plot = 0.0
     _stop_requested = False
+    _by_user = False
     _in_loop = False
 
-    def request_stop(self) -> None:
-        """Save and stop at the next step (several processes: at the end of the epoch); outside of the loop at once.
+    def request_stop(self, by_user: bool = False) -> None:
+        """Save and stop after the step at hand (several processes: after the epoch); outside of the loop at once.
+
+        Args:
+            by_user: Ctrl-C asks for it, not a signal of the system.
 
         Raises:
             StoppedBySignal: outside of the loop.
         """
+        self._by_user = by_user
         if not self._in_loop:
             raise self._stopped()
         self._stop_requested = True
+        if by_user:
+            log.info("saving and stopping after this iteration; Ctrl-C again ends at once")
 
     def run_training(self) -> None:
         """Train from the current iteration to the last, validating and saving after every epoch.
@@ -66,22 +75,29 @@ class RunLoop(Checkpointing[ConfigT]):
                 run="train again without --c",
             )
         self.on_train_start()
-        total = self.settings.num_iterations
+        if self.local_rank == 0:
+            self._tell(*header_lines(self))
+        style = self.progress_style if self.local_rank == 0 else "off"
         try:
             with (
-                logging_redirect_tqdm(),
-                tqdm(total=total, initial=self.iteration, disable=None, unit="it", smoothing=0.05) as bar,
-                self.dataloader_train.naming_deaths(),
+                Reporter(style, self.settings.num_iterations, self.iteration) as reporter,
+                self.dataloader_train.translate_worker_death(),
             ):
                 self._in_loop = True
                 while self.current_epoch < self.num_epochs:
-                    self._run_epoch(bar)
+                    self._run_epoch(reporter)
         finally:
             self._in_loop = False
             self.dataloader_train.close()
         self.on_train_end()
 
-    def _run_epoch(self, bar: Any) -> None:  # noqa: ANN401 - tqdm
+    def _tell(self, *lines: str) -> None:
+        """Say something on the terminal and in nnU-Net's log file."""
+        for line in lines:
+            log.info(line)
+            self.print_to_log_file(line)
+
+    def _run_epoch(self, reporter: Reporter) -> None:
         start, epoch_end = map(self.settings.epoch_end, (self.current_epoch - 1, self.current_epoch))
         if self.iteration == start:
             self.on_epoch_start()
@@ -89,7 +105,8 @@ class RunLoop(Checkpointing[ConfigT]):
         self.training_mode()
         while self.iteration < epoch_end:
             self.train_step(next(self.dataloader_train))
-            bar.update()
+            if line := reporter.step():
+                self._tell(line)
             if self._stop_requested and not self.is_ddp:
                 self.save_checkpoint(str(Path(self.output_folder) / LATEST))
                 raise self._stopped()
@@ -162,11 +179,10 @@ class RunLoop(Checkpointing[ConfigT]):
         self._best_ema = ema if is_best else self._best_ema
         if self.local_rank == 0:
             self.record.append(row)
-            line = epoch_line(row, self.settings.num_iterations, terms)
-            self.print_to_log_file(line)
-            log.info(line)
+            self._tell(epoch_line(row, self.settings.num_iterations, terms, self.structure_names()))
             for warning in self.epoch_warnings():
                 log.warning("warning: %s", warning)
+                self.print_to_log_file(f"warning: {warning}")
             self._plot()
         if is_best:
             self.save_checkpoint(str(Path(self.output_folder) / BEST))
@@ -174,7 +190,12 @@ class RunLoop(Checkpointing[ConfigT]):
 
     def epoch_warnings(self) -> list[str]:
         """Return what a user should know about the epoch that ended."""
-        return []
+        return learning_warnings(self.record.rows, self.structure_names(), self.settings.num_iterations)
+
+    def structure_names(self) -> list[str]:
+        """Return the names of the structures in the order of nnU-Net's numbers for each."""
+        declared = declared_structures(self.dataset_json, Path(DATASET_JSON)).names
+        return [declared[label] for label in (declared if self.label_manager.has_regions else sorted(declared))]
 
     def _plot(self) -> None:
         if self.current_epoch == self.num_epochs or time.monotonic() - self._last_plot > SECONDS_BETWEEN_PLOTS:
@@ -182,12 +203,17 @@ class RunLoop(Checkpointing[ConfigT]):
             self._last_plot = time.monotonic()
 
     def _stopped(self) -> StoppedBySignal:
-        return StoppedBySignal(
-            "stopped by a signal; the run is saved",
-            where=self.output_folder,
-            why=f"{self.iteration} of {self.settings.num_iterations} iterations are done",
-            run="the same command with --c continues it",
-        )
+        """Return the error that ends a stopped run: what is kept, and how the run goes on."""
+        kind = StoppedByUser if self._by_user else StoppedBySignal
+        done = f"{self.iteration} of {self.settings.num_iterations} iterations are done"
+        what = "stopped by Ctrl-C" if self._by_user else "stopped by a signal"
+        folder = Path(self.output_folder)
+        saved = (folder / LATEST).is_file() or (folder / FINAL).is_file()
+        if not saved:
+            return kind(f"{what}; nothing is saved", where=folder, why=done, run="the same command starts again")
+        if self.iteration >= self.settings.num_iterations:
+            return kind(f"{what}; training is done", where=folder, why=done, run="the same command with --val")
+        return kind(f"{what}; the run is saved", where=folder, why=done, run="the same command with --c continues it")
 
     # ------------------------------------------------------------------ start, validation, end
 

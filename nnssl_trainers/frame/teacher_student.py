@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from nnssl.config import MethodConfig, hyper
-from nnssl.evaluation.structures import declared_structures
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.frame.architecture import unwrapped
@@ -147,13 +145,13 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
     def epoch_warnings(self) -> list[str]:
         """Return which classes the teacher has not labelled once in the epoch: the students forget them."""
         taught, self.taught = self.taught, None
+        general = super().epoch_warnings()
         if taught is None or taught.all():
-            return []
-        declared = declared_structures(self.dataset_json, Path("dataset.json")).names
-        names = [declared[label] for label in (declared if self.label_manager.has_regions else sorted(declared))]
-        missing = ", ".join(name for name, count in zip(names, taught.tolist(), strict=True) if not count)
+            return general
+        counts = zip(self.structure_names(), taught.tolist(), strict=True)
+        missing = ", ".join(name for name, count in counts if not count)
         hint = "the students will forget it; give the run more iterations (-num_iterations)"
-        return [f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
+        return [*general, f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
 
     def state(self) -> dict[str, Any]:
         """Return the state with the teacher in it."""

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import ConfigT
 from nnssl.errors import EnvironmentProblem
+from nnssl.host import case_dataset_class, input_channels
 from nnssl.training import checkpoints
 from nnssl_trainers.frame.architecture import unwrapped
 from nnssl_trainers.frame.optimization import LearningRates, build_optimizer, schedule_factor
@@ -33,9 +32,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         if self.was_initialized:
             raise RuntimeError("initialize was called twice")
         self._set_batch_size_and_oversample()
-        self.num_input_channels = determine_num_input_channels(
-            self.plans_manager, self.configuration_manager, self.dataset_json
-        )
+        self.num_input_channels = input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
         torch.manual_seed(self.settings.seed)
         self.network = self.new_network()
         if self._do_i_compile():
@@ -44,7 +41,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         if self.is_ddp:
             self.network = self.distributed(self.network)
         self.loss = self._build_loss()
-        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.dataset_class = case_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
 
     def distributed(self, network: nn.Module) -> DistributedDataParallel:

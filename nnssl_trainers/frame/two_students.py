@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnssl.config import MethodConfig, hyper
 from nnssl.errors import UsageError
+from nnssl.host import plans_manager
 from nnssl.networks import build_network
 from nnssl.networks.mean import MeanOfNetworks
 from nnssl_trainers.frame.architecture import NONE, PLAN, Architecture, architecture, unwrapped, with_architecture
@@ -61,9 +62,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         if second != NONE:
             self.architectures.append(architecture("student2", second, plan, others=(NONE,)))
         if deployed == "mean":
-            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-            regions = PlansManager(plans).get_label_manager(dataset_json).has_regions
+            regions = plans_manager(plans).get_label_manager(dataset_json).has_regions
             return with_architecture(plans, configuration, _mean_architecture(self.architectures, regions))
         return with_architecture(plans, configuration, self.architectures[-1 if deployed == "student2" else 0])
 

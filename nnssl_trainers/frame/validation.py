@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import logging
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import distributed, nn
 from tqdm import tqdm
 
+from nnssl.host import forget_patch_weights
 from nnssl.inference.predictor import Predictor
+from nnssl.names import DATASET_JSON, GT_FOLDER, PLANS_JSON, SUMMARY_JSON, VALIDATION_FOLDER
 from nnssl.system.files import write_json
 
-EXPORTS_IN_FLIGHT = 2  # bounds the memory held by finished logits
 log = logging.getLogger("nnssl.train")
 
 
 def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilities: bool) -> None:  # noqa: ANN401
     """Predict the validation cases of `trainer` with `network`; rank 0 writes `validation/summary.json`.
 
-    The resampling and writing of a mask happens in a thread while the network works on the next case.
+    Args:
+        trainer: a trainer of the frame, trained or with loaded weights.
+        network: the network to validate, without the wrappers of torch.compile and distributed training.
+        save_probabilities: also write the class probabilities of each case.
+
+    Raises:
+        EnvironmentProblem: a file cannot be written.
     """
-    folder = Path(trainer.output_folder) / "validation"
+    folder = Path(trainer.output_folder) / VALIDATION_FOLDER
     rank = trainer.local_rank
     if rank == 0:
         shutil.rmtree(folder, ignore_errors=True)  # masks of an earlier split would be scored with the new ones
         folder.mkdir(parents=True)
-        write_json(folder / "plans.json", trainer.plans_manager.plans)
-        write_json(folder / "dataset.json", trainer.dataset_json)
+        write_json(folder / PLANS_JSON, trainer.plans_manager.plans)
+        write_json(folder / DATASET_JSON, trainer.dataset_json)
     if trainer.is_ddp:
         distributed.barrier()
     predictor = Predictor(device=trainer.device)
@@ -48,36 +52,22 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
     cases = sorted(trainer.do_split()[1])
     mine = cases[rank :: distributed.get_world_size()] if trainer.is_ddp else cases
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, mine)
-    pending: list[Future[None]] = []
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        for case in tqdm(mine, desc="validation", disable=None):
-            data, _, _, properties = dataset.load_case(case)
-            logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:].copy())).cpu()
-            while len(pending) >= EXPORTS_IN_FLIGHT:
-                pending.pop(0).result()
-            pending.append(
-                pool.submit(
-                    export_prediction_from_logits,
-                    logits,
-                    properties,
-                    trainer.configuration_manager,
-                    trainer.plans_manager,
-                    trainer.dataset_json,
-                    str(folder / case),
-                    save_probabilities,
-                    num_threads_torch=torch.get_num_threads(),
-                )
-            )
-        for export in pending:
-            export.result()
-    compute_gaussian.cache_clear()
+
+    def load(case: str) -> tuple[torch.Tensor, dict[str, Any]]:
+        data, _, _, properties = dataset.load_case(case)
+        return torch.from_numpy(data[:].copy()), properties
+
+    done = predictor.predict_preprocessed(mine, load, folder, save_probabilities=save_probabilities)
+    for _ in tqdm(done, total=len(mine), desc=VALIDATION_FOLDER, disable=None):
+        pass
+    forget_patch_weights()
     if trainer.is_ddp:
         distributed.barrier()
     if rank == 0:
         from nnssl.evaluation.api import evaluate
 
-        truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+        truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
         result = evaluate(truth, folder, chill=True, same_placement=False)  # training ignored the placement as well
         dice = result.summary["foreground_mean"]["Dice"]
         trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
-        log.info("validation of %d cases: mean foreground Dice %.4f (%s)", len(cases), dice, folder / "summary.json")
+        log.info("validation of %d cases: mean foreground Dice %.4f (%s)", len(cases), dice, folder / SUMMARY_JSON)

@@ -7,7 +7,7 @@ from nnssl.cli.plan_and_preprocess import main
 from tests.planning.conftest import data, raw_template  # noqa: F401 - fixtures
 from tests.planning.raw_for_tests import DATASET, write_json
 
-CPU = ["-d", "906", "-budget", "cpu", "-np", "1", "-npfp", "1"]
+CPU = ["-d", "906", "-hardware", "cpu", "-np", "1", "-npfp", "1"]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +55,11 @@ def test_json(capsys, data):  # noqa: F811
     assert not (data.preprocessed / "nnUNetPlans_2d").exists()
 
 
+def test_the_old_spelling_of_the_hardware_option_still_works(capsys, data):  # noqa: F811
+    assert main(["-d", "906", "-budget", "cpu", "-npfp", "1", "-c", "2d", "--no_pp"]) == 0
+    assert "features 16, 32, 64" in capsys.readouterr().out
+
+
 def test_several_data_sets_stop_at_the_first_that_is_wrong(capsys):
     assert main(["-d", "906", "907", *CPU[2:], "--no_pp"]) == 2
     captured = capsys.readouterr()
@@ -79,7 +84,9 @@ def test_several_data_sets_stop_at_the_first_that_is_wrong(capsys):
         (["-np", "1", "2", "-c", "2d"], 2, "2 numbers"),
         (["-overwrite_target_spacing", "1", "1"], 2, "three numbers"),
         (["-gpu_memory_target", "0.1"], 2, "too little"),
-        (["-gpu_memory_target", "4", "-budget", "cpu"], 2, "fixed plan"),
+        (["-gpu_memory_target", "4", "-hardware", "cpu"], 2, "fixed plan"),
+        (["-hardware", "gpu"], 2, "unknown hardware 'gpu'"),
+        (["-budget", "gpu"], 2, "-budget cpu is the old spelling of -hardware cpu"),
     ],
 )
 def test_wrong_options(capsys, data, options, code, words):  # noqa: F811

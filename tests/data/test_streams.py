@@ -77,7 +77,7 @@ def test_a_dead_worker_is_an_error_with_its_signal() -> None:
 def test_a_worker_that_dies_while_the_trainer_computes_is_named_too() -> None:
     stream = OrderedBatches(IterationBatches({"labelled": Draws()}, 0), [("train", i) for i in range(9)], 1, False)
     next(stream)
-    with pytest.raises(EnvironmentProblem, match="data loading process died"), stream.naming_deaths():
+    with pytest.raises(EnvironmentProblem, match="data loading process died"), stream.translate_worker_death():
         os.kill(stream._iterator._workers[0].pid, signal.SIGKILL)
         time.sleep(5)
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.spatial.rot90 import Rot90Transform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.data.views import make_reproducible, two_views
+from nnssl.errors import EnvironmentProblem
 
 CASES = {
     "2d": ((24, 24), (16, 16), False),
@@ -79,3 +82,25 @@ def test_blur_no_longer_times_its_algorithms() -> None:
     assert any(part.benchmark for part in blur)
     make_reproducible(chain)
     assert not any(part.benchmark for part in blur)
+
+
+class Unheard(ImageOnlyTransform):
+    """A transform that an update of nnU-Net could bring."""
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_unknown_transform_is_an_error_and_never_dropped(wrapped: bool) -> None:
+    chain = training("3d")
+    chain.transforms.insert(3, RandomTransform(Unheard(), 0.1) if wrapped else Unheard())
+    with pytest.raises(EnvironmentProblem, match="does not know the transform Unheard") as caught:
+        two_views(chain, 0.5)
+    assert caught.value.where == f"{__name__}.Unheard"
+    assert "nnunetv2 2." in caught.value.why
+    assert "KNOWN_TRANSFORMS" in caught.value.run
+
+
+def test_turns_by_90_degrees_are_shared_by_both_views() -> None:
+    chain = training("3d")
+    chain.transforms.insert(1, Rot90Transform(1, (1, 2, 3), {1, 2}))
+    made = two_views(chain, 0.0)
+    assert [type(part) for part in made.geometric.transforms[:2]] == [type(chain.transforms[0]), Rot90Transform]

@@ -8,7 +8,7 @@ import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnssl.errors import EnvironmentProblem
-from nnssl.inference.export import replacing_with_ending, write_mask, write_probabilities
+from nnssl.inference.export import write_mask, write_probabilities
 
 PROPERTIES = {"sitk_stuff": {"spacing": (1.0, 1.0, 2.0), "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}}
 
@@ -20,7 +20,7 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         yield
-    finally:  # at once: pytest itself writes to a file that may be larger
+    finally:  # without delay: pytest itself writes to a file that may be larger
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
@@ -63,11 +63,11 @@ def test_writer_that_loses_voxels_is_noticed(tmp_path):
 
 
 def test_interruption_leaves_nothing(tmp_path):
-    def interrupted():
-        with replacing_with_ending(tmp_path / "a.nii.gz") as temporary:
-            temporary.write_text("half")
+    class Interrupted(SimpleITKIO):
+        def write_seg(self, seg, output_fname, properties):
+            super().write_seg(seg, output_fname, properties)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
+        write_mask(tmp_path / "a.nii.gz", noise(), PROPERTIES, Interrupted())
     assert not list(tmp_path.iterdir())

@@ -4,13 +4,13 @@ import threading
 
 import pytest
 
-from nnssl.inference.pipeline import overlapped
+from nnssl.inference.pipeline import run_overlapped
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_case_passes_all_stages_in_order(workers):
     made = []
-    order = overlapped(
+    order = run_overlapped(
         range(10),
         lambda case: case * 10,
         lambda case, ready: ready + case,
@@ -23,7 +23,7 @@ def test_every_case_passes_all_stages_in_order(workers):
 
 
 def test_no_cases():
-    assert list(overlapped([], None, None, None)) == []
+    assert list(run_overlapped([], None, None, None)) == []
 
 
 def test_stages_overlap():
@@ -35,7 +35,7 @@ def test_stages_overlap():
         assert case == 2 or read[case + 1].wait(5)
         assert case == 0 or exported[case - 1].wait(5)
 
-    assert len(list(overlapped(range(3), lambda c: read[c].set(), infer, lambda c, *_: exported[c].set()))) == 3
+    assert len(list(run_overlapped(range(3), lambda c: read[c].set(), infer, lambda c, *_: exported[c].set()))) == 3
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -49,7 +49,7 @@ def test_reading_ahead_is_bounded(readers):
     def export(*_):
         pass
 
-    list(overlapped(range(20), started.append, infer, export, readers=readers))
+    list(run_overlapped(range(20), started.append, infer, export, readers=readers))
     assert max(seen) <= readers
 
 
@@ -63,7 +63,7 @@ def test_exports_that_wait_are_bounded():
             threading.Timer(0.1, gate.set).start()
         assert case < 2 or gate.is_set()
 
-    list(overlapped(range(4), lambda c: c, infer, lambda *_: gate.wait(5)))
+    list(run_overlapped(range(4), lambda c: c, infer, lambda *_: gate.wait(5)))
     assert begun == [0, 1, 2, 3]
 
 
@@ -78,7 +78,7 @@ def test_an_error_of_any_stage_ends_the_run(stage, workers):
 
     with pytest.raises(ValueError, match=stage):
         list(
-            overlapped(
+            run_overlapped(
                 range(6),
                 lambda case: fail(case, "prepare"),
                 lambda case, _: fail(case, "infer"),

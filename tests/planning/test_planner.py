@@ -1,8 +1,3 @@
-import logging
-import os
-import sys
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +6,6 @@ from nnssl.data.raw import read_raw_dataset
 from nnssl.errors import UsageError
 from nnssl.planning import planner
 from nnssl.planning.api import plan
-from nnssl.planning.nnunet import find_class, quiet, temporary_dataset
 from nnssl.planning.planner import Sizing, cpu_patch
 from nnssl.planning.plans import PlanRequest, make_plans
 from nnssl.planning.scope import make_scope, settle_splits
@@ -33,7 +27,7 @@ def test_fingerprint_and_plans_of_the_supervised_trainer_are_stock_nnunets(data,
     for file in ("dataset_fingerprint.json", "dataset.json"):
         assert read_json(data.preprocessed / file) == read_json(stock / file)
     assert (record["trainer"], record["divisor"], record["fixed_gb"]) == ("SupervisedTrainer", 1.0, 0.0)
-    assert (record["gpu_memory_target_gb"], record["budget"], record["labelled"]) == (8, None, None)
+    assert (record["gpu_memory_target_gb"], record["hardware"], record["labelled"]) == (8, None, None)
     assert result.plans_name == "nnUNetPlans"
 
 
@@ -47,7 +41,7 @@ def test_spacings_and_shapes_of_unlabelled_scans_stand_beside_the_fingerprint(da
 
 def test_the_fingerprint_is_kept_until_a_labelled_file_changes(data, monkeypatch):
     planned()
-    monkeypatch.setattr("nnssl.planning.fingerprint._extracted", lambda *_: pytest.fail("made anew"))
+    monkeypatch.setattr("nnssl.planning.fingerprint._extract", lambda *_: pytest.fail("made anew"))
     planned()
     (data.raw / "labelsTr/case_0.nii.gz").write_bytes((data.raw / "labelsTr/case_3.nii.gz").read_bytes())
     with pytest.raises(BaseException, match="made anew"):
@@ -130,7 +124,7 @@ def test_sizing_counts_what_the_method_holds_beyond_one_network():
 def test_too_little_memory_is_an_error_before_anything_is_written(data):
     with pytest.raises(UsageError, match="too little") as caught:
         planned(trainer="MeanTeacherTrainer", gpu_memory_target_gb=0.2)
-    assert "-budget cpu" in caught.value.run
+    assert "-hardware cpu" in caught.value.run
     assert not (data.preprocessed / "nnUNetPlans.json").exists()
 
 
@@ -164,9 +158,9 @@ def test_cpu_patches_stay_near_their_limit_and_fit_their_network(seed):
 
 def test_the_cpu_plan_is_small_and_fixed(data, monkeypatch):
     write_json(data.raw / "splits_final.json", [{"train": [f"case_{n}" for n in range(5)], "val": ["case_5"]}])
-    result, plans = planned(budget="cpu", labelled=2)
+    result, plans = planned(hardware="cpu", labelled=2)
     monkeypatch.setitem(planner.METHODS, HEAVY.class_name, HEAVY)
-    assert planned(budget="cpu", labelled=2)[1] == plans
+    assert planned(hardware="cpu", labelled=2)[1] == plans
     assert sorted(plans["configurations"]) == ["2d", "3d_fullres"]
     full, flat = plans["configurations"]["3d_fullres"], plans["configurations"]["2d"]
     assert (full["patch_size"], full["batch_size"], flat["patch_size"], flat["batch_size"]) == (
@@ -178,15 +172,22 @@ def test_the_cpu_plan_is_small_and_fixed(data, monkeypatch):
     assert full["architecture"]["arch_kwargs"]["features_per_stage"] == [16, 32, 64]
     assert full["median_image_size_in_voxels"] != full["patch_size"]
     assert plans["experiment_planner_used"] == "ExperimentPlanner"
-    assert plans["nnssl_semi"]["budget"] == "cpu"
+    assert plans["nnssl_semi"]["hardware"] == "cpu"
     assert result.plans_name == "nnUNetPlans@lab2"
+
+
+def test_the_old_spelling_of_the_hardware_option_gives_the_same_plans(data):
+    result, plans = planned(hardware="cpu")
+    assert planned(budget="cpu")[1] == plans
+    assert plans["nnssl_semi"]["command"].endswith(" -hardware cpu")
+    assert result.plans_name == "nnUNetPlans"
 
 
 def test_planning_again_keeps_added_configurations_and_drops_old_ones_of_nnunet(data):
     _, plans = planned()
     plans["configurations"] |= {"mine": {"inherits_from": "2d"}, "3d_lowres": {"data_identifier": "old"}}
     write_json(data.preprocessed / "nnUNetPlans.json", plans)
-    _, again = planned(budget="cpu")
+    _, again = planned(hardware="cpu")
     assert sorted(again["configurations"]) == ["2d", "3d_fullres", "mine"]
 
 
@@ -223,9 +224,9 @@ def test_a_budgets_fingerprint_and_plans_leave_the_untagged_files_alone(data):
     "options",
     [
         {"trainer": "NoTrainer"},
-        {"budget": "gpu"},
-        {"budget": "cpu", "gpu_memory_target_gb": 4.0},
-        {"budget": "cpu", "planner": "nnUNetPlannerResEncL"},
+        {"hardware": "gpu"},
+        {"hardware": "cpu", "gpu_memory_target_gb": 4.0},
+        {"hardware": "cpu", "planner": "nnUNetPlannerResEncL"},
         {"gpu_memory_target_gb": -1.0},
         {"gpu_memory_target_gb": float("nan")},
         {"target_spacing_mm": (1.0, 1.0)},
@@ -246,27 +247,3 @@ def test_wrong_requests(options):
 def test_unknown_classes_of_nnunet(data, options):
     with pytest.raises(UsageError, match="No"):
         planned(**options)
-
-
-def test_find_class_takes_only_what_derives_from_the_base():
-    with pytest.raises(UsageError):
-        find_class("np", "experiment_planning", object, "-pl")
-
-
-def test_quiet_sends_prints_and_warnings_to_the_log(caplog, capsys):
-    with caplog.at_level(logging.DEBUG, "nnssl.nnunet"), quiet():
-        sys.stdout.write("old plans\n\n")
-        warnings.warn("strange target", stacklevel=1)
-    assert caplog.messages == ["old plans", "strange target"]
-    assert capsys.readouterr().out == ""
-
-
-def test_nnunets_folders_are_given_back(monkeypatch):
-    monkeypatch.setenv("nnUNet_preprocessed", "/before")
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    with temporary_dataset(DATASET, {"labels": {}}) as folder:
-        assert os.environ["nnUNet_preprocessed"] == str(folder.parent)
-        assert read_json(Path(os.environ["nnUNet_raw"], DATASET, "dataset.json")) == {"labels": {}}
-    assert os.environ["nnUNet_preprocessed"] == "/before"
-    assert "nnUNet_raw" not in os.environ
-    assert not folder.exists()

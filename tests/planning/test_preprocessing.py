@@ -264,7 +264,7 @@ def test_stock_nnunet_trains_on_what_was_preprocessed(data, monkeypatch):
 
     monkeypatch.setenv("nnUNet_compile", "f")
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    planned(budget="cpu", trainer=None)
+    planned(hardware="cpu", trainer=None)
     trainer = get_trainer_from_args("906", "3d_fullres", 0, device=torch.device("cpu"))
     trainer.on_train_start()
     trainer.on_train_epoch_start()
