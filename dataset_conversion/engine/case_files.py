@@ -47,7 +47,7 @@ def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
     try:
         for number, channel in enumerate(record.channels):
             name = f"{images}/{record.case}_{number:04d}{ENDING}"
-            outputs[name] = _write_channel(job, name, channel, entry.grid if number else None)
+            outputs[name] = _write_channel(job, name, channel, entry.grid if number in entry.turned_channels else None)
         if record.label:
             name = f"{labels}/{record.case}{ENDING}"
             label = _converted_label(record.label.read(), entry.grid, job.values)
@@ -63,19 +63,12 @@ def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
 
 
 def _write_channel(job: Job, name: str, channel: Source, grid: Geometry | None) -> str:
-    """Write a channel on the axes of `grid`, None keeps its own axes; return the SHA-256 of the file.
-
-    A file that needs no change is copied byte by byte.
-    """
-    copy = partial(shutil.copyfile, channel.files()[0])
+    """Write a channel, brought to `grid` where one is given, and return the SHA-256 of the file."""
     if grid is None and _can_be_copied(channel):
-        return _write_file(job, name, copy)
+        return _write_file(job, name, partial(shutil.copyfile, channel.files()[0]))
     image = channel.read()
-    turn = relate_grids(geometry_of_image(image), grid).turn if grid else None
-    if turn and grid:
-        image = _image_on(grid, turn.turn_array(sitk.GetArrayViewFromImage(image)))
-    elif _can_be_copied(channel):
-        return _write_file(job, name, copy)
+    if grid:
+        image = _bring_to(grid, geometry_of_image(image), sitk.GetArrayViewFromImage(image))
     return _write_file(job, name, partial(_save, image))
 
 
@@ -125,9 +118,11 @@ def _converted_label(label: Any, grid: Geometry | None, values: Mapping[int, int
     for source, target in zip(voxels, mapped, strict=True):
         target[...] = table[source.astype(np.int64) - low]
     place = geometry_of_image(label)
-    turn = relate_grids(place, grid).turn if grid else None
-    return _image_on(grid or place, turn.turn_array(mapped) if turn else mapped)
+    return _bring_to(grid or place, place, mapped)
 
 
-def _image_on(grid: Geometry, voxels: NDArray[Any]) -> Any:  # noqa: ANN401
-    return image_of(voxels, grid.spacing_mm, grid.origin_mm, grid.direction)
+def _bring_to(grid: Geometry, place: Geometry, voxels: NDArray[Any]) -> Any:  # noqa: ANN401
+    """Return the voxels (D, H, W) with the header of `grid`, turned where `place` is the grid on other axes."""
+    turn = relate_grids(place, grid).turn
+    turned = turn.turn_array(voxels) if turn else voxels
+    return image_of(turned, grid.spacing_mm, grid.origin_mm, grid.direction)

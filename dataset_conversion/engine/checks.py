@@ -44,7 +44,8 @@ class ConvertedCase:
         inputs: file of the download -> SHA-256.
         outputs: file of the data set -> SHA-256.
         grid: the grid of the first channel, where a file of the case must be brought to it; None leaves all files as
-            they are. Only the run that writes the case needs the grid, so that conversion.json does not hold it.
+            they are.
+        turned_channels: numbers of the channels that must be brought to `grid`.
     """
 
     recipe: str
@@ -53,10 +54,12 @@ class ConvertedCase:
     values: tuple[int, ...] = ()
     outputs: dict[str, str] = field(default_factory=dict)
     grid: Geometry | None = None
+    turned_channels: tuple[int, ...] = ()
 
     def as_record(self) -> dict[str, Any]:
-        """Return what conversion.json holds."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "grid"}
+        """Return what conversion.json holds: all but `grid` and `turned_channels`, which only this run needs."""
+        only_this_run = ("grid", "turned_channels")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in only_this_run}
 
 
 @dataclass(frozen=True)
@@ -214,17 +217,17 @@ def check_case(record: SourceRecord, job: Job) -> Checked:
     voxels = hashlib.sha256()
     checked = [_check_channel(source, job, outcome, voxels) for source in record.channels]
     grid = checked[0] if checked else None
-    if grid:
-        for source, geometry in zip(record.channels[1:], checked[1:], strict=True):
-            if geometry:
-                _check_place(_name(source, job), relate_grids(geometry, grid), outcome)
+    turned = tuple(
+        number
+        for number, (source, geometry) in enumerate(zip(record.channels, checked, strict=True))
+        if number and grid and geometry and _is_turned(_name(source, job), relate_grids(geometry, grid), outcome)
+    )
     values = _check_label(record.label, grid, job, outcome) if record.label else ()
     outcome.problems = [f"{record.case}: {text}" for text in outcome.problems]
     outcome.notes = [f"{record.case}: {text}" for text in outcome.notes]
     if not outcome.problems:
-        outcome.entry = ConvertedCase(
-            recipe, voxels.hexdigest(), inputs, values, grid=grid if outcome.uses_grid or job.fix_geometry else None
-        )
+        kept = grid if outcome.uses_grid or job.fix_geometry else None
+        outcome.entry = ConvertedCase(recipe, voxels.hexdigest(), inputs, values, grid=kept, turned_channels=turned)
     return outcome
 
 
@@ -357,7 +360,7 @@ def _check_label(source: Source, geometry: Geometry | None, job: Job, outcome: C
         if job.fix_geometry and not relation.is_same and relation.header_may_be_replaced:
             outcome.notes.append(f"{name} gets the geometry of its image (--fix_geometry)")
         else:
-            _check_place(name, relation, outcome, may_be_fixed=True)
+            _is_turned(name, relation, outcome, may_be_fixed=True)
     values = present_values(sitk.GetArrayViewFromImage(label))
     unknown = sorted(values - set(job.values or range(256)))
     if unknown:
@@ -367,8 +370,8 @@ def _check_label(source: Source, geometry: Geometry | None, job: Job, outcome: C
     return () if unknown else tuple(sorted(int(value) for value in values))
 
 
-def _check_place(name: str, relation: GridRelation, outcome: Checked, *, may_be_fixed: bool = False) -> None:
-    """Add a note where the array is brought to other axes, and a problem where the grids differ.
+def _is_turned(name: str, relation: GridRelation, outcome: Checked, *, may_be_fixed: bool = False) -> bool:
+    """Return whether a file must be brought to other axes, which is a note; different grids are a problem.
 
     Args:
         name: name of the file.
@@ -376,8 +379,9 @@ def _check_place(name: str, relation: GridRelation, outcome: Checked, *, may_be_
         outcome: gets the note or the problem.
         may_be_fixed: whether --fix_geometry concerns this file.
     """
-    if relation.turn:
-        outcome.uses_grid = True
-        outcome.notes.append(f"{name} lies in the place of its image and is brought to its axes ({relation.turn})")
-    else:
+    if not relation.turn:
         outcome.problems += describe_differences(name, relation, may_be_fixed)
+        return False
+    outcome.uses_grid = True
+    outcome.notes.append(f"{name} lies in the place of its image and is brought to its axes ({relation.turn})")
+    return True

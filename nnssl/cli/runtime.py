@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import getpass
 import json
 import logging
 import math
@@ -19,6 +20,7 @@ from typing import Any, NoReturn
 from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import on_signals
+from nnssl.version import DISTRIBUTION, __version__
 
 EPILOG = (
     "exit codes: 0 done, 1 unexpected error, 2 usage, 3 data set, 4 environment, paths or device, "
@@ -49,6 +51,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     """Return a parser that lists the exit codes below its help and takes no abbreviated options."""
     arguments = _Parser(prog=command, description=description, epilog=EPILOG, allow_abbrev=False)
     arguments.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
+    arguments.add_argument("--version", action="version", version=f"{DISTRIBUTION} {__version__}")
     return arguments
 
 
@@ -134,9 +137,9 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
         return _report(problem, as_json)
     if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
         return _report(_system_error(error), as_json)
-    log = Path(tempfile.gettempdir()) / f"{command}_{os.getpid()}.log"
     where = ""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, KeyError):
+        log = Path(tempfile.gettempdir()) / f"{command}_{getpass.getuser()}.log"  # the last error of each user
         log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         where = f"traceback in {log}"
     return _report(NnsslError(f"unexpected {type(error).__name__}: {error}", where=where), as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, print_json, run
@@ -69,7 +70,7 @@ def body(arguments: argparse.Namespace) -> None:
         run_validation=not arguments.no_val,
     )
     if arguments.json:
-        print_json({**vars(result), "settings": result.settings.to_dict()})
+        print_json(dataclasses.asdict(result))
     else:
         print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs")
 

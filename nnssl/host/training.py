@@ -101,11 +101,16 @@ TRAINING: tuple[HostName, ...] = (
     ),
     *callables(
         f"{LOGGER}.MetaLogger",
-        f"{FRAME}.run_loop {FRAME}.checkpointing",
+        f"{FRAME}.run_loop",
         "nnU-Net's curves: progress.png and the pseudo Dice",
         log="key value step",
         get_value="key step",
         plot_progress_png="output_folder",
+    ),
+    *callables(
+        f"{LOGGER}.MetaLogger",
+        f"{FRAME}.checkpointing",
+        "nnU-Net's curves of a continued run",
         get_checkpoint="",
         load_checkpoint="checkpoint",
     ),
@@ -117,9 +122,15 @@ TRAINING: tuple[HostName, ...] = (
     ),
     *attributes(
         "nnunetv2.training.loss.deep_supervision.DeepSupervisionWrapper",
-        f"{FRAME}.step nnssl_trainers.methods.dsmt",
-        "the loss of one output, and the weights of all outputs",
-        "loss weight_factors",
+        f"{FRAME}.step",
+        "the loss of one output",
+        "loss",
+    ),
+    *attributes(
+        "nnunetv2.training.loss.deep_supervision.DeepSupervisionWrapper",
+        "nnssl_trainers.methods.dsmt nnssl_trainers.methods.plgdf",
+        "the weights of all outputs",
+        "weight_factors",
     ),
     *attributes(
         "nnunetv2.training.loss.compound_losses.DC_and_CE_loss",
@@ -129,9 +140,15 @@ TRAINING: tuple[HostName, ...] = (
     ),
     *attributes(
         "dynamic_network_architectures.building_blocks.unet_decoder.UNetDecoder",
-        f"{FRAME}.run_loop nnssl_trainers.parts.decoder_features",
-        "switching deep supervision, and the features before the last layer",
-        "deep_supervision seg_layers",
+        f"{FRAME}.run_loop",
+        "switching deep supervision on and off",
+        "deep_supervision",
+    ),
+    *attributes(
+        "dynamic_network_architectures.building_blocks.unet_decoder.UNetDecoder",
+        "nnssl_trainers.parts.decoder_features",
+        "the features before the last layer",
+        "seg_layers",
     ),
     *attributes(
         "dynamic_network_architectures.building_blocks.plain_conv_encoder.PlainConvEncoder",
@@ -142,10 +159,15 @@ TRAINING: tuple[HostName, ...] = (
     # ------------------------------------------------------------------ batches
     *callables(
         LOADER,
-        "nnssl.data.boxes nnssl_trainers.frame.data_streams",
-        "drawing the patches of a batch",
+        f"{FRAME}.data_streams",
+        "the batch maker of each stream",
         __init__="data batch_size patch_size final_patch_size label_manager oversample_foreground_percent "
         "sampling_probabilities pad_sides probabilistic_oversampling transforms",
+    ),
+    *callables(
+        LOADER,
+        "nnssl.data.boxes",
+        "drawing the patches of a batch, and the place of each",
         get_bbox="data_shape force_fg class_locations overwrite_class verbose",
         generate_train_batch="",
     ),

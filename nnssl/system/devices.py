@@ -55,3 +55,14 @@ def choose_device(
             run=f"-num_gpus {devices}",
         )
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device calculates in bfloat16 itself; a device without it emulates the arithmetic, slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return False

@@ -25,10 +25,11 @@ from nnssl.names import (
     VALIDATION_FOLDER,
 )
 from nnssl.registry import find_method
-from nnssl.system.devices import choose_device
+from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
 from nnssl.training.job import Job, run_job
+from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
 from nnssl.training.settings import RunSettings, check_tag
 
@@ -45,12 +46,14 @@ class TrainResult:
         checkpoint: `checkpoint_final.pth`, the deployed network.
         summary: scores of the validation cases, None where validation was not asked for.
         settings: what the run was asked to do.
+        record: what `run.json` says: scores, times, versions, commit.
     """
 
     folder: Path
     checkpoint: Path
     summary: Path | None
     settings: RunSettings
+    record: RunRecord | None
 
 
 def train(  # noqa: PLR0913 - the public API names every option
@@ -98,7 +101,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         settings: method settings, `{"name": value}` or `["name=value"]`.
         device: `auto`, `cuda`, `cpu` or `mps`.
         num_gpus: processes of distributed training on one machine.
-        continue_training: go on from the last checkpoint.
+        continue_training: go on from the last checkpoint; with a larger `num_iterations` the run becomes longer.
         only_validation: validate a finished run, do not train.
         validate_best: validate checkpoint_best.pth instead of the last weights.
         save_probabilities: also write the validation cases' probabilities.
@@ -164,7 +167,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         dataset_json=read_object(preprocessed / DATASET_JSON),
         configuration=configuration,
         fold=fold,
-        device=str(choose_device(device, num_gpus, automatic=("cuda", "cpu"), run=CPU_RUN)),
+        device=_device(device, num_gpus, run.bf16),
         command=command_line(preprocessed.name, name, fold, run, num_gpus, pretrained_weights, goes_on),
         resume=str(place.resume) if place.resume else None,
         pretrained_weights=pretrained_weights,
@@ -178,7 +181,19 @@ def train(  # noqa: PLR0913 - the public API names every option
     with lock_fold(folder), started:
         run_job(job, num_gpus)
     summary = folder / VALIDATION_FOLDER / SUMMARY_JSON
-    return TrainResult(folder, folder / FINAL, summary if run_validation else None, run)
+    return TrainResult(folder, folder / FINAL, summary if run_validation else None, run, RunRecord.read(folder))
+
+
+def _device(name: str, num_gpus: int, bf16: bool) -> str:
+    device = choose_device(name, num_gpus, automatic=("cuda", "cpu"), run=CPU_RUN)
+    if bf16 and not has_bfloat16(device):
+        raise EnvironmentProblem(
+            f"this {device.type} device has no bfloat16 arithmetic",
+            where="--bf16",
+            why="it would be emulated, about 12 times slower than full precision on a CPU",
+            run="leave --bf16 out",
+        )
+    return str(device)
 
 
 def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pretrained: str | None) -> None:

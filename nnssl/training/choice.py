@@ -82,7 +82,7 @@ def place_to_continue(
     """
     found = _run_that_goes_on(dataset_results.name, name, fold, tag, given)
     folder = found.folder if found else _fold_folder(dataset_results, name, fold, tag or "")
-    resume = _checkpoint_to_resume(folder, training)
+    resume = _checkpoint_to_resume(folder, training, given.get("num_iterations"))
     return Place(folder, _stored_settings(resume, given, found.tag if found else ""), resume)
 
 
@@ -145,9 +145,12 @@ def _agree(folder: Path, given: Mapping[str, Any]) -> bool:
     return all(stored.get(key) == value for key, value in given.items())
 
 
-def _checkpoint_to_resume(folder: Path, continue_training: bool) -> Path:
+def _checkpoint_to_resume(folder: Path, continue_training: bool, length: int | None) -> Path:
+    """Return the checkpoint that goes on: the whole state where training goes on, else the deployed network."""
     final, latest = folder / FINAL, folder / LATEST
-    if final.is_file():
+    record = RunRecord.read(folder)
+    unfinished = record is not None and (record.state != "done" or (length or 0) > record.settings.num_iterations)
+    if final.is_file() and not (continue_training and unfinished and latest.is_file()):
         return final
     if continue_training and (latest.is_file() or checkpoints.previous(latest).is_file()):
         return latest
@@ -169,6 +172,9 @@ def _stored_settings(resume: Path, given: Mapping[str, Any], tag: str) -> RunSet
     stored = checkpoint.get(checkpoints.KEY, {}).get("run")
     if stored is None:
         raise EnvironmentProblem("this checkpoint was not written by nnssl", where=resume)
+    length = given.get("num_iterations", 0)
+    if resume.name == LATEST and length > stored["num_iterations"]:
+        stored = {**stored, "num_iterations": length}
     different = [
         f"{name}: stored {stored.get(name)}, asked {value}"
         for name, value in given.items()

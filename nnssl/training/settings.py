@@ -61,6 +61,10 @@ class RunSettings:
         """Number of validation and checkpoint intervals: 250 iterations each, the last one may be shorter."""
         return -(-self.num_iterations // ITERATIONS_PER_EPOCH)
 
+    def epoch_of(self, iteration: int) -> int:
+        """Return the epoch (counted from 0) that an iteration belongs to."""
+        return iteration // ITERATIONS_PER_EPOCH
+
     def epoch_end(self, epoch: int) -> int:
         """Return the iteration at which an epoch (counted from 0) ends."""
         return min((epoch + 1) * ITERATIONS_PER_EPOCH, self.num_iterations)

@@ -184,6 +184,8 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         if "state" in ours:
             self.load_state(ours["state"])
+            if ours["run"]["num_iterations"] < self.settings.num_iterations:  # the last epoch may have been a short one
+                self.current_epoch = self.settings.epoch_of(self.iteration)
         else:
             unwrapped(self.deployed).load_state_dict(checkpoint["network_weights"])
             self.iteration, self.current_epoch = ours["iteration"], checkpoint["current_epoch"]

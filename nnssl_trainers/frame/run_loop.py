@@ -265,12 +265,11 @@ class RunLoop(Checkpointing[ConfigT]):
         return result
 
     def on_train_end(self) -> None:
-        """Write the slim final checkpoint, then delete the ones that a continued run would need."""
+        """Write the slim final checkpoint; the whole state stays, so that the run can be made longer."""
         folder = Path(self.output_folder)
         self.save_checkpoint(str(folder / FINAL))
         if self.local_rank == 0 and not self.disable_checkpointing:
-            for name in (LATEST, checkpoints.previous(folder / LATEST).name):
-                (folder / name).unlink(missing_ok=True)
+            checkpoints.previous(folder / LATEST).unlink(missing_ok=True)
         log.info("training done: %s", folder / FINAL)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -45,6 +45,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     needs_student2: ClassVar[bool] = False
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
+    _pretrained_for: int | None = None  # of a run that was made longer after pre-training
 
     def plans_of_run(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
         """Return a copy of the plans with the deployed network as their architecture."""
@@ -142,6 +143,8 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     @property
     def pretrain_iterations(self) -> int:
         """Number of steps of pre-training: its share of the run, at least `pretrain_least` or half of the run."""
+        if self._pretrained_for is not None:
+            return self._pretrained_for
         total = self.settings.num_iterations
         return max(round(self.config.pretrain_share * total), min(self.config.pretrain_least, total // 2))
 
@@ -159,7 +162,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
 
     def state(self) -> dict[str, Any]:
         """Return the state with student 2 in it."""
-        state = super().state()
+        state = {**super().state(), "pretrain_iterations": self.pretrain_iterations}
         if self.optimizer2 is not None:
             state["student2"] = unwrapped(self.network2).state_dict()
             state["optimizer2"] = self.optimizer2.state_dict()
@@ -168,6 +171,8 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state with student 2 in it."""
         super().load_state(state)
+        pretrained = state.get("pretrain_iterations")
+        self._pretrained_for = pretrained if pretrained is not None and self.iteration >= pretrained else None
         if self.optimizer2 is not None:
             unwrapped(self.network2).load_state_dict(state["student2"])
             self.optimizer2.load_state_dict(state["optimizer2"])

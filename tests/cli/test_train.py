@@ -42,7 +42,8 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     files = {file.name for file in folder.iterdir()}
     assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.jsonl", "progress.csv"} <= files
     assert {"debug.json", "run.json"} <= files
-    assert not {"checkpoint_latest.pth", "checkpoint_previous.pth"} & files
+    assert "checkpoint_latest.pth" in files  # so that the run can be made longer
+    assert "checkpoint_previous.pth" not in files
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {f.name for f in folder.parent.iterdir()}
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 2
@@ -70,8 +71,10 @@ def test_continue_validate_and_refuse_to_replace(dataset, capsys) -> None:
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["summary"].endswith("summary.json")
     assert result["settings"]["num_iterations"] == 2
-    assert train(dataset, "--c", "-num_iterations", "4") == 2
-    assert "stored 2, asked 4" in capsys.readouterr().err
+    assert result["record"]["scores"]["dice"] == pytest.approx(runs(dataset.name)[0].validation_dice)
+    assert result["record"]["sessions"][0]["versions"]["nnssl"]
+    assert train(dataset, "--c", "-num_iterations", "1") == 2
+    assert "stored 2, asked 1" in capsys.readouterr().err
     assert train(dataset, "-num_iterations", "2", "--no_val") == 2
     message = capsys.readouterr().err
     assert "a run of this name exists already" in message
@@ -81,6 +84,23 @@ def test_continue_validate_and_refuse_to_replace(dataset, capsys) -> None:
     assert train(dataset, "-num_iterations", "2", "--no_val", "--overwrite", "--c") == 2
     assert train(dataset, "-num_iterations", "2", "--no_val", "--overwrite") == 0
     assert [folder.name for folder in file.parents[1].glob("*fold*")] == ["fold_0"]
+
+
+@pytest.mark.parametrize("trainer", ["SupervisedTrainer", "DSMTTrainer"])
+def test_a_finished_run_can_be_made_longer(trainer: str, dataset, monkeypatch) -> None:
+    monkeypatch.setattr("nnssl.training.settings.ITERATIONS_PER_EPOCH", 2)
+    short = ("-tr", trainer, "--no_val", "--set", "network=plan", *(["student2=none"] if trainer[0] == "D" else []))
+    assert train(dataset, *short, "-num_iterations", "3", "-tag", "grows") == 0
+    assert train(dataset, *short, "-num_iterations", "7", "-tag", "grows", "--c") == 0
+    folder = results(dataset, trainer, "grows")
+    record = RunRecord.read(folder)
+    assert (record.iteration, record.settings.num_iterations, record.state) == (7, 7, "done")
+    assert [session.first_iteration for session in record.sessions] == [0, 3]
+    rows = [json.loads(line) for line in (folder / "progress.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [2, 3, 4, 6, 7]
+    rates = [row["learning_rate"] for row in rows[-2:]]
+    assert rates == sorted(rates, reverse=True)  # the schedule of the new length goes down to its end
+    assert load(folder / "checkpoint_final.pth")["nnssl_semi"]["iteration"] == 7
 
 
 def test_an_overwrite_that_fails_keeps_the_earlier_run(dataset, monkeypatch, capsys) -> None:

@@ -202,3 +202,21 @@ def test_threads_are_set_back():
 def test_nothing_is_printed(model, scans, tmp_path, capfd):
     predict_files(DiskJob([scans], tmp_path / "out"), {"model": model, "device": "cpu"})
     assert capfd.readouterr() == ("", "")
+
+
+def test_preprocessed_cases_give_the_masks_of_their_scans(model, scans, tmp_path):
+    predictor = Predictor.from_folder(model, folds=[0], device="cpu")
+    cases = cases_in_folder(scans, tmp_path / "scans", ".nii.gz")
+    predictor.predict_cases(cases, save_probabilities=True)
+    prepared = {case.name: predictor._prepare(case) for case in cases}
+    names = list(prepared)
+    done = predictor.predict_preprocessed(names, prepared.__getitem__, tmp_path / "cases", save_probabilities=True)
+    assert list(done) == names
+    files = sorted(file.name for file in (tmp_path / "scans").iterdir())
+    assert files == sorted(f"{name}{ending}" for name in names for ending in (".nii.gz", ".npz", ".pkl"))
+    for file in files:
+        if not file.endswith(".npz"):  # the archive holds the time of writing
+            assert (tmp_path / "cases" / file).read_bytes() == (tmp_path / "scans" / file).read_bytes()
+    for name in names:
+        ours, theirs = (np.load(tmp_path / side / f"{name}.npz")["probabilities"] for side in ("cases", "scans"))
+        np.testing.assert_array_equal(ours, theirs)

@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from nnssl.data.geometry import geometry_of_image, relate_grids
 from nnssl.dataset_conversion.engine import case_files
 from nnssl.dataset_conversion.engine.case_files import write_case
-from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job
+from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job, check_case
 from nnssl.dataset_conversion.engine.records import SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
 from nnssl.errors import EnvironmentProblem
 from nnssl.system.files import content_hash
 from tests.dataset_conversion.miniatures import ORIGIN, assert_scan, label, names, read, scan, write
+from tests.orientations import ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
 
 ENTRY = ConvertedCase("recipe", "voxels", {})
 
@@ -34,14 +37,22 @@ def record(folder: Path, ending: str) -> SourceRecord:
     return SourceRecord("a", (ImageFile(image),), "labelled", ImageFile(reference))
 
 
+def checked(case: SourceRecord, job: Job) -> tuple[SourceRecord, ConvertedCase]:
+    """Return the case with what the check learned."""
+    outcome = check_case(case, job)
+    assert outcome.entry is not None, outcome.problems
+    return case, outcome.entry
+
+
 @pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
 def test_files_and_the_record_of_a_case(tmp_path: Path, job: Job, ending: str) -> None:
-    write_case((record(tmp_path, ending), ENTRY), job)
+    write_case(checked(record(tmp_path, ending), job), job)
     assert names(job.folder) == [".conversion", "imagesTr", "labelsTr"]
     assert names(job.folder / ".conversion") == ["a.json"]
     assert_scan(job.folder / "imagesTr" / "a_0000.nii.gz", scan(0))
     assert_scan(job.folder / "labelsTr" / "a.nii.gz", label([1]))  # at the place of its image
     stored = json.loads((job.folder / ".conversion" / "a.json").read_text())
+    assert sorted(stored) == ["inputs", "outputs", "recipe", "values", "voxels"]
     assert stored["outputs"] == {
         name: content_hash(job.folder / name) for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
     }
@@ -49,6 +60,7 @@ def test_files_and_the_record_of_a_case(tmp_path: Path, job: Job, ending: str) -
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii.gz"])
 def test_no_file_is_decoded_twice(tmp_path: Path, job: Job, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = checked(record(tmp_path, ending), job)
     decoded: Counter[str] = Counter()
     original = ImageFile.read
 
@@ -57,8 +69,9 @@ def test_no_file_is_decoded_twice(tmp_path: Path, job: Job, ending: str, monkeyp
         return original(source)
 
     monkeypatch.setattr(ImageFile, "read", count)
-    write_case((record(tmp_path, ending), ENTRY), job)
-    assert decoded == {f"a{ending}": 1, "a_gt.nrrd": 1}
+    write_case(task, job)
+    copied = ending == ".nii.gz"  # byte by byte
+    assert decoded == ({} if copied else {f"a{ending}": 1}) | {"a_gt.nrrd": 1}
 
 
 def test_without_fix_geometry_a_label_stays_in_its_place(tmp_path: Path, job: Job) -> None:
@@ -83,3 +96,42 @@ def test_a_write_that_falls_short_is_a_full_disk(tmp_path: Path, job: Job, monke
         write_case((record(tmp_path, ".nrrd"), ENTRY), job)
     assert "No space left" in caught.value.why
     assert names(job.folder / "imagesTr") == names(job.folder / ".conversion") == []
+
+
+@pytest.mark.parametrize("fix_geometry", [False, True])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+def test_files_on_other_axes_are_brought_to_the_axes_of_the_image(
+    tmp_path: Path, orientation: Orientation, size: tuple[int, ...], fix_geometry: bool
+) -> None:
+    first, second, reference = (image_with_corner(size) + value for value in (0, 10, 0))
+    sitk.WriteImage(first, str(tmp_path / "a_t1.nii.gz"))
+    sitk.WriteImage(reorient(second, orientation), str(tmp_path / "a_t2.nii.gz"))
+    sitk.WriteImage(reorient(reference, orientation), str(tmp_path / "a_gt.nii.gz"))
+    channels = tuple(ImageFile(tmp_path / f"a_{name}.nii.gz") for name in ("t1", "t2"))
+    case = SourceRecord("a", channels, "labelled", ImageFile(tmp_path / "a_gt.nii.gz"))
+    job = Job(tmp_path, tmp_path / "made", {0: 0, 1: 1, 2: 2}, fix_geometry=fix_geometry, done={})
+    notes = check_case(case, job).notes
+    assert len(notes) == (0 if orientation == SAME else 2)
+    assert all("is brought to its axes" in note for note in notes)
+    (job.folder / ".conversion").mkdir(parents=True)
+    write_case(checked(case, job), job)
+    image = read(job.folder / "imagesTr" / "a_0000.nii.gz")[1]
+    for name, expected in (("imagesTr/a_0001", second), ("labelsTr/a", reference)):
+        voxels, written = read(job.folder / f"{name}.nii.gz")
+        np.testing.assert_array_equal(voxels, sitk.GetArrayFromImage(expected))
+        assert relate_grids(geometry_of_image(written), geometry_of_image(image)).is_same
+    assert (job.folder / "imagesTr/a_0000.nii.gz").read_bytes() == (tmp_path / "a_t1.nii.gz").read_bytes()
+
+
+def test_channels_keep_type_and_bytes_where_nothing_must_be_turned(tmp_path: Path, job: Job) -> None:
+    """The label is on other axes; the second channel is not, and is copied."""
+    images = [scan(seed) for seed in (0, 1)]
+    channels = tuple(ImageFile(write(tmp_path / f"a_{n}.nii.gz", array)) for n, array in enumerate(images))
+    turned = reorient(sitk.ReadImage(str(write(tmp_path / "gt.nrrd", label([100])))), ORIENTATIONS[-1])
+    sitk.WriteImage(turned, str(tmp_path / "gt.nrrd"))
+    write_case(checked(SourceRecord("a", channels, "labelled", ImageFile(tmp_path / "gt.nrrd")), job), job)
+    for number in (0, 1):
+        written = job.folder / "imagesTr" / f"a_{number:04d}.nii.gz"
+        assert written.read_bytes() == (tmp_path / f"a_{number}.nii.gz").read_bytes()
+    assert_scan(job.folder / "labelsTr" / "a.nii.gz", label([1]))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.dataset_conversion.engine.checks import (
     ConvertedCase,
     Job,
@@ -15,7 +16,6 @@ from nnssl.dataset_conversion.engine.checks import (
     find_name_problems,
     find_repeated,
     find_strangers,
-    present_values,
     recipe_of,
 )
 from nnssl.dataset_conversion.engine.records import Found, SourceRecord
@@ -29,6 +29,7 @@ from tests.dataset_conversion.miniatures import (
     scan,
     write,
 )
+from tests.sheared import write_sheared
 
 SOURCE = Path("download")
 
@@ -81,6 +82,41 @@ def test_another_size_cannot_be_fixed(tmp_path: Path) -> None:
     for fix in (False, True):
         (problem,) = check_case(found, job(tmp_path, fix_geometry=fix)).problems
         assert problem == "a: a_gt.nii.gz has 7 x 6 x 4 voxels, its image has 5 x 6 x 4"
+
+
+TURNED = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
+@pytest.mark.parametrize("fix_geometry", [False, True])
+@pytest.mark.parametrize("origin", [ORIGIN, (0.0, 0.0, 0.0)])
+def test_another_direction_is_never_fixed(tmp_path: Path, fix_geometry: bool, origin: tuple[float, ...]) -> None:
+    """The axes are those of the image, some of them reversed, but the first voxel is not at another corner."""
+    found = labelled(tmp_path, direction=TURNED, origin=origin)
+    outcome = check_case(found, job(tmp_path, fix_geometry=fix_geometry))
+    assert outcome.entry is None
+    assert len(outcome.problems) == (1 if origin == ORIGIN else 2)
+    for problem in outcome.problems:
+        assert problem.endswith("correct the header that is wrong, or resample the file to the grid of the image")
+        assert "--fix_geometry" not in problem
+
+
+@pytest.mark.parametrize("part", ["channel", "label"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".nrrd"])
+def test_sheared_axes_are_refused_with_the_hint_of_the_table(tmp_path: Path, part: str, ending: str) -> None:
+    good = labelled(tmp_path)
+    bad = write_sheared(tmp_path / f"bad{ending}")
+    changes = {"channels": (ImageFile(bad),)} if part == "channel" else {"label": ImageFile(bad)}
+    (problem,) = check_case(dataclasses.replace(good, **changes), job(tmp_path)).problems
+    assert problem.startswith(f"a: bad{ending} can")
+    assert problem.endswith(f"({SHEARED}): {RIGHT_ANGLES}")
+
+
+def test_channels_are_compared_with_the_first_one(tmp_path: Path) -> None:
+    first = ImageFile(write(tmp_path / "a_t1.nii.gz", scan(0)))
+    second = ImageFile(write(tmp_path / "a_t2.nii.gz", scan(1), origin=(0.0, 0.0, 0.0)))
+    (problem,) = check_case(record("a", channels=(first, second)), job(tmp_path, fix_geometry=True)).problems
+    assert problem.startswith("a: a_t2.nii.gz has the origin 0, 0, 0, its image has")
+    assert "--fix_geometry" not in problem
 
 
 def test_a_completed_case_is_not_decoded(tmp_path: Path, monkeypatch) -> None:
@@ -154,16 +190,6 @@ def test_labels_that_occur_get_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 problem\(s\)") as caught:
         check_download(found, job(tmp_path), False, 1, ["a foreign file"])
     assert caught.value.why == "a foreign file"
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32])
-def test_values_that_occur(dtype: type) -> None:
-    voxels = np.zeros((3, 4, 5), dtype)
-    voxels[1, 2, 3], voxels[2, 0, 0] = 7, 100
-    assert present_values(voxels) == {0.0, 7.0, 100.0}
-    if np.issubdtype(dtype, np.signedinteger):
-        voxels[0, 0, 0] = -5
-        assert present_values(voxels) == {-5.0, 0.0, 7.0, 100.0}
 
 
 def test_label_values_that_are_no_class_numbers_name_the_file(world: tuple[Path, Path], capsys) -> None:
