@@ -25,6 +25,7 @@ from nnssl.training.run_folder import BEST, FINAL, LATEST, check_other_folds
 from nnssl_trainers.frame.architecture import unwrapped
 from nnssl_trainers.frame.checkpointing import Checkpointing
 from nnssl_trainers.frame.epoch_log import epoch_line
+from nnssl_trainers.frame.plots import plot_progress
 from nnssl_trainers.frame.reporting import ProgressStyle, Reporter, header_lines, learning_warnings
 from nnssl_trainers.frame.validation import predict_validation_cases
 
@@ -199,7 +200,7 @@ class RunLoop(Checkpointing[ConfigT]):
 
     def _plot(self) -> None:
         if self.current_epoch == self.num_epochs or time.monotonic() - self._last_plot > SECONDS_BETWEEN_PLOTS:
-            self.logger.plot_progress_png(self.output_folder)
+            plot_progress(self.record.rows, self.structure_names(), Path(self.output_folder) / "progress.png")
             self._last_plot = time.monotonic()
 
     def _stopped(self) -> StoppedBySignal:

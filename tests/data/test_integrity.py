@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,11 @@ import SimpleITK as sitk
 
 from nnssl.data.integrity import ChannelIntensity, ScanFacts, check_dataset
 from nnssl.data.raw import read_raw_dataset
+from nnssl.data.read_errors import COPY_AGAIN, RIGHT_ANGLES, SHEARED
 from nnssl.errors import DataError
 from nnssl.system.files import content_hash
+from tests.orientations import ORIENTATIONS, name_of, reorient
+from tests.sheared import write_sheared
 
 SHAPE = (5, 6, 7)
 SPACING = (2.0, 1.0, 0.5)
@@ -286,6 +290,51 @@ def test_bad_data_is_one_problem_with_its_repair(folder: Path, name: str) -> Non
     assert len(problems) == 1
     for fragment in fragments:
         assert fragment in problems[0]
+
+
+@pytest.mark.parametrize("file", [U1, L1, LABEL, "imagesTs/t1_0000.nii.gz"])
+def test_sheared_axes_get_the_hint_of_the_table(folder: Path, file: str) -> None:
+    if file == L1:  # nnU-Net takes the reader that can read the first scan; the second one is the exception here
+        file = L1.replace("l1", "l2")
+    write_sheared(folder / file)
+    (problem,) = problems_of(folder)
+    assert problem.endswith(f"{file} cannot be read ({SHEARED}): {RIGHT_ANGLES}")
+    assert COPY_AGAIN not in problem
+
+
+@pytest.mark.parametrize("orientation", [ORIENTATIONS[4], ORIENTATIONS[29]], ids=name_of)
+def test_the_command_of_the_error_brings_all_files_to_the_axes_of_the_first_channel(
+    folder: Path, orientation: tuple[tuple[int, ...], tuple[bool, ...]]
+) -> None:
+    from nnssl.cli.convert import main
+
+    for file in (U1, LABEL):
+        sitk.WriteImage(reorient(sitk.ReadImage(str(folder / file)), orientation), str(folder / file))
+    with pytest.raises(DataError) as caught:
+        check(folder)
+    assert len(caught.value.why.splitlines()) == 2
+    assert all("on other axes" in line for line in caught.value.why.splitlines())
+    command, explanation = caught.value.run.splitlines()
+    assert explanation.endswith("on the axes of its first channel")
+    words = shlex.split(command.replace("NEW_ID", "8"))
+    assert words[0] == "nnssl_convert"
+    assert main(words[1:]) == 0
+    made = folder.with_name("Dataset008_Tiny")
+    facts = check(made)
+    assert set(facts) == {"l1", "l2", "l3", "u1", "u2", "t1"}
+    for number, array in (("_0001", voxels(31)), ("", TRUE_LABEL)):
+        file = f"imagesUn/u1{number}.nii.gz" if number else LABEL
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(made / file))), array)
+    assert {case: scan.content_hash for case, scan in facts.items() if case != "u1"}.items() <= {
+        case: scan.content_hash for case, scan in check_original(folder).items()
+    }.items()
+
+
+def check_original(folder: Path) -> dict[str, ScanFacts]:
+    """Return the facts of the data set before any file was turned."""
+    write(folder / U1, voxels(31))
+    write(folder / LABEL, TRUE_LABEL)
+    return check(folder)
 
 
 def test_all_problems_at_once(folder: Path) -> None:

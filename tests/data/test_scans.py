@@ -6,11 +6,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+import SimpleITK as sitk
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 
 from nnssl.data.raw import RawCase
+from nnssl.data.read_errors import RIGHT_ANGLES
 from nnssl.data.scans import Examined, Expected, ScanTask, count_not_finite, examine, gzip_is_complete
+from tests.orientations import ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
+from tests.sheared import write_sheared
 
 SHAPE = (4, 5, 6)
 
@@ -71,3 +75,54 @@ def test_values_that_are_not_finite_are_counted_in_the_file(tmp_path: Path) -> N
     assert count_not_finite(path, voxels) == 2
     assert count_not_finite(path, np.ones(SHAPE)) == 2  # as ITK reads the file
     assert count_not_finite(write(tmp_path / "b.nii.gz", np.ones(SHAPE, np.int16)), np.ones(SHAPE)) == 0
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+def test_files_on_other_axes_are_a_problem(
+    tmp_path: Path, orientation: Orientation, size: tuple[int, ...], reader: type
+) -> None:
+    """nnU-Net reads arrays in the order of the file: image and label would not lie on each other."""
+    outcome = examine_turned(tmp_path, orientation, size, reader)
+    if orientation == SAME:
+        assert (outcome.problems, outcome.on_other_axes) == ([], False)
+        return
+    assert outcome.on_other_axes
+    assert [problem.split(" ")[0] for problem in outcome.problems] == [
+        str(tmp_path / "a.nii.gz"),
+        str(tmp_path / "a_0001.nii.gz"),
+    ]
+    for problem in outcome.problems:
+        assert "lies in the same place as a_0000.nii.gz, but on other axes (" in problem
+        assert problem.endswith("as nnssl_convert folder does")
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::7], ids=name_of)
+def test_a_reader_that_turns_the_arrays_itself_takes_files_on_other_axes(
+    tmp_path: Path, orientation: Orientation, reader: type
+) -> None:
+    outcome = examine_turned(tmp_path, orientation, SIZES["volume"], reader)
+    assert (outcome.problems, outcome.warnings, outcome.on_other_axes) == ([], [], False)
+
+
+def examine_turned(folder: Path, orientation: Orientation, size: tuple[int, ...], reader: type) -> Examined:
+    """Examine a scan whose second channel and label lie in their place on other axes."""
+    images = [image_with_corner(size) + 10 * number for number in range(2)]
+    for name, image in (("a_0000", images[0]), ("a_0001", reorient(images[1], orientation))):
+        sitk.WriteImage(image, str(folder / f"{name}.nii.gz"))
+    sitk.WriteImage(reorient(images[0], orientation), str(folder / "a.nii.gz"))
+    files = tuple(folder / f"a_000{number}.nii.gz" for number in range(2))
+    task = ScanTask(RawCase("a", files, folder / "a.nii.gz", "a"), "labelled", True)
+    return examine(task, Expected(reader, 2, (0, 1, 2), ".nii.gz"))
+
+
+@pytest.mark.parametrize(("ending", "reader"), [(".nii.gz", NibabelIO), (".mha", SimpleITKIO), (".nrrd", SimpleITKIO)])
+def test_sheared_axes_that_a_reader_takes_are_a_warning(tmp_path: Path, ending: str, reader: type) -> None:
+    path = write_sheared(tmp_path / f"a_0000{ending}")
+    outcome = examine(ScanTask(RawCase("a", (path,), None, "a"), "test", False), Expected(reader, 1, (), ending))
+    assert outcome.problems == []
+    (warning,) = outcome.warnings
+    assert "the axes of the image are not at right angles" in warning
+    assert warning.endswith(RIGHT_ANGLES)

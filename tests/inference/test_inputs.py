@@ -8,9 +8,12 @@ import pytest
 import SimpleITK
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.errors import DataError
 from nnssl.inference.inputs import case_of_files, cases_in_folder, check_cases
 from tests.inference.model_for_tests import make_scan, write_scans
+from tests.orientations import ORIENTATIONS, SAME, SIZES, image_with_corner, name_of, reorient
+from tests.sheared import write_sheared
 
 
 def write(path: Path, image: SimpleITK.Image) -> Path:
@@ -96,3 +99,23 @@ def test_channels_on_two_grids(tmp_path, change):
     with pytest.raises(DataError) as caught:
         check(tmp_path, channels=2)
     assert "a_0001.nii.gz has the s" in caught.value.why
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+def test_a_scan_may_have_any_axes_but_its_channels_must_share_them(tmp_path, orientation):
+    write(tmp_path / "a_0000.nii.gz", reorient(image_with_corner(SIZES["volume"]), orientation))
+    check(tmp_path)
+    write(tmp_path / "a_0001.nii.gz", image_with_corner(SIZES["volume"]) + 5)
+    if orientation == SAME:
+        check(tmp_path, channels=2)
+        return
+    with pytest.raises(DataError) as caught:
+        check(tmp_path, channels=2)
+    assert "a_0001.nii.gz lies in the same place as a_0000.nii.gz, but on other axes" in caught.value.why
+
+
+def test_sheared_axes_get_the_hint_of_the_table(tmp_path):
+    path = write_sheared(tmp_path / "a_0000.nii.gz")
+    with pytest.raises(DataError) as caught:
+        check(tmp_path)
+    assert caught.value.why == f"a (test): {path} cannot be read ({SHEARED}): {RIGHT_ANGLES}"

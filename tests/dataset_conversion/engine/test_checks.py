@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
