@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory
+from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,6 +33,29 @@ QUIET_PROGRESS_S = 10.0
 
 class WorkerTraceback(Exception):
     """The traceback of a failed worker as text: the cause of the error that the parent raises."""
+
+
+def check_main_guard() -> None:
+    """Raise at once where new processes would run the user's script from its begin instead of their work.
+
+    Processes that are not forked import the main script. A script that starts them without the usual guard would start
+    them again in each of them.
+
+    Raises:
+        UsageError: this process is such a copy, or the main script has no guard.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    copied = getattr(multiprocessing.current_process(), "_inheriting", False)
+    guarded = True
+    with contextlib.suppress(OSError, UnicodeDecodeError, TypeError):
+        guarded = "__name__" in Path(file).read_text(encoding="utf-8")  # type: ignore[arg-type]
+    if copied or not guarded:
+        raise UsageError(
+            "the script starts processes that would run the script again",
+            where=file or "the main script",
+            why="its calls of nnssl do not stand below a guard",
+            run='put them below the line   if __name__ == "__main__":',
+        )
 
 
 def run_parallel(
@@ -55,6 +79,8 @@ def run_parallel(
     """
     if num_processes <= 1 or len(tasks) <= 1 or multiprocessing.current_process().daemon:
         return _run_in_process(function, tasks, description)
+    if START_METHOD != "fork":
+        check_main_guard()
     with _blosc2_without_threads(), _progress(description, len(tasks)) as advance:
         results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
         for case, how in died.items():

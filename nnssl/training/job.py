@@ -19,6 +19,7 @@ from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
 from nnssl.registry import Method
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import STOP_SIGNALS, on_signals
+from nnssl.system.workers import check_main_guard
 from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash
 from nnssl.training.run_folder import BEST
 
@@ -68,6 +69,8 @@ def run_job(job: Job, num_processes: int = 1) -> None:
     Raises:
         NnsslError: whatever ends the run; of several processes the first error that one of them meets.
     """
+    if num_processes > 1 or multiprocessing.get_start_method() != "fork":  # the data workers are processes, too
+        check_main_guard()
     if num_processes > 1:
         _spawn(job, num_processes)
     else:

@@ -89,12 +89,10 @@ def test_files_on_other_axes_are_a_problem(
         assert (outcome.problems, outcome.on_other_axes) == ([], False)
         return
     assert outcome.on_other_axes
-    assert [problem.split(" ")[0] for problem in outcome.problems] == [
-        str(tmp_path / "a.nii.gz"),
-        str(tmp_path / "a_0001.nii.gz"),
-    ]
-    for problem in outcome.problems:
-        assert "lies in the same place as a_0000.nii.gz, but on other axes (" in problem
+    assert len(outcome.problems) == 2
+    for problem, file in zip(outcome.problems, ("a", "a_0001"), strict=True):
+        where = f"a (labelled): {tmp_path / file}.nii.gz lies in the same place as a_0000.nii.gz, but on other axes ("
+        assert problem.startswith(where)
         assert problem.endswith("as nnssl_convert folder does")
 
 

@@ -3,17 +3,22 @@ from __future__ import annotations
 import math
 import sys
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.errors import DataError
 from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case, read_labels
 from nnssl.evaluation.metrics import segmentation_metrics, voxel_metrics
 from nnssl.evaluation.structures import Structures
 from tests.evaluation.folders_for_tests import SPACING, label_array, write_labels
+from tests.orientations import ORIENTATIONS, SAME, SIZES, image_with_corner, name_of, reorient
+from tests.sheared import write_sheared
 
 STRUCTURES = Structures({1: "core", 2: "rim", (1, 2): "both"}, None, frozenset({0, 1, 2}))
 
@@ -24,7 +29,7 @@ def measured(tmp_path, prediction, reference, structures=STRUCTURES, paper=False
         write_labels(tmp_path / "reference" / "case.nii.gz", reference),
         write_labels(tmp_path / "prediction" / "case.nii.gz", prediction, **geometry),
     )
-    return measure_case(Measurement(reader, structures, 1.0, paper), files)
+    return measure_case(Measurement(reader, structures, 1.0, paper), files).metrics
 
 
 def test_placement_may_differ_where_that_is_asked_for(tmp_path):
@@ -37,7 +42,8 @@ def test_placement_may_differ_where_that_is_asked_for(tmp_path):
     with pytest.raises(DataError, match="origin"):
         measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, False), files)
     found = measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, False, same_placement=False), files)
-    assert found[1]["Dice"] == 1.0
+    assert found.metrics[1]["Dice"] == 1.0
+    assert found.notes == ()
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
@@ -62,18 +68,86 @@ def test_the_standard_metrics_have_no_voxel_figures(tmp_path):
     assert {"hd95_vox_pooled", "asd_vox"}.isdisjoint(found[1])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("thickness", [0.01, 5.0, 4000.0])
+def test_images_of_one_slice_are_measured_in_their_plane(tmp_path, axis, thickness):
+    """All numbers are those of the flat image, whichever axis is thin and however thick the slice is."""
+    prediction, reference = label_array(1, (8, 9)), label_array(2, (8, 9))
+    expected = measured(tmp_path / "flat", prediction, reference, paper=True)
+    spacing = list(SPACING[:2])
+    spacing.insert(2 - axis, thickness)
+    slices = [np.expand_dims(array, axis) for array in (prediction, reference)]
+    folder = tmp_path / "slice"
+    files = FilePair(
+        "case",
+        write_labels(folder / "reference" / "case.nii.gz", slices[1], spacing=spacing),
+        write_labels(folder / "prediction" / "case.nii.gz", slices[0], spacing=spacing),
+    )
+    found = measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, True), files).metrics
+    for label in STRUCTURES.names:
+        assert found[label] == pytest.approx(expected[label])
+
+
 def test_flat_images_are_measured_in_their_plane(tmp_path):
     prediction, reference = label_array(1, (8, 9)), label_array(2, (8, 9))
     expected = segmentation_metrics(prediction, reference, SPACING[1::-1], [1])[1]["hd95_mm"]
     assert measured(tmp_path, prediction, reference)[1]["hd95_mm"] == pytest.approx(expected)
-    assert measured(tmp_path, prediction[None], reference[None])[1]["hd95_mm"] == pytest.approx(expected)
     path = tmp_path / "a.png"
     NaturalImage2DIO().write_seg(prediction[None], str(path), {})
     image = read_labels(NaturalImage2DIO, path)
-    np.testing.assert_array_equal(image.values, prediction)
-    assert image.spacing_mm == (1, 1)
+    np.testing.assert_array_equal(image.values, prediction[None])
+    assert image.spacing_mm[1:] == (1, 1)
     files = FilePair("a", path, path)
-    assert measure_case(Measurement(NaturalImage2DIO, STRUCTURES, 1.0, False), files)[1]["hd95_mm"] == 0
+    found = measure_case(Measurement(NaturalImage2DIO, STRUCTURES, 1.0, False), files).metrics
+    assert found[1]["hd95_mm"] == 0
+
+
+def test_a_flat_file_may_meet_a_file_of_one_slice(tmp_path):
+    array = label_array(1, (8, 9))
+    files = FilePair(
+        "case",
+        write_labels(tmp_path / "reference" / "case.nii.gz", array),
+        write_labels(tmp_path / "prediction" / "case.nii.gz", array[None]),
+    )
+    found = measure_case(Measurement(SimpleITKIO, STRUCTURES, 1.0, False), files).metrics
+    assert (found[1]["Dice"], found[1]["hd95_mm"]) == (1, 0)
+
+
+@pytest.mark.parametrize("same_placement", [True, False])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
+def test_a_prediction_on_other_axes_is_brought_to_those_of_the_reference(tmp_path, orientation, size, same_placement):
+    reference = image_with_corner(size)
+    prediction = reference + sitk.Cast(reference == 2, sitk.sitkUInt8) * 253  # the corner becomes 255
+    prediction = sitk.ChangeLabel(prediction, {255: 1})
+    paths = [tmp_path / f"{name}.nii.gz" for name in ("reference", "same", "turned")]
+    for path, image in zip(paths, (reference, prediction, reorient(prediction, orientation)), strict=True):
+        sitk.WriteImage(image, str(path))
+    measurement = Measurement(SimpleITKIO, STRUCTURES, 1.0, True, same_placement)
+    expected = measure_case(measurement, FilePair("case", paths[0], paths[1]))
+    found = measure_case(measurement, FilePair("case", paths[0], paths[2]))
+    assert expected.metrics[2]["missed"]
+    for label in STRUCTURES.names:
+        assert found.metrics[label] == pytest.approx(expected.metrics[label], nan_ok=True)
+    assert expected.notes == ()
+    if orientation == SAME:
+        assert found.notes == ()
+    else:
+        (note,) = found.notes
+        assert note.startswith("case: the prediction was brought to the axes of the reference (")
+
+
+def test_sheared_axes_are_told(tmp_path):
+    """nibabel reads such files, ITK does not."""
+    path = write_sheared(tmp_path / "a.nii.gz")
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image((image.get_fdata() > 10).astype(np.uint8), image.affine), path)
+    found = measure_case(Measurement(NibabelIO, STRUCTURES, 1.0, False), FilePair("a", path, path))
+    (note,) = found.notes
+    assert note.startswith(f"a: {SHEARED}")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        read_labels(SimpleITKIO, write_sheared(path))
+    assert (caught.value.why, caught.value.run) == (SHEARED, RIGHT_ANGLES)
 
 
 def test_a_spacing_of_zero_is_refused(tmp_path):

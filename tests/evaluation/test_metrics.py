@@ -119,8 +119,8 @@ def test_surface_is_the_mask_minus_its_erosion_with_outside_beyond_the_border(sh
 
 
 def test_values_worked_out_by_hand():
-    prediction = np.array([[1, 0, 0, 0, 0, 0, 0, 0]])
-    reference = np.array([[1, 1, 1, 1, 0, 0, 0, 0]])
+    prediction = np.array([[1, 0, 0, 0, 0, 0, 0, 0], [0] * 8])
+    reference = np.array([[1, 1, 1, 1, 0, 0, 0, 0], [0] * 8])
     # every voxel is surface; distances to the reference 0, to the prediction 0 2 4 6 mm
     found = segmentation_metrics(prediction, reference, (5.0, 2.0), [1], nsd_tolerance_mm=2.0)[1]
     assert found == pytest.approx(
@@ -136,6 +136,59 @@ def test_values_worked_out_by_hand():
     )
     assert voxel_metrics(prediction, reference, [1])[1] == pytest.approx({"hd95_vox_pooled": 2.8, "asd_vox": 0.0})
     assert voxel_metrics(reference, prediction, [1])[1] == pytest.approx({"hd95_vox_pooled": 2.8, "asd_vox": 1.5})
+
+
+THIN = [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("spacing", [0.001, 5.0, 1000.0])
+@pytest.mark.parametrize("thin", THIN)
+@pytest.mark.parametrize("seed", range(3))
+def test_axes_of_one_voxel_do_not_count_wherever_they_stand(seed, thin, spacing):
+    prediction, reference = random_pair(seed, (9, 8) if len(thin) == 1 else (16,))
+    in_plane = [1.7, 0.6][: 3 - len(thin)]
+    spacings = iter(in_plane)
+    volume = [spacing if axis in thin else next(spacings) for axis in range(3)]
+    maps = [np.expand_dims(array, thin) for array in (prediction, reference)]
+    found = segmentation_metrics(*maps, volume, [1, 2, (1, 2)], nsd_tolerance_mm=1.3)
+    voxels = voxel_metrics(*maps, [1, 2, (1, 2)])
+    for label, values in ((1, [1]), (2, [2]), ((1, 2), [1, 2])):
+        masks = np.isin(prediction, values), np.isin(reference, values)
+        expected = naive_metrics(*masks, in_plane, 1.3)
+        assert found[label] == pytest.approx(expected, rel=1e-12)
+        assert voxels[label]["asd_vox"] == pytest.approx(naive_distances(*masks, (1.0,) * len(in_plane))[0].mean())
+
+
+@pytest.mark.parametrize("thin", THIN)
+def test_the_image_diagonal_leaves_axes_of_one_voxel_out(thin):
+    shape = tuple(1 if axis in thin else 4 + axis for axis in range(3))
+    empty, full = np.zeros(shape, dtype=int), np.zeros(shape, dtype=int)
+    full[0, 0, 0] = 1
+    spacing = [999.0 if axis in thin else 0.5 * (axis + 1) for axis in range(3)]
+    lengths = [(shape[axis], spacing[axis]) for axis in range(3) if axis not in thin]
+    found = segmentation_metrics(empty, full, spacing, [1])[1]
+    assert found["hd95_mm"] == found["assd_mm"] == pytest.approx(math.hypot(*(n * mm for n, mm in lengths)))
+    assert voxel_metrics(full, empty, [1])[1]["asd_vox"] == pytest.approx(math.hypot(*(n for n, _ in lengths)))
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_an_image_of_one_voxel_has_finite_values(axes):
+    full, empty = np.ones((1,) * axes, dtype=int), np.zeros((1,) * axes, dtype=int)
+    spacing = (999.0, 2.0, 0.5)[:axes]
+    same = segmentation_metrics(full, full, spacing, [1])[1]
+    assert [same[key] for key in NUMBERS] == [1, 1, 0, 0, 1]
+    missed = segmentation_metrics(empty, full, spacing, [1])[1]
+    assert [missed[key] for key in NUMBERS] == [0, 0, min(spacing), min(spacing), 0]
+    assert missed["missed"] is True
+    assert voxel_metrics(empty, full, [1])[1] == {"hd95_vox_pooled": 1.0, "asd_vox": 1.0}
+    assert all(math.isnan(segmentation_metrics(empty, empty, spacing, [1])[1][key]) for key in NUMBERS)
+
+
+@pytest.mark.parametrize("thickness", [0.0, -1.0, math.inf, math.nan])
+def test_the_spacing_of_an_axis_of_one_voxel_may_be_anything(thickness):
+    prediction, reference = random_pair(0, (9, 8))
+    expected = segmentation_metrics(prediction, reference, (1.0, 2.0), [1, 2])
+    assert segmentation_metrics(prediction[:, None], reference[:, None], (1.0, thickness, 2.0), [1, 2]) == expected
 
 
 def test_a_mask_that_fills_the_image_has_its_surface_at_the_border():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnssl.evaluation.mask_pairs import FilePair, Measurement
+from nnssl.evaluation.mask_pairs import FilePair, MeasuredCase, Measurement
 from nnssl.evaluation.structures import Structures
 from nnssl.evaluation.summary import EvaluationResult, conventions, summarise
 
@@ -20,10 +20,13 @@ VALUES = {  # Dice of each case and label
 
 def summary(paper: bool = False) -> EvaluationResult:
     measured = {
-        case: {
-            label: {"Dice": dice, "TP": 10.0, "missed": case == "b" and label == 2, "spurious": False}
-            for label, dice in labels.items()
-        }
+        case: MeasuredCase(
+            {
+                label: {"Dice": dice, "TP": 10.0, "missed": case == "b" and label == 2, "spurious": False}
+                for label, dice in labels.items()
+            },
+            (f"{case}: a note",) if case != "b" else (),
+        )
         for case, labels in VALUES.items()
     }
     files = {case: FilePair(case, Path(f"r/{case}"), Path(f"p/{case}")) for case in VALUES}
@@ -50,6 +53,7 @@ def test_the_background_is_not_part_of_the_foreground() -> None:
 def test_the_content_of_the_file() -> None:
     content = summary().summary
     assert content["num_cases"] == 3
+    assert content["notes"] == ["a: a note", "c: a note"]
     assert content["without_prediction"] == ["x"]
     assert content["without_reference"] == ["y", "z"]
     assert list(content["mean"]) == ["0", "1", "2"]

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.errors import DataError, EnvironmentProblem, NnsslError, OutOfMemory
+from nnssl.errors import DataError, EnvironmentProblem, NnsslError, OutOfMemory, UsageError
 from nnssl.system import workers
 from nnssl.system.workers import WorkerTraceback, run_parallel
 
@@ -230,3 +231,28 @@ def test_blosc2_works_in_workers_after_it_ran_threads_here(tmp_path):
     script.write_text(FORKED_AFTER_BLOSC2)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, str(script)], env=environment, check=True, timeout=60)
+
+
+GUARDED = 'if __name__ == "__main__":\n    '
+CALL = "workers.run_parallel(str.upper, {'a': 'x', 'b': 'y'}, 2, 'work')"
+
+
+@pytest.mark.parametrize("guard", ["", GUARDED])
+def test_a_script_without_guard_is_told_the_line_to_add_at_once(guard: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"from nnssl.system import workers\nworkers.START_METHOD = 'spawn'\n{guard}print({CALL})\n")
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    if guard:
+        assert done.stdout.strip() == "{'a': 'X', 'b': 'Y'}"
+    else:
+        assert done.returncode == 1
+        assert 'if __name__ == "__main__":' in done.stderr
+        assert "memory" not in done.stderr
+        assert time.monotonic() - started < 10
+
+
+def test_a_copy_of_the_script_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UsageError, match="would run the script again"):
+        workers.check_main_guard()
