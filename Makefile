@@ -28,7 +28,7 @@ demo: venv
 	@echo "export nnUNet_raw=$(nnUNet_raw) nnUNet_preprocessed=$(nnUNet_preprocessed) nnUNet_results=$(nnUNet_results)"
 	@echo "export nnUNet_compile=$(nnUNet_compile) nnUNet_n_proc_DA=$(nnUNet_n_proc_DA)"
 	nnssl_phantom -d 901
-	nnssl_plan_and_preprocess -d 901 -c 3d_fullres -budget cpu
+	nnssl_plan_and_preprocess -d 901 -c 3d_fullres -hardware cpu
 	nnssl_train 901 3d_fullres 0 -tr SupervisedTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu -tag demo
 	nnssl_train 901 3d_fullres 0 -tr MeanTeacherTrainer -num_iterations $(DEMO_ITERATIONS) -device cpu -tag demo
 	nnssl_runs -d 901

@@ -1,7 +1,7 @@
 """Add a smaller configuration to the plans of a data set, so that a table of many runs fits into an afternoon.
 
     python -m benchmarks.small_plan 27 2d 2d_small 128 96 --spacing 2.25 2.25 --features 8
-    nnssl_plan_and_preprocess -d 27 -c 2d_small -budget cpu -labelled 3        # preprocesses it, as any other
+    nnssl_plan_and_preprocess -d 27 -c 2d_small -hardware cpu -labelled 3        # preprocesses it, as any other
 
 Every nnUNetPlans*.json gets it: as the named configuration, with that patch size, voxel size and as many features in
 the first stage, the others in proportion.

@@ -15,6 +15,7 @@ ORIENTATIONS: list[Orientation] = list(product(permutations(range(3)), product((
 SAME: Orientation = ((0, 1, 2), (False, False, False))
 OBLIQUE = (0.36, 0.48, -0.8, -0.8, 0.6, 0.0, 0.48, 0.64, 0.6)  # a rotation that no permutation comes close to
 SIZES = {"volume": (7, 6, 5), "thin x": (1, 6, 5), "thin y": (7, 1, 5), "thin z": (7, 6, 1)}  # x, y, z
+FILE_SIZES = {name: SIZES[name] for name in ("volume", "thin y")}  # for the slower tests that write files
 
 
 def name_of(orientation: Orientation) -> str:

@@ -53,11 +53,6 @@ MAY_IMPORT = {
     "nnssl_trainers/frame/augmentation.py",
     "nnssl_trainers/frame/checkpointing.py",
     "nnssl_trainers/frame/data_streams.py",
-    # These four call one function of nnU-Net each.
-    "nnssl/data/integrity.py",
-    "nnssl/evaluation/structures.py",
-    "nnssl/networks/__init__.py",
-    "nnssl/training/job.py",
 }
 # Private names of python and torch that nnssl uses on their objects; functions of these modules are left out.
 PRIVATE_ELSEWHERE = {"_asdict", "_cdata", "_orig_mod", "_replace", "_workers"}

@@ -64,6 +64,12 @@ TESTED_BY = {
         "nnssl/planning/plans.py",
     ),
     "planning/test_preprocessing.py": ("nnssl/planning/manifest.py",),
+    "test_host.py": (
+        "nnssl/host/entries.py",
+        "nnssl/host/surface.py",
+        "nnssl/host/training.py",
+        "nnssl/host/transforms.py",
+    ),
     "test_wheel.py": ("nnssl/version.py",),
 }
 

@@ -11,8 +11,8 @@ from nnssl.errors import UsageError
 
 ABOUT = (
     "Compare predictions with references: Dice, Jaccard, HD95, ASSD and NSD for each structure, with missed and "
-    "spurious structures counted. Writes summary.json (nnU-Net's keys and more) into the prediction folder. Without folders, "
-    "-d -tr -p -c -f -tag name a run whose validation masks are scored again."
+    "spurious structures counted. Writes summary.json (nnU-Net's keys and more) into the prediction folder. Without "
+    "folders, -d -tr -p -c -f -tag name a run whose validation masks are scored again."
 )
 NAMES = {"-d": "dataset", "-tr": "trainer", "-p": "plans", "-c": "configuration", "-f": "fold", "-tag": "tag"}
 

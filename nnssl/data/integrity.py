@@ -15,6 +15,7 @@ from nnssl.data.raw import RawCase, RawDataset
 from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
+from nnssl.host import reader_of
 from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR
 from nnssl.system.workers import run_parallel
 
@@ -172,12 +173,10 @@ def _duplicates(raw: RawDataset, facts: Iterable[ScanFacts]) -> tuple[list[str],
 
 def _reader(raw: RawDataset) -> Any:  # noqa: ANN401 - one of nnU-Net's reader classes
     """Return the reader that nnU-Net takes: the first one for this file ending that can read an example."""
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
     examples = [str(case.images[0]) for cases in _kinds(raw).values() for case in cases.values() if case.images]
     for example in [*examples[:READER_EXAMPLES], None]:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(RuntimeError):
-            return determine_reader_writer_from_dataset_json(raw.dataset_json, example, verbose=False)
+            return reader_of(raw.dataset_json, example, verbose=False)
     raise DataError(
         f"nnU-Net has no reader for files that end with {raw.file_ending}",
         where=raw.folder / DATASET_JSON,

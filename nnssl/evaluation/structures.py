@@ -10,6 +10,7 @@ from typing import Any
 from nnssl.data.labels import Label, parse_labels
 from nnssl.data.read_errors import explain_read_error
 from nnssl.errors import DataError
+from nnssl.host import reader_named, readers
 from nnssl.names import FILE_ENDING_KEY, LABELS_KEY
 
 
@@ -66,11 +67,9 @@ def file_ending(dataset_json: Mapping[str, Any] | None, folder: Path) -> str:
     Raises:
         DataError: the files have several endings, or none that nnU-Net reads.
     """
-    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
-
     if dataset_json is not None and dataset_json.get(FILE_ENDING_KEY):
         return str(dataset_json[FILE_ENDING_KEY])
-    known: list[str] = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
+    known: list[str] = sorted({ending for reader in readers() for ending in reader.supported_file_endings})
     found = sorted({ending for file in folder.iterdir() for ending in known if file.name.endswith(ending)})
     if len(found) != 1:
         raise DataError(
@@ -90,19 +89,16 @@ def find_reader(
     Raises:
         DataError: the named reader does not exist, or no reader can read the file.
     """
-    from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
-
     name = (plans or {}).get("image_reader_writer") or (dataset_json or {}).get("overwrite_image_reader_writer")
     if name and name != "None":
         try:
-            named: type[Any] = recursive_find_reader_writer_by_name(name)
+            named: type[Any] = reader_named(name)
         except RuntimeError as error:
             raise DataError(f"nnU-Net has no reader '{name}'", where="plans.json, dataset.json") from error
         return named
     reasons: list[str] = []
     hints: list[str] = []
-    readers: list[type[Any]] = LIST_OF_IO_CLASSES
-    for reader in readers:
+    for reader in readers():
         if ending.lower() in reader.supported_file_endings:
             try:
                 reader().read_seg(str(example))

@@ -25,7 +25,7 @@ PlansManager: TypeAlias = Any  # nnU-Net is not typed: these names say which of 
 ConfigurationManager: TypeAlias = Any
 LabelManager: TypeAlias = Any
 CaseDataset: TypeAlias = Any
-ReaderClass: TypeAlias = Any
+ReaderClass: TypeAlias = type[Any]
 
 log = logging.getLogger("nnssl.nnunet")
 
@@ -238,7 +238,8 @@ def reader_named(name: str) -> ReaderClass:
     """
     from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 
-    return recursive_find_reader_writer_by_name(name)
+    found: ReaderClass = recursive_find_reader_writer_by_name(name)
+    return found
 
 
 def reader_of(dataset_json: dict[str, Any], example: str | None, *, verbose: bool = True) -> ReaderClass:
@@ -249,7 +250,8 @@ def reader_of(dataset_json: dict[str, Any], example: str | None, *, verbose: boo
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    return determine_reader_writer_from_dataset_json(dataset_json, example, verbose=verbose)
+    found: ReaderClass = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=verbose)
+    return found
 
 
 # ---------------------------------------------------------------------- training and inference

@@ -102,10 +102,9 @@ TRAINING: tuple[HostName, ...] = (
     *callables(
         f"{LOGGER}.MetaLogger",
         f"{FRAME}.run_loop",
-        "nnU-Net's curves: progress.png and the pseudo Dice",
+        "nnU-Net's curves, the pseudo Dice among them",
         log="key value step",
         get_value="key step",
-        plot_progress_png="output_folder",
     ),
     *callables(
         f"{LOGGER}.MetaLogger",

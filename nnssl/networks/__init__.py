@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from nnssl.errors import UsageError
+from nnssl.host import network_of_entry
 from nnssl.registry import find_network
 
 
@@ -97,8 +98,5 @@ def build_network(entry: Mapping[str, Any], input_channels: int, num_classes: in
         num_classes: output channels.
         **kwargs: `allow_init` and `deep_supervision`, as nnU-Net's `get_network_from_plans` takes them.
     """
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    parts = (entry[key] for key in ("network_class_name", "arch_kwargs", "_kw_requires_import"))
-    network: nn.Module = get_network_from_plans(*parts, input_channels, num_classes, **kwargs)
+    network: nn.Module = network_of_entry(entry, input_channels, num_classes, **kwargs)
     return network

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
+from nnssl.host import free_port
 from nnssl.registry import Method
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import STOP_SIGNALS, on_signals
@@ -184,9 +185,7 @@ def _spawn(job: Job, world_size: int) -> None:
 
     os.environ["MASTER_ADDR"] = "localhost"
     if "MASTER_PORT" not in os.environ:
-        from nnunetv2.run.run_training import find_free_network_port
-
-        os.environ["MASTER_PORT"] = str(find_free_network_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     errors = multiprocessing.get_context("spawn").SimpleQueue()
 
     def stop(*_: object) -> None:

@@ -16,6 +16,7 @@ from nnssl.data.streams import Index, IterationBatches, OrderedBatches
 from nnssl.data.views import make_reproducible, two_views
 from nnssl.errors import DataError, UsageError
 from nnssl.host import augmentation_workers
+from nnssl.names import UNLABELLED_SUFFIX
 from nnssl_trainers.frame.augmentation import as_in_papers
 from nnssl_trainers.frame.run_loop import RunLoop
 
@@ -124,7 +125,7 @@ class DataStreams(RunLoop[ConfigT]):
         )
 
     def _unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
-        cases, folder = self.fold_cases().unlabelled, Path(f"{self.preprocessed_dataset_folder}_unlabelled")
+        cases, folder = self.fold_cases().unlabelled, Path(self.preprocessed_dataset_folder + UNLABELLED_SUFFIX)
         run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
         run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
         if not cases:

@@ -70,4 +70,8 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         result = evaluate(truth, folder, chill=True, same_placement=False)  # training ignored the placement as well
         dice = result.summary["foreground_mean"]["Dice"]
         trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
-        log.info("validation of %d cases: mean foreground Dice %.4f (%s)", len(cases), dice, folder / SUMMARY_JSON)
+        names, means = result.summary["structures"], result.summary["mean"]
+        parts = ", ".join(f"{names[label]} {means[label]['Dice']:.3f}" for label in names)
+        log.info("validation of %d cases: mean foreground Dice %.4f (%s); %s", len(cases), dice, parts, folder)
+        if dice == 0:
+            log.warning("warning: no voxel of the validation masks is right; see %s", folder / SUMMARY_JSON)

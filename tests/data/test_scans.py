@@ -13,7 +13,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWit
 from nnssl.data.raw import RawCase
 from nnssl.data.read_errors import RIGHT_ANGLES
 from nnssl.data.scans import Examined, Expected, ScanTask, count_not_finite, examine, gzip_is_complete
-from tests.orientations import ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
+from tests.orientations import FILE_SIZES, ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
 from tests.sheared import write_sheared
 
 SHAPE = (4, 5, 6)
@@ -78,7 +78,7 @@ def test_values_that_are_not_finite_are_counted_in_the_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("size", FILE_SIZES.values(), ids=FILE_SIZES)
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
 def test_files_on_other_axes_are_a_problem(
     tmp_path: Path, orientation: Orientation, size: tuple[int, ...], reader: type

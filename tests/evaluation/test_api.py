@@ -6,11 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 import nnssl
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.api import evaluate
 from tests.evaluation.folders_for_tests import LABELS, label_array, write_folders, write_labels
+from tests.orientations import reorient
 
 
 def test_the_summary_holds_what_nnunet_computes_from_the_same_files(tmp_path):
@@ -252,3 +254,37 @@ def test_the_old_spelling_of_the_metric_set(tmp_path):
     result = evaluate(references, predictions, protocol="paper")
     assert result.conventions["metrics"] == "paper"
     assert result.summary == evaluate(references, predictions, metrics="paper").summary
+
+
+def test_predictions_on_other_axes_are_told_in_the_log_and_the_summary(tmp_path, caplog):
+    references, predictions = write_folders(tmp_path, cases=12)
+    for file in references.iterdir():
+        turned = reorient(sitk.ReadImage(str(file)), ((1, 0, 2), (False, True, False)))
+        sitk.WriteImage(turned, str(predictions / file.name))
+    result = evaluate(references, predictions)
+    assert result.mean[1]["Dice"] == result.mean[2]["nsd"] == 1
+    assert len(result.notes) == 12
+    assert result.summary["notes"] == list(result.notes)
+    lines = caplog.text.splitlines()
+    turn = "axes in the order y, x, z; x reversed"
+    assert lines[0].endswith(f"case_0: the prediction was brought to the axes of the reference ({turn})")
+    assert lines[-1] == "… and 2 more"
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_summary_of_a_fold_measures_slices_in_their_plane(tmp_path, axis):
+    """The options are those of the validation after training."""
+    summaries = []
+    for name, thin in (("flat", 0), ("turned", axis)):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        references, predictions = write_folders(tmp_path / name, cases=0)
+        spacing = [0.8, 1.2]
+        spacing.insert(2 - thin, 5.0)
+        for number in range(2):
+            for folder, seed in ((references, number), (predictions, number + 10)):
+                array = np.expand_dims(label_array(seed, (9, 8)), thin)
+                write_labels(folder / f"case_{number}.nii.gz", array, spacing=spacing)
+        summaries.append(evaluate(references, predictions, chill=True, same_placement=False).summary["mean"])
+    assert summaries[0]["1"]["assd_mm"] > 0
+    for label in ("1", "2"):
+        assert summaries[1][label] == pytest.approx(summaries[0][label], nan_ok=True)

@@ -17,7 +17,7 @@ from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case, rea
 from nnssl.evaluation.metrics import segmentation_metrics, voxel_metrics
 from nnssl.evaluation.structures import Structures
 from tests.evaluation.folders_for_tests import SPACING, label_array, write_labels
-from tests.orientations import ORIENTATIONS, SAME, SIZES, image_with_corner, name_of, reorient
+from tests.orientations import FILE_SIZES, ORIENTATIONS, SAME, image_with_corner, name_of, reorient
 from tests.sheared import write_sheared
 
 STRUCTURES = Structures({1: "core", 2: "rim", (1, 2): "both"}, None, frozenset({0, 1, 2}))
@@ -114,7 +114,7 @@ def test_a_flat_file_may_meet_a_file_of_one_slice(tmp_path):
 
 
 @pytest.mark.parametrize("same_placement", [True, False])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("size", FILE_SIZES.values(), ids=FILE_SIZES)
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
 def test_a_prediction_on_other_axes_is_brought_to_those_of_the_reference(tmp_path, orientation, size, same_placement):
     reference = image_with_corner(size)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnssl.data.geometry import geometry_of_image, relate_grids
 from nnssl.dataset_conversion.engine import case_files
@@ -18,7 +21,7 @@ from nnssl.dataset_conversion.engine.sources import ImageFile
 from nnssl.errors import EnvironmentProblem
 from nnssl.system.files import content_hash
 from tests.dataset_conversion.miniatures import ORIGIN, assert_scan, label, names, read, scan, write
-from tests.orientations import ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
+from tests.orientations import FILE_SIZES, ORIENTATIONS, SAME, Orientation, image_with_corner, name_of, reorient
 
 ENTRY = ConvertedCase("recipe", "voxels", {})
 
@@ -99,7 +102,7 @@ def test_a_write_that_falls_short_is_a_full_disk(tmp_path: Path, job: Job, monke
 
 
 @pytest.mark.parametrize("fix_geometry", [False, True])
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("size", FILE_SIZES.values(), ids=FILE_SIZES)
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=name_of)
 def test_files_on_other_axes_are_brought_to_the_axes_of_the_image(
     tmp_path: Path, orientation: Orientation, size: tuple[int, ...], fix_geometry: bool
@@ -135,3 +138,48 @@ def test_channels_keep_type_and_bytes_where_nothing_must_be_turned(tmp_path: Pat
         written = job.folder / "imagesTr" / f"a_{number:04d}.nii.gz"
         assert written.read_bytes() == (tmp_path / f"a_{number}.nii.gz").read_bytes()
     assert_scan(job.folder / "labelsTr" / "a.nii.gz", label([1]))
+
+
+GRIDS = st.fixed_dictionaries(
+    {
+        "size": st.tuples(*[st.integers(1, 12)] * 3),
+        "spacing": st.tuples(*[st.floats(0.2, 8.0)] * 3),
+        "angles": st.tuples(*[st.floats(-3.1, 3.1)] * 3),
+        "orientation": st.sampled_from(ORIENTATIONS),
+        "fix_geometry": st.booleans(),
+        "seed": st.integers(0, 2**32 - 1),
+    }
+)
+
+
+def convert_random_case(size, spacing, angles, orientation, fix_geometry, seed) -> None:
+    """Convert an image with bright voxels, and their label on other axes; the label must lie on the bright voxels."""
+    bright = np.random.default_rng(seed).integers(0, 2, size[::-1], dtype=np.uint8)
+    reference = sitk.GetImageFromArray(bright)
+    reference.SetSpacing(spacing)
+    reference.SetOrigin((-30.5, 12.0, 400.0))
+    reference.SetDirection(sitk.Euler3DTransform((0, 0, 0), *angles).GetMatrix())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sitk.WriteImage(sitk.Cast(reference, sitk.sitkFloat32) * 1000, str(folder / "a.nii.gz"))
+        sitk.WriteImage(reorient(reference, orientation), str(folder / "gt.nii.gz"))
+        record = SourceRecord("a", (ImageFile(folder / "a.nii.gz"),), "labelled", ImageFile(folder / "gt.nii.gz"))
+        job = Job(folder, folder / "made", {0: 0, 1: 1}, fix_geometry=fix_geometry, done={})
+        (job.folder / ".conversion").mkdir(parents=True)
+        write_case(checked(record, job), job)
+        image, label_map = (read(job.folder / file) for file in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"))
+    np.testing.assert_array_equal(label_map[0], image[0] > 500)
+    assert relate_grids(geometry_of_image(label_map[1]), geometry_of_image(image[1])).is_same
+
+
+@given(GRIDS)
+@settings(max_examples=15, deadline=None)
+def test_a_random_label_lies_on_its_structure(grid) -> None:
+    convert_random_case(**grid)
+
+
+@pytest.mark.nightly
+@given(GRIDS)
+@settings(max_examples=200, deadline=None)
+def test_many_random_labels_lie_on_their_structures(grid) -> None:
+    convert_random_case(**grid)

@@ -144,6 +144,8 @@ def test_the_recipe_changes_with_everything_that_decides_the_files(tmp_path: Pat
     assert recipe_of(one, dataclasses.replace(job(SOURCE), folder=tmp_path), inputs) == recipes[0]
     # Another value would convert the data sets of all users again.
     assert recipes[0] == "82789950bc8ffbff01fb297323aa59b3048bcad328e7cc981f1d0df2d14ca092"
+    # An older rule of --fix_geometry could mirror a label: cases that it wrote must be converted again.
+    assert recipes[3] != "d39c275868a263e454b0e5ea5d490432d2b93c24de10f957c3a60732bd1542e2"
 
 
 def test_problems_of_names() -> None:

@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
+
 from nnssl.cli.convert import main
 from nnssl.dataset_conversion.engine import case_files as cases
 from nnssl.system.files import content_hash
-from tests.dataset_conversion.miniatures import assert_scan, convert_folder, label, names, scan, use_raw, write
+from tests.dataset_conversion.miniatures import assert_scan, convert_folder, label, names, read, scan, use_raw, write
 from tests.dataset_conversion.test_acdc import download as acdc  # noqa: F401 - a fixture
+from tests.orientations import SIZES, image_with_corner, reorient
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -169,3 +174,27 @@ def test_cases_that_are_gone_are_not_left_in_silence(world: tuple[Path, Path], c
         (source / name).unlink()
     assert convert_folder(source) == 3
     assert "holds 1 case(s) that this conversion does not make (c)" in capsys.readouterr().err
+
+
+def test_a_label_on_other_axes_lies_on_its_image_after_the_command(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Two axes of the label of b run the other way than those of its image; both lie in the same place."""
+    source, images = tmp_path / "mine", {}
+    for number, case in enumerate(("a", "b")):
+        images[case] = image_with_corner(SIZES["volume"], dtype=np.int16)
+        images[case].SetOrigin((float(number), 0.0, 0.0))
+        for folder in ("images", "labels"):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(images[case] * 100 + number, str(source / "images" / f"{case}.nii.gz"))
+        turned = reorient(images[case], ((0, 1, 2), (case == "b", case == "b", False)))
+        sitk.WriteImage(turned, str(source / "labels" / f"{case}.nii.gz"))
+    for option in ([], ["--fix_geometry"]):
+        folder = use_raw(tmp_path, monkeypatch) / "Dataset005_mine"
+        shutil.rmtree(folder, ignore_errors=True)
+        assert convert_folder(source, "-o", "mine", *option) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+        assert lines == [
+            "note: b: labels/b.nii.gz lies in the place of its image and is brought to its axes (x and y reversed)"
+        ]
+        for case, image in images.items():
+            voxels = read(folder / "labelsTr" / f"{case}.nii.gz")[0]
+            np.testing.assert_array_equal(voxels, sitk.GetArrayFromImage(image))
