@@ -35,7 +35,7 @@ def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None
             add(option.flag, dest=option.name, type=option.kind, nargs=option.count, default=option.default,
                 metavar=option.metavar, choices=option.choices, help=option.text)  # fmt: skip
     add("-protocol", metavar="NAME", help="published protocol: its test patients to imagesTs, its lists as fold 0")
-    add("--fix_geometry", action="store_true", help="labels take the geometry of their image where sizes agree")
+    add("--fix_geometry", action="store_true", help="labels take spacing and origin of their image where size and direction agree")
     add("--same_scans_are_one_patient", action="store_true", default=converter.same_scans_are_one_patient,
         help="cases with the same voxels count as one patient instead of being an error")  # fmt: skip
     add("--dry_run", action="store_true", help="check everything, write nothing")

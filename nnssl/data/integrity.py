@@ -100,12 +100,26 @@ def _repair(raw: RawDataset, on_other_axes: bool) -> str:
         "-unlabelled": [f"{IMAGES_UN}/*{number}{raw.file_ending}" for number in numbers if raw.unlabelled],
         "-test": [f"{IMAGES_TS}/*{number}{raw.file_ending}" for number in numbers if raw.test],
         "-channel": raw.channel_names,
+        "-label_names": _plain_label_names(raw),
     }
     words = [text for option, values in options.items() if values for text in (option, *map(shlex.quote, values))]
     return (
         f"nnssl_convert folder {' '.join(words)} -d NEW_ID\n"
         "writes the data set again with all files of a case on the axes of its first channel"
     )
+
+
+def _plain_label_names(raw: RawDataset) -> list[str]:
+    """Return the names of the label values from 1 on, in the order of the values.
+
+    The list is empty where the labels are wrong, and where regions or an ignore label are among them.
+    """
+    if find_label_problems(raw.dataset_json):
+        return []
+    labels = parse_labels(raw.dataset_json)
+    if labels.has_regions or labels.ignore is not None:
+        return []
+    return [name for _, name in sorted((values[0], name) for name, values in labels.values.items() if values[0])]
 
 
 def _kinds(raw: RawDataset) -> dict[str, dict[str, RawCase]]:

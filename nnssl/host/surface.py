@@ -112,7 +112,7 @@ SURFACE: tuple[HostName, ...] = (
     *callables(
         "nnunetv2.experiment_planning.plan_and_preprocess_api",
         LOOKUPS,
-        "planning with a planner class of ours",
+        "planning with the planner classes of nnssl",
         plan_experiment_dataset="dataset_id experiment_planner_class gpu_memory_target_in_gb preprocess_class_name "
         "overwrite_target_spacing overwrite_plans_name",
     ),

@@ -322,12 +322,34 @@ def test_the_command_of_the_error_brings_all_files_to_the_axes_of_the_first_chan
     made = folder.with_name("Dataset008_Tiny")
     facts = check(made)
     assert set(facts) == {"l1", "l2", "l3", "u1", "u2", "t1"}
+    for key in ("labels", "channel_names", "numTraining"):
+        assert (
+            json.loads((made / "dataset.json").read_text())[key]
+            == (json.loads((folder / "dataset.json").read_text())[key])
+        )
     for number, array in (("_0001", voxels(31)), ("", TRUE_LABEL)):
         file = f"imagesUn/u1{number}.nii.gz" if number else LABEL
         np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(made / file))), array)
     assert {case: scan.content_hash for case, scan in facts.items() if case != "u1"}.items() <= {
         case: scan.content_hash for case, scan in check_original(folder).items()
     }.items()
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "named"),
+    [
+        ({"background": 0, "rim": 2, "core": 1}, None, "-label_names core rim -d"),
+        ({"background": 0, "core": 1, "rim": 2, "ignore": 3}, None, "-channel T1 T2 -d"),
+        ({"background": 0, "all": [1, 2], "core": 1}, [2, 1], "-channel T1 T2 -d"),
+        ({"background": 0, "core": 1, "rim": "2"}, None, "-channel T1 T2 -d"),
+    ],
+)
+def test_the_command_names_plain_labels_only(folder: Path, labels: dict, order: list[int] | None, named: str) -> None:
+    edit_json(folder, labels=labels, regions_class_order=order)
+    sitk.WriteImage(reorient(sitk.ReadImage(str(folder / U1)), ORIENTATIONS[9]), str(folder / U1))
+    with pytest.raises(DataError) as caught:
+        check(folder)
+    assert named in caught.value.run
 
 
 def check_original(folder: Path) -> dict[str, ScanFacts]:

@@ -60,7 +60,7 @@ def test_every_problem_is_in_one_report(tmp_path: Path, monkeypatch, capsys, dow
     message = refused(tmp_path, monkeypatch, capsys, "brats2019", download)
     assert "HGG/BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1ce.nii.gz is missing" in message
     assert "BraTS19_2013_0_1_seg.nii.gz has the label value(s) 3, expected are 0, 1, 2, 4" in message
-    assert "a channel has the origin 0, 0, 0" in message
+    assert "BraTS19_2013_0_1_t2.nii.gz has the origin 0, 0, 0" in message
     assert "LGG/new folder is not of the form BraTS19_" in message
     assert len(message.splitlines()) == 4
 
