@@ -81,7 +81,8 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
         name: name after the id, None for the converter's own.
         options: values of the converter's options, by name.
         protocol: published protocol whose test patients go to imagesTs and whose lists go to splits_final.json.
-        fix_geometry: give labels the spacing, origin and direction of their image where both have the same size.
+        fix_geometry: give labels the spacing and origin of their image where size and direction agree. Labels on
+            flipped or reordered axes are always brought to the image's axes.
         same_scans_are_one_patient: cases with the same voxels count as one patient instead of being an error; None
             for the converter's own setting.
         dry_run: check and count, write nothing.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.read_errors import explain_read_error
 from nnssl.dataset_conversion.engine.layout import number_labels, stem
 from nnssl.dataset_conversion.engine.records import Found, SourceRecord
 from nnssl.dataset_conversion.engine.sources import H5Volume, open_h5
@@ -71,7 +72,7 @@ def _inspect_file(path: Path, folder: Path, problems: list[str]) -> _File | None
                 return None
             axes, labelled = len(getattr(file["image"], "shape", ())), "label" in file  # a group of arrays has no shape
     except OSError as error:
-        problems.append(f"{name} cannot be read ({error})")
+        problems.append(f"{name} {explain_read_error(error)}")
         return None
     if axes not in (2, 3):
         problems.append(f"{name}: 'image' has {axes} axes, 2 or 3 are expected")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 from nnssl.dataset_conversion.engine.table import CONVERTERS, Converter
 
 ABOUT = "Convert a downloaded data set into nnUNet_raw, with imagesUn, patients and domains. Checks everything first."
@@ -35,7 +34,8 @@ def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None
             add(option.flag, dest=option.name, type=option.kind, nargs=option.count, default=option.default,
                 metavar=option.metavar, choices=option.choices, help=option.text)  # fmt: skip
     add("-protocol", metavar="NAME", help="published protocol: its test patients to imagesTs, its lists as fold 0")
-    add("--fix_geometry", action="store_true", help="labels take spacing and origin of their image where size and direction agree")
+    geometry = "labels take spacing and origin of their image where size and direction agree"
+    add("--fix_geometry", action="store_true", help=geometry)
     add("--same_scans_are_one_patient", action="store_true", default=converter.same_scans_are_one_patient,
         help="cases with the same voxels count as one patient instead of being an error")  # fmt: skip
     add("--dry_run", action="store_true", help="check everything, write nothing")
@@ -67,7 +67,7 @@ def body(arguments: argparse.Namespace) -> None:
     )
     if arguments.json:
         about = {"converter": converter.name, "licence": converter.licence, "citation": converter.citation}
-        print(json.dumps({**vars(result), **about, "dataset": result.folder.name}, default=str))
+        print_json({**vars(result), **about, "dataset": result.folder.name})
     else:
         print("\n".join(result.lines()))
 

@@ -30,7 +30,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("-o", metavar="FILE", help="output file (default: pred_folder/summary.json)")
     add("-np", metavar="N", type=int, help="number of processes (default: nnU-Net's, at most one a core)")
     add("--chill", action="store_true", help="do not stop when references have no prediction")
-    add("--ignore_placement", action="store_true", help="let origins and directions differ; flipped axes are always brought to the reference's")
+    placement = "let origins and directions differ; masks on flipped axes are always brought to the reference's"
+    add("--ignore_placement", action="store_true", help=placement)
     add("-l", metavar="LABEL", type=int, nargs="+", help="labels to score (default: dataset.json's)")
     add("-il", metavar="LABEL", type=int, help="with -l: reference voxels with this label are not scored")
     metrics = "'paper' adds HD95 and ASD in voxels, as the semi-supervised papers report them (old name: -protocol)"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 from nnssl.config import allowed, written
 from nnssl.registry import METHODS
 
@@ -31,7 +30,7 @@ def body(arguments: argparse.Namespace) -> None:
         keys = [
             {"name": m.name, "class": m.class_name, "paper": m.paper, "needs": list(m.needs)} for m in METHODS.values()
         ]
-        print(json.dumps(keys))
+        print_json(keys)
     else:
         for method in METHODS.values():
             print(f"{method.class_name:<20} {method.paper}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -17,8 +16,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("-d", type=int, required=True, metavar="ID", help="id of the new data set, 1 to 999")
     command.add_argument("-n", default="Phantom", metavar="NAME", help="name of the data set (default: %(default)s)")
-    command.add_argument("-labelled", type=int, default=6, help="labelled scans (default: %(default)s)")
-    command.add_argument("-unlabelled", type=int, default=24, help="unlabelled scans (default: %(default)s)")
+    command.add_argument("-labelled", "-labeled", type=int, default=6, help="labelled scans (default: %(default)s)")
+    command.add_argument("-unlabelled", "-unlabeled", type=int, default=24, help="scans without labels (default: 24)")
     command.add_argument("-test", type=int, default=8, help="test scans, labelled in labelsTs (default: %(default)s)")
     command.add_argument(
         "-shape",
@@ -55,7 +54,7 @@ def _write(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
     )
     if arguments.json:
-        print(json.dumps({"folder": str(folder), "dataset": folder.name}))
+        print_json({"folder": folder, "dataset": folder.name})
         return
     print(
         f"{folder}\n"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Sequence
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 
 ABSENT = argparse.SUPPRESS  # the defaults are those of `nnssl.plan`
 
@@ -22,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("-tr", "trainer", "TRAINER", "size the plans for this trainer (default: the heaviest of nnssl_methods)"),
         ("-hardware", "hardware", "cpu", "cpu: a small fixed plan that trains on two cores"),
         ("-budget", "budget", "cpu", "old spelling of -hardware"),
-        ("-labelled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
+        ("-labelled -labeled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
         ("-protocol", "protocol", "NAME", "published protocol, acdc-7: its lists as fold 0 and its label budget"),
         ("-f", "fold", "FOLD", "fold that the label budget applies to, or all (default: 0)"),
         ("-pl", "planner", "PLANNER", "nnU-Net's planner, nnUNetPlannerResEncL for example"),
@@ -30,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         ("-preprocessor_name", "preprocessor", "PREPROCESSOR", "nnU-Net's preprocessor"),
         ("-overwrite_plans_name", "plans_name", "PLANS", "plans name instead of the planner's own"),
     ):
-        command.add_argument(flag, dest=dest, metavar=metavar, help=text, default=ABSENT)
+        command.add_argument(*flag.split(), dest=dest, metavar=metavar, help=text, default=ABSENT)
     for flag, dest, kind, metavar, nargs, text in (
         ("-c", "configurations", str, "NAME", "+", "default: 2d 3d_fullres 3d_lowres, as far as the data need them"),
         ("-np", "num_processes", int, "N", "+", "processes, one number or one for each of -c (default: by CPUs)"),
@@ -62,7 +61,7 @@ def body(arguments: argparse.Namespace) -> None:
     options |= {"fold": parse_fold(options.get("fold", "0"), "-f"), "clean": arguments.clean}
     results: list[PlanResult] = [plan(d, run_preprocessing=not arguments.no_pp, **options) for d in arguments.d]
     if arguments.json:
-        print(json.dumps({"plans": [dataclasses.asdict(result) for result in results]}, default=str))
+        print_json({"plans": [dataclasses.asdict(result) for result in results]})
     else:
         print("\n".join(line for result in results for line in result.lines()))
 

@@ -9,6 +9,7 @@ import getpass
 import json
 import logging
 import math
+import numbers
 import os
 import sys
 import tempfile
@@ -66,9 +67,13 @@ def _strict(value: Any) -> Any:  # noqa: ANN401
         return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 def run(
@@ -121,7 +126,7 @@ def _report(error: NnsslError, as_json: bool) -> int:
 
 def _interrupted(as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"error": "stopped by Ctrl-C", "exit_code": 130}))
+        print_json({"error": "stopped by Ctrl-C", "exit_code": 130})
     else:
         print("stopped by Ctrl-C", file=sys.stderr)
     return 130

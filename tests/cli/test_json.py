@@ -1,0 +1,132 @@
+"""Every `--json`, checked against a schema: strict JSON, the named keys, numbers as numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import validate
+
+TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+NUMBER, SHARE = {"type": "number"}, {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+TEXTS, DICT = {"type": "array", "items": TEXT}, {"type": "object"}
+
+
+def keys(**properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object that has these keys, and may have others."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+SETTINGS = keys(num_iterations=COUNT, seed=COUNT, bf16=FLAG, config=DICT, tag=TEXT)
+SESSION = keys(
+    command=TEXT, started=TEXT, ended=TEXT, first_iteration=COUNT, versions=DICT, peak_memory_bytes=COUNT,
+    machine=keys(platform=TEXT, processor=TEXT, cores=COUNT, device=TEXT), git={"type": ["object", "null"]},
+)  # fmt: skip
+RECORD = keys(
+    dataset=TEXT, trainer=TEXT, plans=TEXT, configuration=TEXT, fold=TEXT, settings=SETTINGS, iteration=COUNT,
+    state={"enum": ["running", "stopped", "failed", "done"]},
+    sessions={"type": "array", "items": SESSION, "minItems": 1},
+    plans_hash=TEXT, data=DICT, seconds_per_iteration=NUMBER, scores=keys(dice=SHARE, dice_by_label=DICT),
+)  # fmt: skip
+SCHEMAS = {
+    "phantom": keys(folder=TEXT, dataset=TEXT),
+    "plan_and_preprocess": keys(
+        plans={
+            "type": "array",
+            "items": keys(dataset=TEXT, plans_name=TEXT, plans_path=TEXT, configurations=DICT, cases=DICT,
+                          next_commands=TEXTS, warnings=TEXTS),
+        }
+    ),
+    "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
+    "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, device=TEXT, seconds=NUMBER),
+    "evaluate": keys(
+        summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
+        metric_per_case={"type": "array", "items": keys(metrics=DICT, reference_file=TEXT, prediction_file=TEXT)},
+    ),
+    "runs": {
+        "type": "array",
+        "minItems": 1,
+        "items": keys(folder=TEXT, dataset=TEXT, trainer=TEXT, plans=TEXT, configuration=TEXT, fold=TEXT, tag=TEXT,
+                      state=TEXT, iteration=COUNT, num_iterations=COUNT, validation_dice=SHARE, seconds=NUMBER,
+                      command=TEXT),
+    },
+    "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
+    "convert": keys(folder=TEXT, converter=TEXT, dataset=TEXT, dry_run=FLAG, labelled=COUNT, unlabelled=COUNT,
+                    test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, licence=TEXT, citation=TEXT),
+}  # fmt: skip
+ERROR = keys(error=TEXT, where=TEXT, why=TEXT, run=TEXT, exit_code=COUNT)
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what each command prints with `--json` on the way from a phantom to a scored prediction."""
+    root = tmp_path_factory.mktemp("road")
+    patch = pytest.MonkeyPatch()
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (root / variable).mkdir()
+        patch.setenv(variable, str(root / variable))
+    raw, found = root / "nnUNet_raw" / "Dataset909_Phantom", {}
+    steps = {
+        "phantom": "-d 909 -labelled 3 -unlabelled 2 -test 1 -shape 16 20 20",
+        "plan_and_preprocess": "-d 909 -c 3d_fullres -hardware cpu -np 1",
+        "train": "909 3d_fullres 0 -tr SupervisedTrainer -num_iterations 1 -device cpu",
+        "predict": f"-i {raw}/imagesTs -o {root}/masks -device cpu --disable_tta",
+        "evaluate": f"{raw}/labelsTs {root}/masks -np 1",
+        "runs": "-d 909",
+        "methods": "",
+        "convert": f"folder -i {raw} -d 910 -images imagesTr/*_0000.nii.gz -labels labelsTr/*.nii.gz --dry_run -np 1",
+    }
+    for command, words in steps.items():
+        found[command] = _answer(command, words.split())
+    patch.undo()
+    return found
+
+
+def _answer(command: str, words: list[str]) -> str:
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = import_module(f"nnssl.cli.{command}").main([*words, "--json"])
+    assert code == 0, text.getvalue()
+    return text.getvalue()
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.parametrize("command", SCHEMAS)
+def test_results_are_one_strict_json_value(command: str, answers: dict[str, str]) -> None:
+    validate(strict(answers[command]), SCHEMAS[command])
+    assert "None" not in answers[command].replace("NoneType", "")
+    assert "PosixPath" not in answers[command]
+
+
+def test_every_command_has_a_schema() -> None:
+    folder = Path(import_module("nnssl.cli").__file__).parent
+    commands = {file.stem for file in folder.glob("*.py")} - {"__init__", "runtime"}
+    assert commands == set(SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", "999 3d_fullres 0"),
+        ("plan_and_preprocess", "-d 999"),
+        ("predict", "-i nowhere -o masks"),
+        ("evaluate", "a b"),
+        ("runs", ""),
+        ("convert", "folder -i nowhere -d 910"),
+    ],
+)
+def test_errors_are_one_strict_json_value(command: str, words: str, monkeypatch, capsys) -> None:
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.delenv(variable, raising=False)
+    code = import_module(f"nnssl.cli.{command}").main([*words.split(), "--json"])
+    answer = strict(capsys.readouterr().out)
+    validate(answer, ERROR)
+    assert answer["exit_code"] == code > 0
