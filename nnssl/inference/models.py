@@ -35,7 +35,7 @@ class ModelFolder:
         if not self.configuration:
             return f"-m {self.path}"
         names = f"-d {self.dataset} -tr {self.trainer} -p {self.plans} -c {self.configuration}"
-        return f"{names} -tag {self.tag}" if self.tag else names
+        return f"{names} -tag {self.tag or DEFAULT_TAG}"
 
     def folds(self, checkpoint: str | None = None) -> list[str]:
         """Return the folds, in order, that hold `checkpoint` (None: any checkpoint)."""
@@ -161,7 +161,7 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     prefix, _, tag = model.plans.partition("@lab")
     budget = f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}" if tag else ""
     resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {prefix}{budget}"
-    resume += f" -tag {model.tag} --c" if model.tag else " --c"
+    resume += f" -tag {model.tag or DEFAULT_TAG} --c"
     raise UsageError(
         "the training of this model has not ended" if unfinished else f"no fold of this model holds {checkpoint}",
         where=model.path,

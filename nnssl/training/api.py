@@ -30,7 +30,7 @@ from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environ
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
 from nnssl.training.job import Job, run_job
 from nnssl.training.record import RunRecord
-from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
+from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, put_back_after_kill, start_in
 from nnssl.training.settings import RunSettings, check_tag
 
 log = logging.getLogger("nnssl.train")
@@ -154,6 +154,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         place = place_to_continue(results / preprocessed.name, name, fold, tag, given, continue_training)
     else:
         place = place_to_start(results / preprocessed.name, name, fold, tag, given, bool(pretrained_weights))
+        put_back_after_kill(place.folder)
         if not overwrite:
             refuse_to_replace(place.folder)
     folder, run = place.folder, place.settings
@@ -161,6 +162,15 @@ def train(  # noqa: PLR0913 - the public API names every option
     if only_validation and validate_best and not (folder / BEST).is_file():
         raise EnvironmentProblem("there is no such checkpoint", where=folder / BEST, run="leave --val_best out")
     plan.setdefault(SEMI_KEY, {})["run"] = run.to_dict()
+    switches = {
+        "--c": continue_training,
+        "--val": only_validation,
+        "--val_best": validate_best,
+        "--npz": save_probabilities,
+        "--no_val": not run_validation,
+        "--disable_checkpointing": disable_checkpointing,
+    }
+    flags = [flag for flag, is_set in switches.items() if is_set]
     job = Job(
         method=method,
         plans=plan,
@@ -168,7 +178,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         configuration=configuration,
         fold=fold,
         device=_device(device, num_gpus, run.bf16),
-        command=command_line(preprocessed.name, name, fold, run, num_gpus, pretrained_weights, goes_on),
+        command=command_line(preprocessed.name, name, fold, run, num_gpus, pretrained_weights, flags),
         resume=str(place.resume) if place.resume else None,
         pretrained_weights=pretrained_weights,
         do_training=not only_validation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,9 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
     run: RunSettings,
     num_gpus: int,
     pretrained: str | None,
-    goes_on: bool,
+    flags: Iterable[str],
 ) -> str:
-    """Return the `nnssl_train` command line of a run, with what differs from the defaults."""
+    """Return the `nnssl_train` command line of a session: its flags, and what differs from the defaults."""
     words = ["nnssl_train", dataset, name.configuration, str(fold), "-tr", name.trainer]
     default, plans = RunSettings(), name.plans.partition(BUDGET_TAG)[0]
     for flag, value, usual in (
@@ -214,4 +214,4 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
     words += ["--set", *(f"{key}={written(value)}" for key, value in run.config.items())] if run.config else []
     words += ["--bf16"] if run.bf16 else []
     words += ["-tag", run.tag or DEFAULT_TAG] if run.tag != automatic_tag(run, bool(pretrained)) else []
-    return shlex.join([*words, "--c"] if goes_on else words)
+    return shlex.join([*words, *flags])

@@ -116,7 +116,7 @@ def start_in(folder: Path, keep_on_failure: bool) -> Iterator[None]:
         folder: of the fold.
         keep_on_failure: the logs of a failed run stay where no earlier run stood, for runs that write no checkpoint.
     """
-    made, aside = _first_missing(folder), folder.with_name(f"{REPLACED}{folder.name}")
+    made, aside = _first_missing(folder), _aside(folder)
     _tidy_after_kill(folder, aside)
     moved = has_run(folder)
     if moved:
@@ -134,6 +134,21 @@ def start_in(folder: Path, keep_on_failure: bool) -> Iterator[None]:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back_after_kill(folder: Path) -> None:
+    """Put the earlier run back that a killed process had put aside and had not replaced yet.
+
+    Raises:
+        EnvironmentProblem: another process trains the fold.
+    """
+    if _aside(folder).exists():
+        with lock_fold(folder):
+            _tidy_after_kill(folder, _aside(folder))
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{REPLACED}{folder.name}")
 
 
 def _tidy_after_kill(folder: Path, aside: Path) -> None:

@@ -102,6 +102,8 @@ def learning_warnings(rows: Sequence[Row], names: Sequence[str], total: int) -> 
         names: of the structures.
         total: length of the run in iterations.
     """
+    if not rows:
+        return []
     keys = [f"pseudo_dice_{k + 1}" for k in range(len(names))]
     now = {key: rows[-1].get(key, math.nan) for key in keys}
     known = {key: value for key, value in now.items() if not math.isnan(value)}

@@ -378,7 +378,7 @@ TRAIN_CASES = [
     BadInput("train: no best weights to validate", f"{RESUME} --val --val_best", 4, ("checkpoint_best.pth",),
              remove(f"{FOLD}/checkpoint_best.pth")),
     BadInput("train: continue with another seed", f"{RESUME} --c -seed 3", 2, ("seed: stored 0, asked 3",)),
-    BadInput("train: continue with another length", f"{RESUME} --c -num_iterations 9", 2, ("stored 2, asked 9",)),
+    BadInput("train: continue with another length", f"{RESUME} --c -num_iterations 1", 2, ("stored 2, asked 1",)),
     BadInput("train: truncated checkpoint", f"{RESUME} --c", 4, ("checkpoint_final.pth", "truncated"),
              lambda w: cut(w.fold / "checkpoint_final.pth")),
     BadInput("train: two truncated checkpoints", f"{RESUME} --c", 4, ("checkpoint_previous.pth", "truncated"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -164,6 +165,7 @@ def few_samples_and_steps() -> Iterator[None]:
         ):
             original = getattr(owner, method)
 
+            @functools.wraps(original)
             def then_set(self: Any, *args: Any, _of: Any = original, _set: Any = (name, value), **options: Any) -> None:
                 _of(self, *args, **options)
                 setattr(self, *_set)

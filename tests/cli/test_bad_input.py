@@ -114,7 +114,7 @@ def sent(number: signal.Signals) -> Callable[..., None]:
 STEPS = {
     PLAN: "nnssl.planning.api.make_plans",
     TRAIN: "nnssl_trainers.frame.trainer.SemiSupervisedTrainer.train_step",
-    PREDICT: "nnssl.inference.predictor.Predictor._prepared",
+    PREDICT: "nnssl.inference.predictor.Predictor._prepare",
     EVALUATE: "nnssl.evaluation.api.summarise",
     PHANTOM: "nnssl.data.phantom._write_case",
 }
@@ -138,7 +138,7 @@ def test_failure_half_way(command: str, failure: str, world: World, capsys: pyte
     assert after == before
 
 
-@pytest.mark.parametrize("command", STEPS, ids=lambda command: command.split()[0])
+@pytest.mark.parametrize("command", [c for c in STEPS if c != TRAIN], ids=lambda command: command.split()[0])
 def test_ctrl_c(command: str, world: World, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     world.patch.setattr(STEPS[command], sent(signal.SIGINT))
     before = world.files()
@@ -150,6 +150,25 @@ def test_ctrl_c(command: str, world: World, capsys: pytest.CaptureFixture[str], 
     assert world.run(command, "--json") == 130
     assert json.loads(capsys.readouterr().out)["exit_code"] == 130
     assert {name: state for name, state in world.files().items() if name not in RECORDS} == before
+
+
+def test_ctrl_c_in_training_and_continued(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    from nnssl.training import checkpoints
+    from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
+
+    def after_step(trainer: Any) -> None:
+        if trainer.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    command = f"{RESUME} -num_iterations 5 --no_val"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SemiSupervisedTrainer, "after_step", after_step)
+        assert world.run(command, "--overwrite") == 130
+    captured = capsys.readouterr()
+    assert captured.err.count("error: stopped by Ctrl-C; the run is saved") == 1
+    assert "3 of 5 iterations are done" in captured.err
+    assert checkpoints.load(world.fold / "checkpoint_latest.pth")["nnssl_semi"]["iteration"] == 3
+    assert world.run(command, "--c") == 0
 
 
 @pytest.mark.parametrize("command", [c for c in STEPS if c != TRAIN], ids=lambda command: command.split()[0])

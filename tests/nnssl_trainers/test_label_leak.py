@@ -88,6 +88,7 @@ def test_hidden_labels_do_not_reach_the_weights(trainer: str, tmp_path: Path, mo
 
     use(altered, monkeypatch)  # the test can fail: a visible label does change the weights
     shutil.rmtree(altered / "nnUNet_preprocessed")
+    shutil.rmtree(altered / "nnUNet_results")
     use(altered, monkeypatch)
     case = plan.cases.labelled[0]
     path = altered / "nnUNet_raw" / NAME / "labelsTr" / f"{case}.nii.gz"
