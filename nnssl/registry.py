@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
-from nnssl.errors import UsageError
+from nnssl.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -193,12 +192,6 @@ def find_network(name: str) -> Network:
 
 
 def _find(table: dict[str, _AnyEntry], name: str, *, kind: str, option: str, otherwise: str) -> _AnyEntry:
-    if name in table:
-        return table[name]
-    close = difflib.get_close_matches(name, table, n=1)
-    raise UsageError(
-        f"unknown {kind} '{name}'",
-        where=f"{option} {name}",
-        why=f"known {kind}s: {', '.join(table)}",
-        run=f"{option} {close[0]}" if close else otherwise,
-    )
+    if name not in table:
+        raise unknown_name(kind, name, table, option=option, otherwise=otherwise)
+    return table[name]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import timedelta
 
 from nnssl.cli.runtime import parser, print_json, run
 from nnssl.training.runs import Run, runs
 from nnssl.training.settings import DEFAULT_TAG
 
-COLUMNS = ("data set", "trainer", "plans", "configuration", "fold", "tag", "state", "Dice", "time")
+COLUMNS = ("trainer", "fold", "state", "Dice", "time", "tag")  # the tag is last, as it can be long
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,19 +40,28 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 def _lines(found: list[Run]) -> list[str]:
-    """Return a table with one row a run, and the command below the row."""
+    """Return a table of the runs of each plan: one row a run, and the command below the row."""
+    found = sorted(found, key=_plan)
     rows = [COLUMNS, *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    below = ["", *(f"    {each.command}" if each.command else "" for each in found)]
-    return [line for pair in zip(lines, below, strict=True) for line in pair if line]
+    aligned = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines, plan = [f"  {aligned[0]}"], ""
+    for each, row in zip(found, aligned[1:], strict=True):
+        lines += [_plan(each)] if _plan(each) != plan else []
+        lines += [f"  {row}", f"      {each.command}"] if each.command else [f"  {row}"]
+        plan = _plan(each)
+    return lines
+
+
+def _plan(each: Run) -> str:
+    return f"{each.dataset}  {each.plans}  {each.configuration}"
 
 
 def _cells(each: Run) -> tuple[str, ...]:
     dice = "–" if each.validation_dice is None else f"{each.validation_dice:.3f}"
-    time = str(timedelta(seconds=round(each.seconds))) if each.seconds else "–"
-    names = (each.dataset, each.trainer, each.plans, each.configuration, each.fold, each.tag or DEFAULT_TAG)
-    return (*names, each.progress, dice, time)
+    minutes, seconds = divmod(round(each.seconds), 60)
+    time = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if each.seconds else "–"
+    return (each.trainer, each.fold, each.progress, dice, time, each.tag or DEFAULT_TAG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environ
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
 from nnssl.training.job import Job, run_job
 from nnssl.training.record import RunRecord
-from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, put_back_after_kill, start_in
+from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
 from nnssl.training.settings import RunSettings, check_tag
 
 log = logging.getLogger("nnssl.train")
@@ -154,7 +154,6 @@ def train(  # noqa: PLR0913 - the public API names every option
         place = place_to_continue(results / preprocessed.name, name, fold, tag, given, continue_training)
     else:
         place = place_to_start(results / preprocessed.name, name, fold, tag, given, bool(pretrained_weights))
-        put_back_after_kill(place.folder)
         if not overwrite:
             refuse_to_replace(place.folder)
     folder, run = place.folder, place.settings

@@ -15,7 +15,7 @@ from nnssl.names import BUDGET_TAG, DEFAULT_PLANS, FOLD_PREFIX, PLANS_JSON
 from nnssl.system.files import read_object
 from nnssl.training import checkpoints
 from nnssl.training.record import RunRecord
-from nnssl.training.run_folder import FINAL, LATEST, ModelName, has_run
+from nnssl.training.run_folder import FINAL, LATEST, ModelName, has_run, put_back_after_kill
 from nnssl.training.runs import Run, only_run, runs
 from nnssl.training.settings import DEFAULT_TAG, RunSettings, automatic_tag
 
@@ -93,9 +93,13 @@ def _fold_folder(dataset_results: Path, name: ModelName, fold: int | str, tag: s
 def refuse_to_replace(folder: Path) -> None:
     """Raise where a run stands in the folder, with the ways out that its state allows.
 
+    A run that a killed `--overwrite` had put aside is put back first.
+
     Raises:
         UsageError: a run stands there.
+        EnvironmentProblem: another process is replacing the run.
     """
+    put_back_after_kill(folder)
     if not has_run(folder):
         return
     number, name = folder.name.removeprefix(FOLD_PREFIX), ModelName.parse(folder.parent.name)

@@ -22,6 +22,12 @@ class _OneOutput:
     regions: bool = False
     ignore_label: int | None = None
 
+    def _weighted(self, outputs: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+        """Return the outputs that learn, each with its weight; a network can have fewer outputs than weights."""
+        count = min(len(self.scale_weights), len(outputs))
+        pairs = zip(self.scale_weights[:count], outputs[:count], strict=True)
+        return [(weight, logits) for weight, logits in pairs if weight]
+
     def _one(self, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Return half the sum of Dice loss and cross-entropy, target and mask at the resolution of the logits."""
         if not self.regions:
@@ -53,8 +59,7 @@ class SegmentationLoss(_OneOutput):
         """
         terms = [
             weight * with_eager_gradient(self._one, logits, _nearest(target, logits), _nearest(mask, logits))
-            for weight, logits in zip(self.scale_weights, outputs, strict=False)
-            if weight
+            for weight, logits in self._weighted(outputs)
         ]
         return torch.stack(terms).sum()
 
@@ -90,12 +95,11 @@ class MixedSegmentationLoss(_OneOutput):
             weight_outside: factor of the first loss.
             weight_inside: factor of the second.
         """
-        weights, terms = self.scale_weights[: len(outputs)], []
-        for weight, logits in zip(weights, outputs, strict=False):
-            if weight:
-                targets = [_nearest(image, logits) for image in (outside, inside, mask)]
-                terms.append(weight * with_eager_gradient(self._both, logits, *targets, weight_outside, weight_inside))
-        return torch.stack(terms).sum() / sum(weights)
+        weighted, terms = self._weighted(outputs), []
+        for weight, logits in weighted:
+            targets = [_nearest(image, logits) for image in (outside, inside, mask)]
+            terms.append(weight * with_eager_gradient(self._both, logits, *targets, weight_outside, weight_inside))
+        return torch.stack(terms).sum() / sum(weight for weight, _ in weighted)
 
     def _both(
         self,

@@ -31,7 +31,7 @@ def test_input_and_output_are_enough_where_one_model_is_trained(model, scans, tm
     assert set(np.unique(read_mask(output / "case_0.nii.gz"))) == {0, 1, 2}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert lines[0].endswith("-tr SupervisedTrainer -p nnUNetPlans -c 3d_fullres, folds 0 1, on cpu")
+    assert lines[0].endswith("-tr SupervisedTrainer -p nnUNetPlans -c 3d_fullres -tag default, folds 0 1, on cpu")
     assert lines[1].startswith("3 of 3 masks predicted in ")
     assert lines[2] == f"next: nnssl_evaluate LABELS {output}"
     written = {file.name for file in output.iterdir()}

@@ -34,13 +34,38 @@ def results(tmp_path, monkeypatch):
 def test_a_table_with_the_command_of_each_run(results, capsys) -> None:
     assert main([]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
-    header, first, command, second, _ = lines
+    assert len(lines) == 6
+    header, plan, first, command, second, _ = lines
+    assert plan == "Dataset001_A  nnUNetPlans@lab7  2d"
+    assert max(map(len, lines)) <= 100
     for column, text in (("state", "done"), ("tag", "default"), ("Dice", "0.812")):
         assert first[header.index(column) :].startswith(text)
-    assert command == f"    {COMMAND}"
+    assert command.strip() == COMMAND
+    assert len(command) > len(command.lstrip()) > 0
     assert second[header.index("state") :].startswith("stopped at 250 of 500")
-    assert second.split()[-2:] == ["–", "0:08:20"]
+    assert second.split()[-3:] == ["–", "0:08:20", "seed1"]
+
+
+def test_a_row_fits_a_hundred_columns_and_a_plan_is_named_once(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    for trainer in ("SupervisedTrainer", "MeanTeacherTrainer"):
+        for plans in ("nnUNetPlans", "nnUNetPlans@lab7"):
+            name = ModelName(trainer, plans, "3d_fullres", "seed1,iterations2500")
+            folder = tmp_path / "Dataset027_ACDC" / name.folder / "fold_0"
+            folder.mkdir(parents=True)
+            settings = RunSettings(num_iterations=250_000, tag=name.tag)
+            RunRecord("Dataset027_ACDC", trainer, plans, "3d_fullres", "0", settings, state="stopped",
+                      iteration=249_750).write(folder)  # fmt: skip
+            row = {"iteration": 249_750, "seconds_per_iteration": 2.0}
+            (folder / "progress.jsonl").write_text(json.dumps(row) + "\n")
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "Dataset027_ACDC  nnUNetPlans  3d_fullres",
+        "Dataset027_ACDC  nnUNetPlans@lab7  3d_fullres",
+    ]
+    assert sum("stopped at 249750 of 250000" in line for line in lines) == 4
+    assert max(map(len, lines)) <= 100
 
 
 def test_json_is_strict(results, capsys) -> None:

@@ -119,6 +119,20 @@ def test_an_overwrite_that_fails_keeps_the_earlier_run(dataset, monkeypatch, cap
     assert json.loads((file.parent / "run.json").read_text())["state"] == "done"
 
 
+def test_a_run_that_a_killed_overwrite_put_aside_is_not_lost(dataset, capsys) -> None:
+    short = ("-tr", "SupervisedTrainer", "-num_iterations", "1", "--no_val")
+    assert train(dataset, *short) == 0
+    folder = results(dataset, "SupervisedTrainer", "iterations1")
+    weights = (folder / "checkpoint_final.pth").read_bytes()
+    folder.rename(folder.with_name(".replaced_fold_0"))
+    folder.mkdir()
+    capsys.readouterr()
+    assert train(dataset, *short) == 2
+    assert "a run of this name exists already" in capsys.readouterr().err
+    assert (folder / "checkpoint_final.pth").read_bytes() == weights
+    assert [place.name for place in folder.parent.glob("*fold*")] == ["fold_0"]
+
+
 def test_best_weights_probabilities_and_no_checkpoints(dataset) -> None:
     assert train(dataset, "-tr", "SupervisedTrainer", "-num_iterations", "2", "--npz", "--val_best") == 0
     folder = results(dataset, "SupervisedTrainer", "iterations2")
@@ -144,7 +158,9 @@ def test_a_run_has_a_record(dataset) -> None:
     assert session.peak_memory_bytes > 0
     assert all(vars(record.data).values())
     assert train(dataset, "-tr", "SupervisedTrainer", "--val", "--npz") == 0
-    assert len(RunRecord.read(folder).sessions) == 2
+    again, later = RunRecord.read(folder).sessions
+    assert again == session
+    assert later.command == f"{session.command} --val --npz"
 
 
 def test_settings_and_seeds_stand_side_by_side(dataset, capsys) -> None:

@@ -39,7 +39,7 @@ def test_several_models_are_listed_with_the_options_that_select_each(results):
     with pytest.raises(UsageError) as caught:
         find_model(ModelQuery())
     assert "-d Dataset001_A -tr T -p P -c 2d" in caught.value.why
-    assert "-d Dataset001_A -tr U -p P -c 2d   (folds 0 3)" in caught.value.why
+    assert "-d Dataset001_A -tr U -p P -c 2d -tag default   (folds 0 3)" in caught.value.why
 
 
 def test_tags_tell_runs_of_one_method_apart(results):
@@ -47,7 +47,7 @@ def test_tags_tell_runs_of_one_method_apart(results):
     tagged = make_folder(results, configuration="2d@seed1")
     with pytest.raises(UsageError) as caught:
         find_model(ModelQuery())
-    assert "-c 2d   (folds 0)" in caught.value.why
+    assert "-c 2d -tag default   (folds 0)" in caught.value.why
     assert "-c 2d -tag seed1   (folds 0)" in caught.value.why
     assert find_model(ModelQuery(tag="seed1")).path == tagged
     assert find_model(ModelQuery(tag="default")).path == plain
@@ -74,11 +74,11 @@ def test_names_narrow_the_choice_down(results, query, chosen):
 
 
 def test_options_of_a_listed_model_select_it(results):
-    make_folder(results, configuration="2d")
-    make_folder(results, configuration="3d")
+    for configuration in ("2d", "3d", "3d@seed1"):
+        make_folder(results, configuration=configuration)
     for model in list_models():
         words = model.options.split()
-        names = dict(zip(("dataset", "trainer", "plans", "configuration"), words[1::2], strict=True))
+        names = dict(zip(("dataset", "trainer", "plans", "configuration", "tag"), words[1::2], strict=True))
         assert find_model(ModelQuery(**names)) == model
 
 
@@ -104,14 +104,14 @@ def test_unfinished_training_says_how_to_go_on(results):
     make_folder(results, checkpoints=("2/best", "2/latest"))
     with pytest.raises(UsageError, match="has not ended") as caught:
         find_model(ModelQuery())
-    assert "nnssl_train Dataset001_A 2d 2 -tr T -p P --c" in caught.value.run
+    assert "nnssl_train Dataset001_A 2d 2 -tr T -p P -tag default --c" in caught.value.run
     assert "-chk checkpoint_best.pth" in caught.value.run
     assert find_model(ModelQuery(checkpoint="checkpoint_best.pth")).trainer == "T"
 
 
 def test_model_folder_given_directly(results, tmp_path):
     made = make_folder(results)
-    assert find_model(ModelQuery(folder=made)).options == "-d Dataset001_A -tr T -p P -c 2d"
+    assert find_model(ModelQuery(folder=made)).options == "-d Dataset001_A -tr T -p P -c 2d -tag default"
     elsewhere = tmp_path / "shared"
     shutil.copytree(made, elsewhere)
     assert find_model(ModelQuery(folder=elsewhere)).options == f"-m {elsewhere}"
