@@ -24,7 +24,7 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
     channels = options["channel"]
     patient_of = _patients(options["patient"], problems)
     for option, part in PARTS.items():
-        globs = options[option] or (f"{option}/*",) * len(channels)
+        globs = options[option] or (_default_glob(folder, option),) * len(channels)
         if not options[option] and len(channels) > 1:
             continue  # the default globs cannot tell channels apart
         found = [_matches(folder, glob, problems) for glob in globs]
@@ -36,7 +36,7 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
             lacking = [glob for glob, matched in zip(globs, found, strict=True) if case not in matched]
             problems += [f"{case}: no file matches -{option} {glob}" for glob in lacking]
             if part == "labelled" and case not in labels:
-                problems.append(f"{case}: no file matches -labels {options['labels']}")
+                problems.append(f"{case}: no file matches -labels {options['labels']}{_found_instead(labels)}")
             elif not lacking:
                 images = tuple(ImageFile(matched[case]) for matched in found)
                 label = ImageFile(labels[case]) if part != "unlabelled" and case in labels else None
@@ -48,6 +48,18 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:
     return Found(
         tuple(records), tuple(channels), names, label_values=values, problems=(*problems, *wrong), strict=False
     )
+
+
+def _default_glob(folder: Path, option: str) -> str:
+    american = option == "unlabelled" and not (folder / option).is_dir() and (folder / "unlabeled").is_dir()
+    return "unlabeled/*" if american else f"{option}/*"
+
+
+def _found_instead(labels: dict[str, Path]) -> str:
+    """Return the cases that the labels are of, as the end of a message."""
+    if not labels:
+        return ""
+    return f", whose files are the labels of {', '.join(sorted(labels)[:3])}{', …' if len(labels) > 3 else ''}"
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -102,8 +114,10 @@ def _matches(folder: Path, glob: str, problems: list[str]) -> dict[str, Path]:
         match = pattern.fullmatch(path.relative_to(folder).as_posix())
         if not path.is_file() or path.name.startswith(".") or match is None:
             continue
-        words = [word for word in "/".join(match.groups()).split("/") if word]
-        case = stem(Path("_".join(words) or path.name))
+        end = len(match[0]) - len(path.name) + len(stem(path))  # what `*` matches of an image ending names no case
+        spans = (match.span(number) for number in range(1, pattern.groups + 1))
+        words = [word for start, stop in spans for word in match[0][start : min(stop, end)].split("/") if word]
+        case = "_".join(words) or stem(path)
         if case in found:
             problems.append(f"{found[case].name} and {path.name} would both be the case {case}")
         found[case] = path

@@ -46,6 +46,7 @@ HOSTS = ("nnunetv2", "batchgenerators", "batchgeneratorsv2", "dynamic_network_ar
 # Modules that may import nnU-Net: the look-ups, and those that derive from its classes or change its transforms.
 MAY_IMPORT = {
     "nnssl/host/__init__.py",
+    "nnssl/host/preprocessing.py",
     "nnssl/host/transforms.py",
     "nnssl/data/boxes.py",
     "nnssl/data/views.py",

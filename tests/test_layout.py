@@ -75,6 +75,7 @@ TESTED_BY = {
 
 # These test files follow one question through several modules.
 ACROSS_MODULES = {
+    "cli/test_awkward_data.py",
     "cli/test_json.py",
     "dataset_conversion/test_broken.py",
     "nnssl_trainers/test_gpu.py",

@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnssl.data.geometry import Geometry, GridRelation, geometry_of_image, has_right_angles, relate_grids
+from nnssl.data.raw import clashing_names
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
 from nnssl.data.scans import count_not_finite
 from nnssl.dataset_conversion.engine.label_values import describe_unknown_values, present_values
@@ -30,7 +31,7 @@ MOST_LABELS = 127  # of a data set without label names
 FORMAT = 1  # part of every recipe: with a new number the next run converts every case again
 FIX_FORMAT = 2  # the same for cases under --fix_geometry; rule 1 gave an image's header to labels on flipped axes too
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-IMAGE_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".h5", ".hdf5", ".img", ".hdr")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".h5", ".hdf5", ".img", ".hdr")
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ def check_download(
         )
     if problems:
         raise DataError(
-            f"the download has {len(problems)} problem(s); nothing was written",
+            f"the files of -i have {len(problems)} problem(s); nothing was written",
             where=job.source,
-            why="\n".join(problems),
+            why="\n".join(dict.fromkeys(problems)),
             run="repair these problems, then run the same command again",
         )
     return _with_labels(found, entries), entries, notes
@@ -274,6 +275,7 @@ def find_name_problems(found: Found) -> list[str]:
         for names in by_name.values()
         if len(names) > 1
     ]
+    problems += clashing_names(record.case for record in found.records if record.part != "test")
     wanted = len(found.channel_names)
     problems += [
         f"{record.case}: {len(record.channels)} channel(s), {wanted} are expected"
@@ -289,7 +291,7 @@ def find_name_problems(found: Found) -> list[str]:
 def find_strangers(found: Found, source: Path) -> list[Path]:
     """Return the image files below the download folder that do not belong to the layout."""
     used = {path for record in found.records for path in record.files()} | set(found.ignored)
-    inside = (path for path in sorted(source.rglob("*")) if path.name.lower().endswith(IMAGE_ENDINGS))
+    inside = (path for path in sorted(source.rglob("*")) if path.name.lower().endswith(VOLUME_ENDINGS))
     return [path for path in inside if not _is_hidden(path, source) and not ({path, *path.parents} & used)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from nnssl.names import IMAGE_ENDINGS
+
 DEPTH = 3  # levels below -i to search for a misplaced layout
 
 
@@ -43,12 +45,10 @@ def list_files(folder: Path, endings: Iterable[str]) -> list[Path]:
     return sorted(path for path in inside if path.name.lower().endswith(wanted))
 
 
-def stem(path: Path, endings: Iterable[str] = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".h5", ".hdf5")) -> str:
-    """Return the name of a file without its image ending."""
-    for ending in endings:
-        if path.name.lower().endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
+def stem(path: Path) -> str:
+    """Return the name of a file without its image ending; other dots belong to the name, as in `1.2.840.nii.gz`."""
+    ending = next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
+    return path.name[: len(path.name) - len(ending)]
 
 
 def number_labels(names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:

@@ -28,6 +28,7 @@ class Option:
         default: value if the option is not given.
         metavar: name of the value in the help.
         choices: the allowed values, None for any.
+        alias: a second spelling of the flag.
     """
 
     flag: str
@@ -37,6 +38,7 @@ class Option:
     default: Any = None
     metavar: str | None = None
     choices: tuple[str, ...] | None = None
+    alias: str | None = None
 
     @property
     def name(self) -> str:
@@ -210,7 +212,15 @@ CONVERTERS: dict[str, Converter] = {
                     "labels/*",
                     "GLOB",
                 ),
-                Option("-unlabelled", "globs of the unlabelled images (default: unlabelled/*)", str, "+", None, "GLOB"),
+                Option(
+                    "-unlabelled",
+                    "globs of the unlabelled images (default: unlabelled/* or unlabeled/*)",
+                    str,
+                    "+",
+                    None,
+                    "GLOB",
+                    alias="-unlabeled",
+                ),
                 Option("-test", "globs of the test images (default: test/*)", str, "+", None, "GLOB"),
                 Option(
                     "-patient",

@@ -31,7 +31,8 @@ def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None
         if option.kind is bool:
             add(option.flag, dest=option.name, action="store_true", help=option.text)
         else:
-            add(option.flag, dest=option.name, type=option.kind, nargs=option.count, default=option.default,
+            flags = [option.flag, *([option.alias] if option.alias else [])]
+            add(*flags, dest=option.name, type=option.kind, nargs=option.count, default=option.default,
                 metavar=option.metavar, choices=option.choices, help=option.text)  # fmt: skip
     add("-protocol", metavar="NAME", help="published protocol: its test patients to imagesTs, its lists as fold 0")
     geometry = "labels take spacing and origin of their image where size and direction agree"

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from nnssl.data.labels import find_label_problems, parse_labels
-from nnssl.data.raw import RawCase, RawDataset
+from nnssl.data.raw import RawCase, RawDataset, clashing_names
 from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
@@ -39,7 +39,8 @@ def check_dataset(
         - in one case: a file that cannot be read, wrong numbers or a wrong count of channels, channels or a label of
           another shape or spacing or on flipped or reordered axes, NaN and infinite voxels, a missing label, a label
           value that is not declared;
-        - across cases: the same voxels twice, one name in two folders, a patient in the test set and elsewhere.
+        - across cases: the same voxels twice, one name in two folders, names that clash (`X` and `X_seg`), a patient in
+          the test set and elsewhere.
 
     Warnings in the log name other origins or directions, axes that are not at right angles, constant images, empty
     labels and repeated scans of a patient.
@@ -150,6 +151,7 @@ def _folder_problems(raw: RawDataset) -> list[str]:
         for name in sorted(set(kinds[first]) & set(kinds[second])):
             places = " and in ".join(str(kinds[kind][name].images[0].parent) for kind in (first, second))
             problems.append(f"{name} stands in {places}: keep the scan in one folder, or rename one of two scans")
+    problems += clashing_names([*raw.labelled, *raw.unlabelled])
     learned = {case.patient: case.name for kind in ("unlabelled", "labelled") for case in kinds[kind].values()}
     for case in raw.test.values():
         other = learned.get(case.patient, case.name)

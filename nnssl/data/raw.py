@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,20 @@ class RawDataset:
     def patients(self) -> dict[str, str]:
         """Return case name -> patient for labelled and unlabelled cases."""
         return {case.name: case.patient for part in (self.labelled, self.unlabelled) for case in part.values()}
+
+
+def clashing_names(cases: Iterable[str]) -> list[str]:
+    """Return one problem for each two cases whose preprocessed files would replace each other.
+
+    nnU-Net keeps the preprocessed label of a case `X` as `X_seg`, where the image of a case `X_seg` would lie, too.
+    """
+    names = set(cases)
+    return [
+        f"the cases {name} and {name}_seg cannot stand in one data set: nnU-Net keeps the label of {name} "
+        f"as {name}_seg; rename one of them"
+        for name in sorted(names)
+        if f"{name}_seg" in names
+    ]
 
 
 def channels_of(dataset_json: Mapping[str, Any]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nnssl.data.geometry import (
 )
 from nnssl.data.raw import RawCase
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
+from nnssl.host import companion_file
 from nnssl.system.files import content_hash
 
 PERCENTILE_VOXELS = 1_000_000
@@ -141,11 +142,18 @@ def examine(task: ScanTask, expected: Expected) -> Examined:
     if len(channels) == len(case.images) and channels:
         _check_channels(channels, expected, outcome)
         sources = case.images + ((case.label,) if task.read_label and case.label and case.label.is_file() else ())
-        outcome.facts = _facts(task, channels, content_hash(*sources))
+        outcome.facts = _facts(task, channels, content_hash(*sources, *_companions(sources)))
     title = f"{case.name} ({task.kind}): "
     outcome.problems = [title + text for text in outcome.problems]
     outcome.warnings = [title + text for text in outcome.warnings]
     return outcome
+
+
+def _companions(sources: Iterable[Path]) -> list[Path]:
+    """Return the files beside scans and label that hold their voxel size: `CASE.json` for `CASE_0000.tif`."""
+    cases = (path.with_name(re.sub(r"_\d{4}$", "", path.stem) + path.suffix) for path in sources)
+    files = {companion for case in cases if (companion := companion_file(case)) and companion.is_file()}
+    return sorted(files | {other for path in sources if (other := companion_file(path)) and other.is_file()})
 
 
 def _check_channel_numbers(task: ScanTask, expected: Expected, outcome: Examined) -> None:

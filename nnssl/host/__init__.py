@@ -167,7 +167,25 @@ def plan_experiment(
     """Let a planner class write the plans `name` of a data set; `spacing` is that of 3d_fullres in mm, or None."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
-    plan_experiment_dataset(dataset, planner, gpu_gb, preprocessor, spacing, name)
+    with _sizes_of_one_or_more(), contextlib.redirect_stderr(_LogLines()):  # nnU-Net prints tracebacks of readers
+        plan_experiment_dataset(dataset, planner, gpu_gb, preprocessor, spacing, name)
+
+
+@contextlib.contextmanager
+def _sizes_of_one_or_more() -> Iterator[None]:
+    """Let nnU-Net's planner count at least one voxel for every axis of a resampled scan, as preprocessing keeps one."""
+    from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as module
+
+    original = module.compute_new_shape
+
+    def at_least_one(*arguments: Any) -> Any:  # noqa: ANN401
+        return original(*arguments).clip(min=1)
+
+    module.compute_new_shape = at_least_one
+    try:
+        yield
+    finally:
+        module.compute_new_shape = original
 
 
 def fit_patch(spacing: Sequence[float], patch: Sequence[int], min_edge: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -192,13 +210,6 @@ def plans_manager(plans: dict[str, Any]) -> PlansManager:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager as Manager
 
     return Manager(plans)
-
-
-def configuration_manager(configuration: dict[str, Any]) -> ConfigurationManager:
-    """Return nnU-Net's view of one configuration of the plans."""
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager as Manager
-
-    return Manager(configuration)
 
 
 def input_channels(plans: PlansManager, configuration: ConfigurationManager, dataset_json: dict[str, Any]) -> int:
@@ -250,8 +261,17 @@ def reader_of(dataset_json: dict[str, Any], example: str | None, *, verbose: boo
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    found: ReaderClass = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=verbose)
+    with contextlib.redirect_stderr(_LogLines()):  # nnU-Net prints the traceback of every reader that fails
+        found: ReaderClass = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=verbose)
     return found
+
+
+def companion_file(path: Path) -> Path | None:
+    """Return the file in which nnU-Net keeps the voxel size of a mask or label, None for formats with a header.
+
+    nnU-Net's reader of 3-D TIFF takes the voxel size of `CASE.tif` from `CASE.json`. The file need not exist.
+    """
+    return path.with_suffix(".json") if path.suffix.lower() in (".tif", ".tiff") else None
 
 
 # ---------------------------------------------------------------------- training and inference

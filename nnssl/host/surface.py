@@ -76,7 +76,15 @@ SURFACE: tuple[HostName, ...] = (
         "nnssl.planning.planner",
         "the memory target, and the size of the small plan",
         "UNet_vram_target_GB UNet_base_num_features UNet_max_features_2d UNet_max_features_3d dataset_json "
-        "UNet_featuremap_min_edge_length lowres_creation_threshold plans_identifier",
+        "UNet_featuremap_min_edge_length lowres_creation_threshold plans_identifier "
+        "dataset_fingerprint",
+    ),
+    *callables(
+        PLANNER,
+        "nnssl.planning.planner",
+        "the axis of one-slice scans comes first",
+        determine_transpose="",
+        determine_fullres_target_spacing="",
     ),
     *callables(
         PREPROCESSOR,
@@ -97,6 +105,18 @@ SURFACE: tuple[HostName, ...] = (
         run_case_npy="data seg properties plans_manager configuration_manager dataset_json",
     ),
     *callables(
+        PREPROCESSOR,
+        "nnssl.host.preprocessing",
+        "the check of the intensities after normalisation",
+        _normalize="data seg configuration_manager foreground_intensity_properties_per_channel",
+    ),
+    *texts(
+        "nnunetv2.imageio.tif_reader_writer.Tiff3DIO.write_seg",
+        LOOKUPS,
+        "the file with the voxel size beside a TIFF mask",
+        "spacing .json",
+    ),
+    *callables(
         EXTRACTOR,
         "nnssl.planning.fingerprint",
         "the fingerprint of one labelled case",
@@ -115,6 +135,12 @@ SURFACE: tuple[HostName, ...] = (
         "planning with the planner classes of nnssl",
         plan_experiment_dataset="dataset_id experiment_planner_class gpu_memory_target_in_gb preprocess_class_name "
         "overwrite_target_spacing overwrite_plans_name",
+    ),
+    *values(
+        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
+        LOOKUPS,
+        "the planner's median size has at least one voxel on every axis",
+        "compute_new_shape",
     ),
     *callables(
         "nnunetv2.experiment_planning.experiment_planners.network_topology",
@@ -189,6 +215,11 @@ SURFACE: tuple[HostName, ...] = (
         LOOKUPS,
         "nnU-Net's view of the plans",
         PlansManager="plans_file_or_dict",
+    ),
+    *callables(
+        HANDLER,
+        "nnssl.host.preprocessing",
+        "a configuration whose resampling keeps one slice",
         ConfigurationManager="configuration_dict",
     ),
     *callables(
@@ -208,7 +239,13 @@ SURFACE: tuple[HostName, ...] = (
         f"{HANDLER}.ConfigurationManager",
         "nnssl.planning.preprocessing",
         "what preprocessing looks up by name",
-        "preprocessor_class resampling_fn_data resampling_fn_seg data_identifier",
+        "preprocessor_class data_identifier",
+    ),
+    *values(
+        f"{HANDLER}.ConfigurationManager",
+        "nnssl.planning.preprocessing nnssl.host.preprocessing",
+        "what preprocessing looks up by name, and resampling that keeps one slice of a thin scan",
+        "resampling_fn_data resampling_fn_seg",
     ),
     *values(
         f"{HANDLER}.ConfigurationManager",

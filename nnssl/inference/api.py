@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from nnssl.errors import UsageError
-from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder
+from nnssl.data.raw import channels_of
+from nnssl.errors import DataError, UsageError
+from nnssl.host import companion_file
+from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
+from nnssl.names import DATASET_JSON, FILE_ENDING_KEY
 from nnssl.system.files import DATASET_KEYS, check_writable, read_object, write_json
 
 if TYPE_CHECKING:
@@ -98,8 +102,11 @@ def predict(
 
     Args:
         image: one of
-            - a folder of `CASE_0000.nii.gz` files → the list of the masks' paths, in the folder `output`;
+            - a folder of `CASE_0000.nii.gz` files (one channel: also `CASE.nii.gz`) → the list of the masks' paths, in
+              the folder `output`;
             - one file, or a list of files with one channel each → the mask's path; `output` is the file or its folder;
+            - a list of scans: files for a model of one channel, else lists of files with one channel each → the list of
+              the masks' paths, in the folder `output`;
             - a numpy array (z, y, x) or (C, z, y, x) with `spacing_mm` → a numpy array (z, y, x);
             - a SimpleITK image → a SimpleITK image with its geometry;
             - a nibabel image → a nibabel image with its affine;
@@ -124,15 +131,22 @@ def predict(
     channels = image if isinstance(image, list | tuple) else [image]
     if not channels:
         raise UsageError("there is no image to predict")
-    if not all(isinstance(channel, str | Path) for channel in channels):
+    nested = all(isinstance(scan, list | tuple) and scan and _are_paths(scan) for scan in channels)
+    if not nested and not _are_paths(channels):
         if output is not None:
             raise UsageError("output is for paths", why="an image in memory comes back as an image in memory")
         return load_predictor(**options).predict_image(image, spacing_mm)
     if output is None:
         raise UsageError("output is needed", where="nnssl.predict", why="scans on disk become masks on disk")
-    source = [Path(channel) for channel in channels]
-    masks = predict_files(DiskJob(source, Path(output), save_probabilities=save_probabilities), options).masks
-    return masks if source[0].is_dir() else masks[0]
+    scans = [[Path(channel) for channel in scan] for scan in channels] if nested else None
+    source = [] if nested else [Path(channel) for channel in channels]
+    job = DiskJob(source, Path(output), scans=scans, save_probabilities=save_probabilities)
+    result = predict_files(job, options)
+    return result.masks[0] if result.single else result.masks
+
+
+def _are_paths(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str | Path) for value in values)
 
 
 @dataclass(frozen=True)
@@ -140,7 +154,9 @@ class DiskJob:
     """Scans on disk to predict, and how the work is divided.
 
     Attributes:
-        source: a folder of `CASE_0000` files, or the channel files of one case.
+        source: a folder of `CASE_0000` files, or the channel files of one case; for a model of one channel several
+            files are one case each.
+        scans: instead of `source`: the channel files of several cases.
         output: folder of the masks, or the mask's file for one case.
         save_probabilities: also write `CASE.npz` and `CASE.pkl`.
         overwrite: predict cases again whose mask is there.
@@ -162,9 +178,14 @@ class DiskJob:
     writers: int | None = None
     threads: int | None = None
     progress: ProgressStyle = "off"
+    scans: Sequence[Sequence[Path]] | None = None
 
-    def cases(self, ending: str) -> list[ScanToPredict]:
+    def cases(self, ending: str, channels: int) -> list[ScanToPredict]:
         """Return the cases of this part, once the output is known to be writable.
+
+        Args:
+            ending: of the files that the model was trained on, with its dot.
+            channels: image channels of the model.
 
         Raises:
             UsageError: `output` is the folder of the scans, `part_id` is not below `num_parts`, or a count is negative.
@@ -176,18 +197,42 @@ class DiskJob:
             raise UsageError(f"-part_id {self.part_id} with -num_parts {self.num_parts}", why=why)
         if min(self.readers or 0, self.writers or 0) < 0:
             raise UsageError("-npp and -nps count threads, from 0")
-        if len(self.source) == 1 and not self.source[0].is_file():
+        if self.scans is not None:
+            cases = cases_of_list(self.scans, self.output, ending)
+        elif self.has_several(channels):
+            cases = cases_of_list([[file] for file in self.source], self.output, ending)
+        elif len(self.source) == 1 and not self.source[0].is_file():
             if self.output.resolve() == self.source[0].resolve():
                 raise UsageError("the output is the folder of the scans", where=self.output, run="choose another -o")
-            cases = cases_in_folder(self.source[0], self.output, ending)
+            cases = cases_in_folder(self.source[0], self.output, ending, channels)
         else:
             cases = [case_of_files(self.source, self.output, ending)]
+        _check_companions(cases)
         check_writable(cases[0].mask.parent, "the output folder", "choose another folder with -o")
         return cases[self.part_id :: self.num_parts]
+
+    def has_several(self, channels: int) -> bool:
+        """Return whether the source lists scans, not the channels of one scan."""
+        return channels == 1 and len(self.source) > 1
 
     def is_done(self, case: ScanToPredict) -> bool:
         """Return whether everything this job writes for the case is there."""
         return case.mask.is_file() and (not self.save_probabilities or Path(f"{case.stem}.npz").is_file())
+
+
+def _check_companions(cases: Sequence[ScanToPredict]) -> None:
+    """Refuse TIFF scans whose voxel size nnU-Net would overlook: `CASE_0000.tif` has its voxel size in `CASE.json`."""
+    images = [image for case in cases for image in case.images]
+    overlooked = [image for image in images if (companion := companion_file(image)) and companion.is_file()]
+    if overlooked:
+        image = overlooked[0]
+        stem = re.sub(r"_\d{4}$", "", image.stem)
+        raise DataError(
+            f"the voxel sizes of {len(overlooked)} TIFF scan(s) would be overlooked",
+            where=image,
+            why=f"nnU-Net's reader looks for {stem}.json beside {stem}_0000{image.suffix}",
+            run=f"name the files {stem}_0000{image.suffix} and {stem}.json",
+        )
 
 
 @dataclass(frozen=True)
@@ -201,6 +246,7 @@ class DiskResult:
         model: the model that was used.
         folds: folds whose logits were averaged.
         device: where the network ran.
+        single: the job was one scan, not a folder or a list of scans.
     """
 
     masks: list[Path]
@@ -209,6 +255,7 @@ class DiskResult:
     model: ModelFolder
     folds: list[str]
     device: str
+    single: bool
 
 
 def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
@@ -225,15 +272,17 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         OutOfMemory: the device has not enough memory for the case that is named.
     """
     model, settings = _chosen(options)
-    ending = read_object(model.path / "dataset.json", keys=DATASET_KEYS)["file_ending"]
-    cases = job.cases(str(ending))
+    description = read_object(model.path / DATASET_JSON, keys=DATASET_KEYS)
+    channels = len(channels_of(description))
+    cases = job.cases(str(description[FILE_ENDING_KEY]), channels)
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
     from nnssl.inference.predictor import Predictor, using_threads
 
     predictor = Predictor.from_folder(model, **settings)
     predictor.check_cases(todo)
     folder = cases[0].mask.parent if cases else job.output
-    if todo and job.source[0].is_dir():
+    from_folder = bool(job.source) and job.source[0].is_dir()
+    if todo and from_folder:
         _write_records(folder, predictor, job)
     workers = 3 if predictor.device.type == "cuda" else 1
     with using_threads(job.threads if predictor.device.type == "cpu" else None):
@@ -245,7 +294,8 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
             progress=job.progress,
         )
     masks = [case.mask for case in cases]
-    return DiskResult(masks, len(todo), folder, model, predictor.folds, str(predictor.device))
+    single = not (from_folder or job.scans is not None or job.has_several(channels))
+    return DiskResult(masks, len(todo), folder, model, predictor.folds, str(predictor.device), single)
 
 
 def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from nnssl.host import companion_file
 from nnssl.system.files import replacing
 
 REPAIR = "free space or choose another folder, then run the same command with --continue_prediction"
@@ -28,13 +31,28 @@ class MaskWriter(Protocol):
 def write_mask(path: Path, mask: np.ndarray[Any, Any], properties: dict[str, Any], writer: MaskWriter) -> None:
     """Write a mask of shape (z, y, x) with the geometry of its scan, and check the file by reading the mask back.
 
+    The file with the voxel size of a TIFF mask is moved to its place before the mask, so that a finished mask has it.
+
     Raises:
         EnvironmentProblem: the file cannot be written, or the file does not hold the mask.
     """
-    with replacing(path, keep_ending=True, run=REPAIR) as temporary:
+    with replacing(path, keep_ending=True, run=REPAIR) as temporary, _moving_companion(temporary, path):
         writer.write_seg(mask, str(temporary), properties)
         if not (writer.read_seg(str(temporary))[0][0] == mask).all():
             raise OSError("the file differs from the mask that was written")
+
+
+@contextlib.contextmanager
+def _moving_companion(temporary: Path, path: Path) -> Iterator[None]:
+    """On success move the temporary mask's companion file to that of `path`, otherwise delete it."""
+    source, target = companion_file(temporary), companion_file(path)
+    try:
+        yield
+        if source is not None and target is not None and source.is_file():
+            source.replace(target)
+    finally:
+        if source is not None:
+            source.unlink(missing_ok=True)
 
 
 def write_probabilities(stem: Path, probabilities: np.ndarray[Any, Any], properties: dict[str, Any]) -> None:

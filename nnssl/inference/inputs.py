@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ from pathlib import Path
 
 from nnssl.data.raw import RawCase
 from nnssl.errors import DataError
+from nnssl.names import IMAGE_ENDINGS
 from nnssl.system.resources import cpu_count
 
 logger = logging.getLogger(__name__)
-
-IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,31 @@ class ScanToPredict:
         return self.mask.with_name(self.name)
 
 
-def cases_in_folder(folder: Path, output: Path, ending: str) -> list[ScanToPredict]:
+def cases_in_folder(folder: Path, output: Path, ending: str, channels: int = 0) -> list[ScanToPredict]:
     """Return the cases `NAME_0000<ending>`, `NAME_0001<ending>`, … of a folder, sorted by name.
 
+    Args:
+        folder: with the scans.
+        output: folder of the masks.
+        ending: of the files that the model was trained on, with its dot.
+        channels: image channels of the model; with one channel `NAME<ending>` is a case, too.
+
     Raises:
-        DataError: the folder does not exist or holds no case, or an image has another ending or no channel number.
+        DataError: the folder does not exist or holds no case, two files are the same case, or an image has another
+            ending or no channel number.
     """
     if not folder.is_dir():
         raise DataError("the folder of scans does not exist", where=folder)
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    numbered = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     images: dict[str, list[Path]] = {}
-    strangers = []
-    for file in sorted(folder.iterdir()):
-        match = pattern.fullmatch(file.name)
-        if match and not file.name.startswith("."):
+    others = []
+    for file in sorted(file for file in folder.iterdir() if not file.name.startswith(".")):
+        if match := numbered.fullmatch(file.name):
             images.setdefault(match[1], []).append(file)
-        elif file.name.endswith((ending, *IMAGE_ENDINGS)) and not file.name.startswith("."):
-            strangers.append(file.name)
+        else:
+            others.append(file)
+    plain = [file for file in others if channels == 1 and file.name.endswith(ending) and file.is_file()]
+    strangers = [file.name for file in others if file not in plain and file.name.endswith((ending, *IMAGE_ENDINGS))]
     if strangers:
         raise DataError(
             f"{len(strangers)} image(s) are not named CASE_0000{ending}",
@@ -57,9 +65,28 @@ def cases_in_folder(folder: Path, output: Path, ending: str) -> list[ScanToPredi
             why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
             run=f"the model was trained on {ending} files with a channel number: rename, convert or move these",
         )
+    for file in plain:
+        name = file.name.removesuffix(ending)
+        if name in images:
+            why = f"{images[name][0].name}, {file.name}"
+            raise DataError(f"two files are the case {name}", where=folder, why=why, run="move one")
+        images[name] = [file]
     if not images:
         raise DataError("there are no scans to predict", where=folder, why=f"no file is named CASE_0000{ending}")
     return [ScanToPredict(name, tuple(files), output / f"{name}{ending}") for name, files in sorted(images.items())]
+
+
+def cases_of_list(scans: Sequence[Sequence[Path]], output: Path, ending: str) -> list[ScanToPredict]:
+    """Return one case for each list of channel files; `output` is the folder of the masks.
+
+    Raises:
+        DataError: a file does not exist or has another ending, or two scans have the same name.
+    """
+    cases = [case_of_files(files, output, ending) for files in scans]
+    twice = sorted(name for name, count in Counter(case.name for case in cases).items() if count > 1)
+    if twice:
+        raise DataError(f"{len(twice)} name(s) stand for several scans", where=output, why=", ".join(twice[:5]))
+    return cases
 
 
 def case_of_files(files: Sequence[Path], output: Path, ending: str) -> ScanToPredict:

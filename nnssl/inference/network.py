@@ -14,12 +14,12 @@ from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.host import (
     ConfigurationManager,
     PlansManager,
-    configuration_manager,
     find_trainer,
     input_channels,
     network_of_entry,
     plans_manager,
 )
+from nnssl.host.preprocessing import KeepingConfiguration, checked_preprocessor
 from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
 from nnssl.names import DATASET_JSON, PLANS_JSON
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, read_object
@@ -33,8 +33,9 @@ class LoadedModel:
         network: network with the weights of the first fold, on the CPU.
         plans: nnU-Net's plans.
         configuration: the configuration that the checkpoints were trained with.
-        preprocessing: the same configuration without resampling of label maps, which prediction does not use.
-        preprocessor: the plans' preprocessor.
+        preprocessing: the same configuration without resampling of label maps, which prediction does not use. Thin
+            scans keep one slice.
+        preprocessor: the plans' preprocessor, with a check of the normalised intensities.
         dataset_json: content of dataset.json.
         checkpoints: one checkpoint for each fold.
     """
@@ -79,7 +80,7 @@ def load_model(checkpoint_files: Sequence[Path]) -> LoadedModel:
     for file, checkpoint in reversed(list(zip(checkpoint_files, checkpoints, strict=True))):  # checks every fold
         _load_weights(network, checkpoint, file)
     preprocessing = _without_label_resampling(configuration)
-    preprocessor = configuration.preprocessor_class(verbose=False)
+    preprocessor = checked_preprocessor(configuration.preprocessor_class)(verbose=False)
     return LoadedModel(network, plans, configuration, preprocessing, preprocessor, dataset_json, checkpoints)
 
 
@@ -113,8 +114,7 @@ def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) 
 
 
 def _without_label_resampling(configuration: ConfigurationManager) -> ConfigurationManager:
-    if configuration.preprocessor_name != "DefaultPreprocessor":
-        return configuration
     entries = copy.deepcopy(configuration.configuration)
-    entries["resampling_fn_seg"], entries["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
-    return configuration_manager(entries)
+    if configuration.preprocessor_name == "DefaultPreprocessor":
+        entries["resampling_fn_seg"], entries["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
+    return KeepingConfiguration(entries)

@@ -164,6 +164,7 @@ class Predictor(nnUNetPredictor):
             progress: a bar, log lines, or nothing.
 
         Raises:
+            DataError: the intensities of a scan cannot be normalised; the message names file, channel and value.
             OutOfMemory: the device has too little memory for a case; the message names the case.
             EnvironmentProblem: a file cannot be written.
         """
@@ -212,7 +213,7 @@ class Predictor(nnUNetPredictor):
 
         Raises:
             UsageError: the type is none of these, or an array has no spacing.
-            DataError: the number of channels is wrong, or a value is not finite.
+            DataError: the number of channels is wrong, or a value is not finite, before or after normalisation.
         """
         reorient = self.plans_manager.plans["image_reader_writer"].endswith("WithReorient")
         return self._predict_loaded(load_image(image, spacing_mm, reorient=reorient))
@@ -226,14 +227,9 @@ class Predictor(nnUNetPredictor):
         bad = image.array.size - int(np.count_nonzero(np.isfinite(image.array)))
         if bad:
             raise DataError(f"the image has {bad} voxel(s) that are NaN or infinite", where="image")
-        data, _, properties = self._preprocessor.run_case_npy(
-            image.array,
-            None,
-            {"spacing": list(image.spacing_mm)},
-            self.plans_manager,
-            self._preprocessing,
-            self.dataset_json,
-        )
+        arguments = {"spacing": list(image.spacing_mm)}, self.plans_manager, self._preprocessing, self.dataset_json
+        data, _, properties = self._preprocessor.run_case_npy(image.array, None, *arguments)
+        self._check_slices("image", properties)
         logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
         return image.restore(self._restore(logits, properties, False)[0])
 
@@ -242,7 +238,21 @@ class Predictor(nnUNetPredictor):
         data, _, properties = self._preprocessor.run_case(
             files, None, self.plans_manager, self._preprocessing, self.dataset_json
         )
+        self._check_slices(case.images[0], properties)
         return torch.from_numpy(data), properties
+
+    def _check_slices(self, scan: object, properties: dict[str, Any]) -> None:
+        """Refuse a one-slice scan whose slice lies across the slices of a 2-D model."""
+        shape = properties["shape_before_cropping"]  # in the network's order of axes: the slices first
+        if len(self.configuration_manager.patch_size) == 2 and 1 in shape[1:] and max(shape[1:]) > 1:
+            axes = ["zyx"[axis] for axis in self.plans_manager.transpose_forward]
+            raise DataError(
+                "the scan is one voxel thick within the slices of the model",
+                where=scan,
+                why=f"the model's slices lie across axis {axes[0]}, the scan has one voxel along "
+                + " and ".join(axis for axis, size in zip(axes[1:], shape[1:], strict=True) if size == 1),
+                run="save the scan with the order of axes of the training scans",
+            )
 
     def _infer(self, case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
         try:

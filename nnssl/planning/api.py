@@ -31,6 +31,7 @@ from nnssl.planning.plans import (
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import default_processes, processes_for
 from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
+from nnssl.planning.suitability import check_slices, trainable_configurations
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
 
@@ -138,7 +139,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
 
     Raises:
         UsageError: an option is wrong, or options contradict each other.
-        DataError: the raw data set or its splits have problems.
+        DataError: the raw data set or its splits have problems, or the scans are too small, lie as slices on different
+            axes, or hold intensities that cannot be normalised.
         EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
     if protocol:
@@ -176,7 +178,9 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
     fingerprint = dataset_fingerprint(scope, readers, fingerprint_extractor, clean)
     plans = make_plans(scope, request, fingerprint)
-    chosen = _choose_configurations(configurations, plans)
+    chosen = trainable_configurations(plans, _choose_configurations(configurations, plans))
+    used = {*scope.with_labels, *scope.unlabelled}
+    check_slices(plans, chosen, {case: scan for case, scan in facts.items() if case in used})
     path = _write_plans(scope, splits, plans)
     done = _preprocess(scope, plans, {name: processes[name] for name in chosen}, clean) if run_preprocessing else {}
     return PlanResult(
@@ -236,6 +240,11 @@ def _choose_configurations(configurations: Sequence[str], plans: Mapping[str, An
             "the data need none of these configurations",
             where=f"-c {' '.join(configurations)}",
             why=f"the plans have: {', '.join(plans['configurations'])}",
+        )
+    if plans["original_median_shape_after_transp"][0] == 1:
+        log.info(
+            "the scans have one slice, along axis %s of the files: planned in 2-D, in the plane of the slice",
+            "zyx"[plans["transpose_forward"][0]],
         )
     return chosen
 

@@ -35,7 +35,7 @@ def dataset_fingerprint(
 
     Raises:
         UsageError: nnU-Net has no such extractor.
-        DataError: no labelled case has foreground.
+        DataError: no labelled case has foreground, or intensities below a label are too large for statistics.
     """
     path = scope.preprocessed / f"dataset_fingerprint{scope.tag}.json"
     record_path = scope.preprocessed / f"dataset_fingerprint_unlabelled{scope.tag}.json"
@@ -66,7 +66,10 @@ def _extract(scope: Scope, num_processes: int, extractor: str) -> dict[str, Any]
     tasks = {
         name: (found, case["images"], case["label"], reader, int(total // len(cases))) for name, case in cases.items()
     }
-    results = list(run_parallel(_analyse, tasks, num_processes, "fingerprint").values())
+    by_case = run_parallel(_analyse, tasks, num_processes, "fingerprint")
+    for name, (_, _, intensities, _) in by_case.items():
+        _check_intensities(cases[name]["images"], intensities)
+    results = list(by_case.values())
     return {
         "spacings": [[float(mm) for mm in spacing] for _, spacing, _, _ in results],
         "shapes_after_crop": [[int(n) for n in shape] for shape, _, _, _ in results],
@@ -82,6 +85,21 @@ def _analyse(task: tuple[Any, Sequence[str], str, Any, int]) -> tuple[Any, Any, 
     extractor, images, label, reader, samples = task
     shape, spacing, intensities, _, relative = extractor.analyze_case(images, label, reader, samples)
     return shape, spacing, intensities, relative
+
+
+def _check_intensities(images: Sequence[str], intensities: Sequence[Any]) -> None:
+    """Check that the voxels below the label have a mean and a standard deviation, channel by channel."""
+    for channel, values in enumerate(map(np.asarray, intensities)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = values.size > 0 and not np.isfinite([np.mean(values), np.std(values)]).all()
+        if bad:
+            extreme = float(values[np.argmax(np.abs(values))])
+            raise DataError(
+                f"the intensities of channel {channel} cannot be normalised",
+                where=images[min(channel, len(images) - 1)],
+                why=f"mean and standard deviation below the label overflow: the largest value is {extreme:.6g}",
+                run="replace the value by one of the scan's own range, its background for example",
+            )
 
 
 def _intensity_statistics(parts: Sequence[Any], scope: Scope) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from nnssl.errors import UsageError
+from nnssl.errors import DataError, UsageError
 from nnssl.host import fit_patch, network_of_entry
 from nnssl.names import SEMI_KEY
 from nnssl.registry import METHODS, Method, find_method
@@ -79,6 +79,7 @@ class SizedPlanner:
     record: ClassVar[Mapping[str, Any]]
 
     dataset_json: dict[str, Any]
+    dataset_fingerprint: dict[str, Any]
     plans_identifier: str
     UNet_vram_target_GB: float
 
@@ -115,10 +116,30 @@ class SizedPlanner:
         network = _network_without_memory(entry, input_channels, output_channels)
         return int(network.compute_conv_feature_map_size(patch_size))
 
-    def get_plans_for_configuration(self, *args: object, **kwargs: object) -> dict[str, Any]:
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """Return nnU-Net's order of axes and its inverse; the axis of one-slice scans comes first.
+
+        nnU-Net puts the axis with the largest spacing first. One-slice scans with equal spacings would then be cut
+        across their slice.
+
+        Raises:
+            DataError: the scans have one voxel on more than one axis.
+        """
+        spacings, sizes = (np.array(self.dataset_fingerprint[key]) for key in ("spacings", "shapes_after_crop"))
+        target = self.determine_fullres_target_spacing()  # type: ignore[attr-defined]
+        thin = one_slice_axis(sizes, np.median(np.round(spacings / target * sizes), axis=0))
+        forward, backward = super().determine_transpose()  # type: ignore[misc]
+        if thin is None or thin == forward[0]:
+            return forward, backward
+        forward = [thin, *(axis for axis in range(3) if axis != thin)]
+        return forward, [forward.index(axis) for axis in range(3)]
+
+    def get_plans_for_configuration(
+        self, spacing: Sequence[float], median_shape: Sequence[float], *args: object, **kwargs: object
+    ) -> dict[str, Any]:
         """Return nnU-Net's plan of one configuration, for the memory that the heaviest trainer leaves."""
         self.UNet_vram_target_GB = self.card_gb
-        plan = self._stock_plan(*args, **kwargs)
+        plan = self._stock_plan(spacing, median_shape, *args, **kwargs)
         weights = self._weights(plan)
         rooms = [self._room(sizing, plan, weights) for sizing in self.sizings]
         heaviest = min(rooms, key=lambda room: room.gb)
@@ -132,7 +153,7 @@ class SizedPlanner:
             )
         if heaviest.gb < self.card_gb:
             self.UNet_vram_target_GB = heaviest.gb
-            plan = self._stock_plan(*args, **kwargs)
+            plan = self._stock_plan(spacing, median_shape, *args, **kwargs)
         self.tightest = min(filter(None, [self.tightest, heaviest]), key=lambda room: room.gb)
         return plan
 
@@ -159,8 +180,12 @@ class SizedPlanner:
             "hardware": None,
         }
 
-    def _stock_plan(self, *args: object, **kwargs: object) -> dict[str, Any]:
-        plan: dict[str, Any] = super().get_plans_for_configuration(*args, **kwargs)  # type: ignore[misc]
+    def _stock_plan(
+        self, spacing: Sequence[float], median_shape: Sequence[float], *args: object, **kwargs: object
+    ) -> dict[str, Any]:
+        """Return nnU-Net's plan; 3d_lowres rounds its median size, which preprocessing keeps at one voxel or more."""
+        at_least_one = np.maximum(median_shape, 1)
+        plan: dict[str, Any] = super().get_plans_for_configuration(spacing, at_least_one, *args, **kwargs)  # type: ignore[misc]
         return plan
 
     def _weights(self, plan: Mapping[str, Any]) -> int:
@@ -196,7 +221,7 @@ class CpuPlanner(SizedPlanner):
         """Return the fixed plan of one configuration."""
         median = median_shape[: len(spacing)]
         patch = cpu_patch(spacing, median, self.UNet_featuremap_min_edge_length)
-        plan = self._stock_plan(spacing, np.array(patch), data_identifier, approximate_n_voxels_dataset, _cache)
+        plan = self._stock_plan(spacing, patch, data_identifier, approximate_n_voxels_dataset, _cache)
         plan["median_image_size_in_voxels"] = median_shape
         plan["batch_size"] = CPU_BATCH[len(spacing)]
         return plan
@@ -211,6 +236,36 @@ def _network_without_memory(entry: Mapping[str, Any], input_channels: int, num_c
 
     with torch.device("meta"):
         return network_of_entry(entry, input_channels, num_classes, allow_init=False)
+
+
+def one_slice_axis(sizes: Any, median_size: Any) -> int | None:  # noqa: ANN401 - numpy arrays
+    """Return the axis along which the labelled scans have one slice, None for volumes.
+
+    Args:
+        sizes: voxels of each scan, shape (cases, 3), in the axis order of the files as nnU-Net reads them (z, y, x).
+        median_size: median size on the grid of the plans, shape (3,).
+
+    Raises:
+        DataError: the scans have one voxel on more than one axis, or each has one slice, but along different axes.
+    """
+    thin = [axis for axis in range(3) if median_size[axis] < 2]
+    if len(thin) > 1:
+        raise DataError(
+            "the scans are thin on more than one axis",
+            where=f"median size {'x'.join(f'{size:g}' for size in median_size)} voxels (z, y, x)",
+            why=f"axes with one voxel: {', '.join('zyx'[axis] for axis in thin)}; a slice needs a plane of pixels",
+            run="check the spacings in the headers, or choose another -overwrite_target_spacing",
+        )
+    flat = sizes == 1
+    if not thin and flat.any(axis=1).all():
+        counts = ", ".join(f"{int(flat[:, axis].sum())} along {'zyx'[axis]}" for axis in range(3))
+        raise DataError(
+            "the one-slice scans lie on different axes",
+            where=f"{len(sizes)} labelled scans",
+            why=f"scans with one slice: {counts}; one plan needs the thin axis in one place",
+            run="save all scans with the same order of axes, then run the same command again",
+        )
+    return thin[0] if thin else None
 
 
 def cpu_patch(spacing: Sequence[float], median_shape: Sequence[float], min_edge: int = 4) -> tuple[int, ...]:

@@ -112,6 +112,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
 
     Raises:
         UsageError: nnU-Net has no such planner or preprocessor, or the trainer needs more memory.
+        DataError: the scans are thin on several axes, or lie as slices on different axes.
     """
     base, name = planner_and_name(request, scope.tag)
     planner = planner_class(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import EnvironmentProblem
-from nnssl.host import ConfigurationManager, PlansManager, plans_manager, quiet
+from nnssl.host import ConfigurationManager, PlansManager, companion_file, plans_manager, quiet
 from nnssl.names import DATASET_JSON, GT_FOLDER, SEMI_KEY
 from nnssl.planning.manifest import (
     DATA_ENDINGS,
@@ -65,12 +65,15 @@ def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_proc
         clean: preprocess every case again.
 
     Raises:
+        DataError: the intensities of a scan cannot be normalised; the message names file, channel and value.
         EnvironmentProblem: the disk is full or not writable, or a worker died twice on one case.
     """
+    from nnssl.host.preprocessing import KeepingConfiguration
+
     dataset_json = read_object(scope.preprocessed / DATASET_JSON)
     settings = preprocessing_settings(plans, configuration, dataset_json)
     manager = plans_manager(plans)
-    chosen = manager.get_configuration(configuration)
+    chosen = KeepingConfiguration(manager.get_configuration(configuration).configuration)
     _import_by_name(manager, chosen)
     labelled = scope.preprocessed / str(chosen.data_identifier)
     done = 0
@@ -112,15 +115,28 @@ def check_preprocessed(
 def copy_labels(scope: Scope) -> None:
     """Copy the label files of `with_labels` to `gt_segmentations`, the folder of nnU-Net's validation references.
 
+    The file with the voxel size of a TIFF label is copied first, so that the label never stands there without it.
+
     Raises:
         EnvironmentProblem: a file cannot be written.
     """
     for case in scope.with_labels:
         label = scope.raw.labelled[case].label
         target = scope.preprocessed / GT_FOLDER / f"{case}{scope.raw.file_ending}"
-        if label is not None and not (target.is_file() and filecmp.cmp(label, target, shallow=False)):
-            with replacing(target) as temporary:
-                shutil.copyfile(label, temporary)
+        if label is not None:
+            companion, companion_target = companion_file(label), companion_file(target)
+            if companion is not None and companion_target is not None:
+                _copy_changed(companion, companion_target)
+            _copy_changed(label, target)
+
+
+def _copy_changed(source: Path, target: Path) -> None:
+    """Copy a file unless the target holds the same content; a target whose source is gone is deleted."""
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+    elif not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _task(scope: Scope, name: str, with_label: bool) -> _Task:
@@ -170,9 +186,12 @@ def _import_by_name(manager: PlansManager, configuration: ConfigurationManager) 
 
 def _preprocess_case(case: _Task, job: _FolderJob) -> None:
     """Write the files of one case into a folder of its own, then move them to their place, the image last."""
+    from nnssl.host.preprocessing import checked_preprocessor
+
     place = job.folder.partial / case.name
     shutil.rmtree(place, ignore_errors=True)
-    preprocessor = _preprocessor_for_folders(job.configuration.preprocessor_class)(verbose=False)
+    checked = checked_preprocessor(job.configuration.preprocessor_class)
+    preprocessor = _preprocessor_for_folders(checked)(verbose=False)
     try:
         place.mkdir()
         with quiet():

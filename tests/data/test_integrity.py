@@ -250,6 +250,10 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing label": (lambda f: (f / LABEL).unlink(), ("l1 (labelled)", LABEL, "does not exist", "imagesUn")),
     "no background": (lambda f: edit_json(f, labels={"core": 1}), ("background is missing", "must be 0")),
     "numTraining": (lambda f: edit_json(f, numTraining=5), ("numTraining is 5", "3 labelled cases")),
+    "names that clash in the preprocessed folder": (
+        lambda f: [(f / f"imagesUn/u1_000{c}.nii.gz").rename(f / f"imagesUn/l2_seg_000{c}.nii.gz") for c in (0, 1)],
+        ("the cases l2 and l2_seg cannot stand in one data set", "rename one"),
+    ),
     "empty imagesUn": (empty_unlabelled, ("imagesUn holds no scans", "remove the folder")),
     "labelled scan again as unlabelled": (
         lambda f: copy_scan(f, "imagesTr/l1", "imagesUn/u1"),

@@ -97,7 +97,7 @@ def test_patients_are_found_in_the_names(tmp_path: Path, monkeypatch, capsys) ->
 def test_missing_partners(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
     (download / "labels" / "b.nii.gz").unlink()
     message = refused(tmp_path, monkeypatch, capsys, "folder", download)
-    assert message == "b: no file matches -labels labels/*"
+    assert message == "b: no file matches -labels labels/*, whose files are the labels of a"
 
 
 def test_same_voxels(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
@@ -143,3 +143,45 @@ def test_two_channels_need_no_other_globs(world: tuple[Path, Path]) -> None:
 def test_a_given_glob_that_matches_nothing_is_named(world: tuple[Path, Path], capsys) -> None:
     assert convert_folder(world[0], "-test", "tset/*") == 3
     assert "-test tset/* matches no file" in capsys.readouterr().err
+
+
+def test_dots_in_a_name_belong_to_it(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = tmp_path / "mine"
+    for seed, case in enumerate(("1.2.840.1", "1.2.840.2")):
+        write(root / "images" / f"{case}.nii.gz", scan(seed))
+        write(root / "labels" / f"{case}.nii.gz", label([1, 2], dtype=np.int16))
+    globs = ["-images", "images/*.nii.gz", "-labels", "labels/*.nii.gz"]
+    assert list(converted(tmp_path, monkeypatch, "folder", root, *globs).labelled) == ["1.2.840.1", "1.2.840.2"]
+
+
+def test_names_that_differ_after_a_dot_are_never_paired(tmp_path: Path, monkeypatch, capsys) -> None:
+    root = tmp_path / "mine"
+    write(root / "images" / "two.1.nii.gz", scan(1))
+    write(root / "labels" / "two.7.nii.gz", label([1, 2], dtype=np.int16))
+    globs = ["-images", "images/*.nii.gz", "-labels", "labels/*.nii.gz"]
+    message = refused(tmp_path, monkeypatch, capsys, "folder", root, *globs)
+    assert "two.1: no file matches -labels labels/*.nii.gz, whose files are the labels of two.7" in message
+
+
+def test_an_open_glob_leaves_the_ending_out_of_the_name(tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "mine"
+    for seed, (case, ending) in enumerate({"pat01": ".nii.gz", "pat02": ".nii"}.items()):
+        write(root / "scans" / f"{case}_img{ending}", scan(seed))
+        write(root / "scans" / f"{case}_mask.nii.gz", label([1, 2], dtype=np.int16))
+    globs = ["-images", "scans/*_img.nii*", "-labels", "scans/*_mask.nii*"]
+    raw = converted(tmp_path, monkeypatch, "folder", root, *globs)
+    assert list(raw.labelled) == ["pat01", "pat02"]
+    assert_scan(raw.labelled["pat02"].images[0], scan(1))
+
+
+def test_both_spellings_of_the_folder_of_unlabelled_scans(tmp_path: Path, monkeypatch, download: Path) -> None:
+    (download / "unlabelled").rename(download / "unlabeled")
+    for options in ([], ["-unlabeled", "unlabeled/*.nrrd"]):
+        assert list(converted(tmp_path, monkeypatch, "folder", download, *options).unlabelled) == ["c"]
+
+
+def test_names_that_nnunet_would_mix_up(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
+    (download / "unlabelled" / "c.nrrd").rename(download / "unlabelled" / "a_seg.nrrd")
+    assert "the cases a and a_seg cannot stand in one data set" in refused(
+        tmp_path, monkeypatch, capsys, "folder", download
+    )

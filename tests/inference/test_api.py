@@ -34,6 +34,26 @@ def test_file_in_file_out(model, scan_file, tmp_path):
     assert (read_mask(named) == read_mask(in_folder)).all()
 
 
+def test_a_list_of_files_is_a_list_of_scans_where_the_model_has_one_channel(model, scans, tmp_path):
+    files = [scans / f"case_{case}_0000.nii.gz" for case in (2, 0)]
+    masks = nnssl.predict(files, tmp_path / "out", device="cpu")
+    assert masks == [tmp_path / "out" / f"case_{case}.nii.gz" for case in (2, 0)]
+    alone = nnssl.predict(files[0], tmp_path / "alone.nii.gz", device="cpu")
+    assert (read_mask(masks[0]) == read_mask(alone)).all()
+    assert nnssl.predict([[file] for file in files], tmp_path / "nested", device="cpu") == [
+        tmp_path / "nested" / mask.name for mask in masks
+    ]
+
+
+def test_a_folder_of_plain_names(model, scans, tmp_path):
+    expected = [read_mask(mask) for mask in nnssl.predict(scans, tmp_path / "numbered", device="cpu")]
+    for file in scans.iterdir():
+        file.rename(file.with_name(file.name.replace("_0000", "")))
+    masks = nnssl.predict(scans, tmp_path / "plain", device="cpu")
+    assert [mask.name for mask in masks] == [f"case_{case}.nii.gz" for case in range(3)]
+    assert all((read_mask(mask) == other).all() for mask, other in zip(masks, expected, strict=True))
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_images_in_memory_give_the_mask_of_the_file(results, scan_file, tmp_path, reader):
     write_model(results, image_reader_writer=reader)

@@ -10,7 +10,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.errors import DataError
-from nnssl.inference.inputs import case_of_files, cases_in_folder, check_cases
+from nnssl.inference.inputs import case_of_files, cases_in_folder, cases_of_list, check_cases
 from tests.inference.model_for_tests import make_scan, write_scans
 from tests.orientations import ORIENTATIONS, SAME, SIZES, image_with_corner, name_of, reorient
 from tests.sheared import write_sheared
@@ -52,6 +52,38 @@ def test_names_that_do_not_fit(tmp_path, files, message, why):
     with pytest.raises(DataError, match=message) as caught:
         cases_in_folder(tmp_path, Path("out"), ".nii.gz")
     assert why in caught.value.why
+
+
+def test_one_channel_needs_no_channel_number(tmp_path):
+    for name in ("a.nii.gz", "b_0000.nii.gz", ".hidden.nii.gz", "notes.txt"):
+        (tmp_path / name).touch()
+    cases = cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=1)
+    assert [(case.name, case.mask) for case in cases] == [
+        ("a", Path("out/a.nii.gz")),
+        ("b", Path("out/b.nii.gz")),
+    ]
+    with pytest.raises(DataError, match=r"1 image.*not named"):
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=2)
+
+
+def test_a_scan_with_and_without_channel_number_is_two_files_for_one_mask(tmp_path):
+    for name in ("a.nii.gz", "a_0000.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="two files are the case a") as caught:
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=1)
+    assert caught.value.why == "a_0000.nii.gz, a.nii.gz"
+
+
+def test_list_of_scans(tmp_path):
+    files = [tmp_path / name for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a.nii.gz", "other/a_0000.nii.gz")]
+    files[-1].parent.mkdir()
+    for file in files:
+        file.touch()
+    cases = cases_of_list([files[:2], files[2:3]], tmp_path / "out", ".nii.gz")
+    assert [(case.name, len(case.images)) for case in cases] == [("b", 2), ("a", 1)]
+    with pytest.raises(DataError, match="stand for several scans") as caught:
+        cases_of_list([files[2:3], files[3:]], tmp_path / "out", ".nii.gz")
+    assert caught.value.why == "a"
 
 
 def test_missing_folder_and_missing_file(tmp_path):

@@ -49,7 +49,8 @@ def test_absent_parts_are_notes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("a.nii.gz", "a"), ("a.b.NRRD", "a.b"), ("a.h5", "a"), ("a.png", "a"), ("a", "a")]
+    ("name", "expected"),
+    [("a.nii.gz", "a"), ("a.b.NRRD", "a.b"), ("a.h5", "a"), ("a.png", "a"), ("a", "a"), ("pat.1", "pat.1")],
 )
 def test_stems(name: str, expected: str) -> None:
     assert stem(Path("folder") / name) == expected

@@ -1,0 +1,124 @@
+"""nnU-Net's preprocessing with the guards of nnssl: thin scans keep a slice, extreme values are errors or warnings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnssl import host
+from nnssl.errors import DataError
+from nnssl.host.preprocessing import KeepingConfiguration, checked_preprocessor
+from nnssl.inference.export import write_mask
+from tests.conftest import LABELS, tiny_plans
+
+DATASET_JSON = {"labels": LABELS, "channel_names": {"0": "MR"}, "numTraining": 4, "file_ending": ".nii.gz"}
+
+
+def preprocessed(array, spacing, *, scheme="ZScoreNormalization", target=(5.0, 1.0, 1.0), stock=False):
+    plans = tiny_plans(3, [16, 16, 16])
+    (name,) = plans["configurations"]
+    plans["configurations"][name] |= {"spacing": list(target), "normalization_schemes": [scheme]}
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(name)
+    preprocessor = DefaultPreprocessor
+    if not stock:
+        configuration = KeepingConfiguration(configuration.configuration)
+        preprocessor = checked_preprocessor(DefaultPreprocessor)
+    image = np.asarray(array, np.float32)[None]
+    arguments = {"spacing": list(spacing)}, manager, configuration, DATASET_JSON
+    return preprocessor(verbose=False).run_case_npy(image, (image > 50).astype(np.int8), *arguments)[:2]
+
+
+def scan(shape=(12, 20, 18)):
+    image = np.random.default_rng(0).normal(10, 6, shape)
+    image[tuple(slice(size // 4, size // 2 + 1) for size in shape)] += 90
+    return image
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_every_axis_keeps_one_voxel(axis):
+    shape, target = [12, 20, 18], [1.0, 1.0, 1.0]
+    shape[axis], target[axis] = 2, 5.0
+    data, seg = preprocessed(scan(shape), (1.0, 1.0, 1.0), target=target)
+    expected = [1 if number == axis else size for number, size in enumerate(shape)]
+    assert list(data.shape[1:]) == list(seg.shape[1:]) == expected
+    assert np.isfinite(data).all()
+    assert seg.max() == 1
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.0, 1.0), (3.0, 0.7, 1.4), (2.6, 1.0, 1.0)])
+def test_other_sizes_are_bit_identical_to_stock_nnunet(spacing):
+    ours, stock = (preprocessed(scan(), spacing, stock=value) for value in (False, True))
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(ours, stock, strict=True))
+
+
+@pytest.mark.parametrize("value", [np.finfo(np.float32).min, np.finfo(np.float32).max, 1e20])
+def test_values_that_spoil_the_normalisation_are_named(value):
+    image = scan()
+    image[0, :, :3] = value
+    with pytest.raises(DataError, match="channel 0 cannot be normalised") as caught:
+        preprocessed(image, (5.0, 1.0, 1.0))
+    assert f"{np.float32(value):.6g}" in caught.value.why
+
+
+def test_an_outlier_that_hides_the_scan_is_a_warning(caplog):
+    image = scan()
+    image[0, 0, 0] = 1e12
+    with caplog.at_level(logging.WARNING):
+        data, _ = preprocessed(image, (5.0, 1.0, 1.0))
+    assert np.isfinite(data).all()
+    assert "image: the value 1e+12 in channel 0, beyond any physical range" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "value"), [("ZScoreNormalization", 3e4), ("CTNormalization", 1e12), ("ZScoreNormalization", 0.0)]
+)
+def test_large_values_that_keep_the_contrast_are_silent(caplog, scheme, value):
+    image = scan()
+    image[0, 0, 0] = value
+    with caplog.at_level(logging.WARNING):
+        preprocessed(image, (5.0, 1.0, 1.0), scheme=scheme)
+    assert not caplog.records
+
+
+def test_a_tiff_mask_and_its_voxel_size_are_written_as_one(tmp_path):
+    mask = np.zeros((4, 6, 5), np.uint8)
+    mask[1:3, 2:4, 1:4] = 1
+    write_mask(tmp_path / "a.b.tif", mask, {"spacing": [3.0, 1.0, 1.0]}, Tiff3DIO())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.b.json", "a.b.tif"]
+    voxels, properties = Tiff3DIO().read_seg(str(tmp_path / "a.b.tif"))
+    assert np.array_equal(voxels[0], mask)
+    assert properties["spacing"] == [3.0, 1.0, 1.0]
+
+
+def test_a_tiff_mask_that_fails_leaves_nothing(tmp_path):
+    class Broken(Tiff3DIO):
+        def read_seg(self, seg_fname):
+            raise RuntimeError(f"cannot read {seg_fname}")
+
+    with pytest.raises(Exception, match="could not be written"):
+        write_mask(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint8), {"spacing": [3.0, 1.0, 1.0]}, Broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "companion"), [("a_seg.tif", "a_seg.json"), ("a.TIFF", "a.json"), ("a.nii.gz", None), ("a.png", None)]
+)
+def test_only_tiff_has_a_companion(name, companion):
+    found = host.companion_file(Path("folder", name))
+    assert found == (Path("folder", companion) if companion else None)
+
+
+def test_readers_that_fail_leave_no_traceback(tmp_path, capfd):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "a_0000.tif", np.zeros((10, 24, 26), np.uint8))
+    description = {"file_ending": ".tif"}
+    assert host.reader_of(description, str(tmp_path / "a_0000.tif"), verbose=False) is Tiff3DIO
+    assert "Traceback" not in capfd.readouterr().err
