@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-# Endings of image files, the longest first where one ends in another; a name without its ending names the case.
-IMAGE_ENDINGS = (
-    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr", ".img", ".dcm", ".h5", ".hdf5",
-    ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg",
-)  # fmt: skip
-
 # Environment variables of nnU-Net's three folders.
 RAW_VARIABLE = "nnUNet_raw"
 PREPROCESSED_VARIABLE = "nnUNet_preprocessed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from nnssl.names import IMAGE_ENDINGS
+from nnssl.data.raw import IMAGE_ENDINGS
 
 DEPTH = 3  # levels below -i to search for a misplaced layout
 

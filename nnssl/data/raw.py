@@ -23,6 +23,12 @@ from nnssl.names import (
 )
 from nnssl.system.files import environment_folder, read_json
 
+# Endings of image files, the longest first where one ends in another; a name without its ending names the case.
+IMAGE_ENDINGS = (
+    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr", ".img", ".dcm", ".h5", ".hdf5",
+    ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RawCase:

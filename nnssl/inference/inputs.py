@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nnssl.data.raw import RawCase
+from nnssl.data.raw import IMAGE_ENDINGS, RawCase
 from nnssl.errors import DataError
-from nnssl.names import IMAGE_ENDINGS
 from nnssl.system.resources import cpu_count
 
 logger = logging.getLogger(__name__)
