@@ -87,7 +87,7 @@ def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any],
     stream, _ = made["DPTMTrainer"].get_dataloaders()
     batches = [next(stream) for _ in range(4)]
     for trainer in list(made.values())[1:]:
-        trainer.training_mode()
+        trainer.set_training_mode()
         trainer.iteration = trainer.settings.num_iterations // 2
     return made, batches
 

@@ -14,7 +14,7 @@ import nnssl
 from benchmarks.real_data import main as write_real_data
 from nnssl.cli.convert import main as convert
 
-ROOT = Path(os.environ.get("NNSSL_REAL_DATA", "/nowhere"))
+ROOT = Path(os.environ.get("NNSSL_REAL_DATA") or "/nowhere")
 pytestmark = [
     pytest.mark.real_data,
     pytest.mark.slow,

@@ -18,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, name, text in (
         ("-d", "dataset", "data set, name or id"),
         ("-tr", "trainer", "trainer"),
-        ("-p", "plans", "plans"),
+        ("-p", "plans", "plans name"),
         ("-c", "configuration", "configuration"),
         ("-f", "fold", "fold"),
         ("-tag", "tag", "tag, default for runs without one"),

@@ -21,7 +21,7 @@ RESIDUAL_BLOCKS = (1, 3, 4)  # of the first stages, as nnU-Net's planners for re
 Architecture = dict[str, Any]
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """Return the network inside DistributedDataParallel and torch.compile."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
@@ -59,7 +59,7 @@ def architecture(setting: str, text: str, plan: Mapping[str, Any], others: tuple
         ) from error
 
 
-def with_architecture(plans: dict[str, Any], configuration: str, entry: Architecture) -> dict[str, Any]:
+def replace_architecture(plans: dict[str, Any], configuration: str, entry: Architecture) -> dict[str, Any]:
     """Return a copy of the plans in which a configuration has this `architecture` entry."""
     plans = copy.deepcopy(plans)
     plans["configurations"][configuration]["architecture"] = entry

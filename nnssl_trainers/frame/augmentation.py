@@ -17,7 +17,7 @@ LARGEST_ROTATION, ROTATION_PROBABILITY = math.radians(20), 0.5
 SPACING_TOLERANCE = 0.1  # voxels of axes whose sizes differ by less are turned into each other
 
 
-def as_in_papers(transforms: ComposeTransforms, patch_size: Sequence[int], spacing: Sequence[float]) -> None:
+def use_paper_augmentation(transforms: ComposeTransforms, patch_size: Sequence[int], spacing: Sequence[float]) -> None:
     """Change nnU-Net's training transforms into those of the semi-supervised papers, in place.
 
     Crops and flips are nnU-Net's. Rotations reach 20° and happen in every second patch, scaling never. Patches are

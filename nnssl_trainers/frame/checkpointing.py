@@ -15,7 +15,7 @@ from nnssl.host import plans_manager
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import LATEST
 from nnssl.training.settings import RunSettings
-from nnssl_trainers.frame.architecture import PLAN, architecture, unwrapped, with_architecture
+from nnssl_trainers.frame.architecture import PLAN, architecture, replace_architecture, unwrap
 from nnssl_trainers.frame.epoch_log import EpochLog
 
 
@@ -69,7 +69,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         if self.config.network == PLAN:
             return plans
         entry = architecture("network", self.config.network, plan_of(plans, configuration))
-        return with_architecture(plans, configuration, entry)
+        return replace_architecture(plans, configuration, entry)
 
     @property
     def output_folder_base(self) -> Any:  # noqa: ANN401 - a path, None where nnUNet_results is not set
@@ -92,7 +92,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         """The networks that are trained by gradient, each with its optimiser."""
         return [(self.network, self.optimizer)]
 
-    def training_mode(self) -> None:
+    def set_training_mode(self) -> None:
         """Put the networks into the mode that they train in."""
         for network, _ in self.trained:
             network.train()
@@ -113,7 +113,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         return {
             "iteration": self.iteration,
             "epoch": self.current_epoch,
-            "student": unwrapped(self.network).state_dict(),
+            "student": unwrap(self.network).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": scaler.state_dict() if scaler is not None else None,
             "terms": {name: value.item() for name, value in self._terms.items()},
@@ -125,7 +125,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned in an earlier session."""
         self.iteration, self.current_epoch = state["iteration"], state["epoch"]
-        unwrapped(self.network).load_state_dict(state["student"])
+        unwrap(self.network).load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.grad_scaler is not None and state["grad_scaler"] is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
@@ -154,7 +154,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         if full:
             ours["state"] = self.state()
         checkpoint = {
-            "network_weights": unwrapped(self.deployed).state_dict(),
+            "network_weights": unwrap(self.deployed).state_dict(),
             "optimizer_state": None,
             "grad_scaler_state": None,
             "logging": checkpoints.plain(self.logger.get_checkpoint()),
@@ -187,7 +187,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             if ours["run"]["num_iterations"] < self.settings.num_iterations:  # the last epoch may have been a short one
                 self.current_epoch = self.settings.epoch_of(self.iteration)
         else:
-            unwrapped(self.deployed).load_state_dict(checkpoint["network_weights"])
+            unwrap(self.deployed).load_state_dict(checkpoint["network_weights"])
             self.iteration, self.current_epoch = ours["iteration"], checkpoint["current_epoch"]
             self._resumable = False
 

@@ -17,7 +17,7 @@ from nnssl.data.views import make_reproducible, two_views
 from nnssl.errors import DataError, UsageError
 from nnssl.host import augmentation_workers
 from nnssl.names import UNLABELLED_SUFFIX
-from nnssl_trainers.frame.augmentation import as_in_papers
+from nnssl_trainers.frame.augmentation import use_paper_augmentation
 from nnssl_trainers.frame.run_loop import RunLoop
 
 
@@ -85,7 +85,7 @@ class DataStreams(RunLoop[ConfigT]):
                     why="the place that a patch was cut from is not followed through turns by 90°",
                     run="--set augmentation=nnunet",
                 )
-            as_in_papers(training, plan.patch_size, plan.spacing)
+            use_paper_augmentation(training, plan.patch_size, plan.spacing)
         validating = self.get_validation_transforms(scales, **labels)
         labelled, validation = self.get_tr_and_val_datasets()
         share = self.oversample_foreground_percent

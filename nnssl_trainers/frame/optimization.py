@@ -10,7 +10,7 @@ from torch import nn
 
 from nnssl.config import MethodConfig
 from nnssl.networks import OptimizerDefaults
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 
 DEFAULTS = {  # nnU-Net's, and those of AdamW's authors for vision transformers
     "sgd": OptimizerDefaults("sgd", learning_rate=1e-2, weight_decay=3e-5),
@@ -28,7 +28,7 @@ def build_optimizer(network: nn.Module, config: MethodConfig) -> torch.optim.Opt
         network: with its parameters on the device.
         config: settings of the method.
     """
-    own: OptimizerDefaults = getattr(unwrapped(network), "optimizer_defaults", DEFAULTS["sgd"])
+    own: OptimizerDefaults = getattr(unwrap(network), "optimizer_defaults", DEFAULTS["sgd"])
     defaults = own if config.optimizer in ("auto", own.optimizer) else DEFAULTS[config.optimizer]
     rate = defaults.learning_rate if config.learning_rate is None else config.learning_rate
     decay = defaults.weight_decay if config.weight_decay is None else config.weight_decay
@@ -44,7 +44,7 @@ def build_optimizer(network: nn.Module, config: MethodConfig) -> torch.optim.Opt
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     """Return the parameters of a network in groups: with weight decay, and without where its class names some."""
-    undecayed: tuple[str, ...] = getattr(unwrapped(network), "undecayed", ())
+    undecayed: tuple[str, ...] = getattr(unwrap(network), "undecayed", ())
     named = list(network.named_parameters())
     if not undecayed:
         return [{"params": [parameter for _, parameter in named]}]

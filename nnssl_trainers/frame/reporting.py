@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from typing_extensions import Self
 
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.epoch_log import Row
 
 ProgressStyle = Literal["bar", "lines", "off"]
@@ -30,7 +30,7 @@ log = logging.getLogger("nnssl.train")
 def header_lines(trainer: Any) -> list[str]:  # noqa: ANN401 - the frame's trainer, which imports this module
     """Return the lines that say what begins: method, run, cases, network, length, folder."""
     cases, settings, plan = trainer.fold_cases(), trainer.settings, trainer.configuration_manager
-    network = unwrapped(trainer.network)
+    network = unwrap(trainer.network)
     weights = sum(parameter.numel() for parameter in network.parameters())
     place = f"{trainer.plans_manager.dataset_name}, {trainer.configuration_name}, fold {trainer.fold}"
     unlabelled = len(cases.unlabelled) if trainer.uses_unlabelled else "no"

@@ -22,7 +22,7 @@ from nnssl.names import DATASET_JSON
 from nnssl.system.files import write_json
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import BEST, FINAL, LATEST, check_other_folds
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.checkpointing import Checkpointing
 from nnssl_trainers.frame.epoch_log import epoch_line
 from nnssl_trainers.frame.plots import plot_progress
@@ -53,7 +53,7 @@ class RunLoop(Checkpointing[ConfigT]):
         """
         self._by_user = by_user
         if not self._in_loop:
-            raise self._stopped()
+            raise self._stop_error()
         self._stop_requested = True
         if by_user:
             log.info("saving and stopping after this iteration; Ctrl-C again ends at once")
@@ -103,14 +103,14 @@ class RunLoop(Checkpointing[ConfigT]):
         if self.iteration == start:
             self.on_epoch_start()
         clock, waited, first = time.perf_counter(), self.dataloader_train.seconds_waited, self.iteration
-        self.training_mode()
+        self.set_training_mode()
         while self.iteration < epoch_end:
             self.train_step(next(self.dataloader_train))
             if line := reporter.step():
                 self._tell(line)
             if self._stop_requested and not self.is_ddp:
                 self.save_checkpoint(str(Path(self.output_folder) / LATEST))
-                raise self._stopped()
+                raise self._stop_error()
         terms = {name: value.item() / (epoch_end - start) for name, value in self._terms.items()}
         self._check_finite(terms)
         seconds = time.perf_counter() - clock
@@ -124,7 +124,7 @@ class RunLoop(Checkpointing[ConfigT]):
             self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
         self._finish_epoch(terms, speed)
         if self._any_rank(self._stop_requested):
-            raise self._stopped()
+            raise self._stop_error()
 
     def _any_rank(self, flag: bool) -> bool:
         """Return whether the flag is set in any process: all must leave the loop after the same step."""
@@ -203,7 +203,7 @@ class RunLoop(Checkpointing[ConfigT]):
             plot_progress(self.record.rows, self.structure_names(), Path(self.output_folder) / "progress.png")
             self._last_plot = time.monotonic()
 
-    def _stopped(self) -> StoppedBySignal:
+    def _stop_error(self) -> StoppedBySignal:
         """Return the error that ends a stopped run: what is kept, and how the run goes on."""
         kind = StoppedByUser if self._by_user else StoppedBySignal
         done = f"{self.iteration} of {self.settings.num_iterations} iterations are done"
@@ -243,10 +243,10 @@ class RunLoop(Checkpointing[ConfigT]):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch the extra outputs of the networks on (training) or off (inference)."""
         for network in {self.deployed, *(network for network, _ in self.trained)}:
-            unwrapped(network).decoder.deep_supervision = enabled  # type: ignore[union-attr]
+            unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     @contextmanager
-    def deployed_as_network(self) -> Iterator[None]:
+    def use_deployed_network(self) -> Iterator[None]:
         """Make nnU-Net's code, which uses `self.network`, work on the deployed network."""
         trained = self.network
         self.network = self.deployed
@@ -261,7 +261,7 @@ class RunLoop(Checkpointing[ConfigT]):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return nnU-Net's validation numbers of the deployed network on one batch."""
-        with self.deployed_as_network():
+        with self.use_deployed_network():
             result: dict[str, Any] = super().validation_step(batch["validation"])
         return result
 
@@ -277,5 +277,5 @@ class RunLoop(Checkpointing[ConfigT]):
         """Predict the fold's validation cases with the deployed network and write validation/summary.json."""
         self.set_deep_supervision_enabled(False)
         self.deployed.eval()
-        predict_validation_cases(self, unwrapped(self.deployed), save_probabilities)
+        predict_validation_cases(self, unwrap(self.deployed), save_probabilities)
         self.set_deep_supervision_enabled(True)

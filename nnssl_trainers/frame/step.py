@@ -25,7 +25,7 @@ class TrainingStep(DataStreams[ConfigT]):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Do one optimiser step on the batch of this iteration; returns the loss without waiting for the device."""
-        ready = self._on_device(batch)
+        ready = self._move_to_device(batch)
         self.lr_scheduler.step(self.iteration)
         for _, optimizer in self.trained:
             optimizer.zero_grad(set_to_none=True)
@@ -71,7 +71,7 @@ class TrainingStep(DataStreams[ConfigT]):
         """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""
         return torch.sigmoid(logits.float()) if self.label_manager.has_regions else torch.softmax(logits.float(), 1)
 
-    def _on_device(self, batch: dict[str, Any]) -> Batch:
+    def _move_to_device(self, batch: dict[str, Any]) -> Batch:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(self.device, non_blocking=True)
 

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from nnssl.config import MethodConfig, hyper
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
@@ -67,7 +67,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
         super().initialize()
         self.taught: Tensor | None = None  # voxels of each foreground class (region) in the epoch's pseudo-labels
         self.teacher: Any = self.new_network()
-        self.teacher.load_state_dict(unwrapped(self.network).state_dict())
+        self.teacher.load_state_dict(unwrap(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
         if self._do_i_compile():
             self.teacher = torch.compile(self.teacher)
@@ -75,7 +75,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
     def load_pretrained(self, file: str) -> None:
         """Start student and teacher from the weights of another training."""
         super().load_pretrained(file)
-        unwrapped(self.teacher).load_state_dict(unwrapped(self.network).state_dict())
+        unwrap(self.teacher).load_state_dict(unwrap(self.network).state_dict())
 
     @property
     def deployed(self) -> nn.Module:
@@ -86,15 +86,15 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
         student: nn.Module = self.network
         return student
 
-    def training_mode(self) -> None:
+    def set_training_mode(self) -> None:
         """Put what learns into training mode, and the teacher into the mode of the setting `teacher_mode`."""
-        super().training_mode()
+        super().set_training_mode()
         set_teacher_mode(self.teacher, self.config.teacher_mode)
 
     def after_step(self) -> None:
         """Move the teacher towards the student."""
         decay = warmed_up_decay(self.iteration, self.config.ema_decay)
-        ema_update(unwrapped(self.teacher), unwrapped(self.network), decay)
+        ema_update(unwrap(self.teacher), unwrap(self.network), decay)
 
     def predict_together(self, labelled: Tensor, unlabelled: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the student's outputs on labelled and unlabelled patches from one forward pass.
@@ -155,9 +155,9 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
 
     def state(self) -> dict[str, Any]:
         """Return the state with the teacher in it."""
-        return {**super().state(), "teacher": unwrapped(self.teacher).state_dict()}
+        return {**super().state(), "teacher": unwrap(self.teacher).state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state with a teacher in it."""
         super().load_state(state)
-        unwrapped(self.teacher).load_state_dict(state["teacher"])
+        unwrap(self.teacher).load_state_dict(state["teacher"])

@@ -17,7 +17,7 @@ from nnssl.config import ConfigT
 from nnssl.errors import EnvironmentProblem
 from nnssl.host import case_dataset_class, input_channels
 from nnssl.training import checkpoints
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.optimization import LearningRates, build_optimizer, schedule_factor
 from nnssl_trainers.frame.step import TrainingStep
 
@@ -39,12 +39,12 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
             self.network = torch.compile(self.network)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
-            self.network = self.distributed(self.network)
+            self.network = self.distribute(self.network)
         self.loss = self._build_loss()
         self.dataset_class = case_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
 
-    def distributed(self, network: nn.Module) -> DistributedDataParallel:
+    def distribute(self, network: nn.Module) -> DistributedDataParallel:
         """Return the network shared among the processes; batch normalisation sees all of them on CUDA."""
         cuda = self.device.type == "cuda"
         if cuda:
@@ -71,7 +71,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         """
         self.initialize()
         theirs = checkpoints.load(Path(file)).get("network_weights", {})
-        ours = unwrapped(self.network).state_dict()
+        ours = unwrap(self.network).state_dict()
         heads = (".seg_layers.", "decoder.head.")
         wanted = [name for name in ours if not any(head in name for head in heads)]
         wrong = [name for name in wanted if name not in theirs or theirs[name].shape != ours[name].shape]
@@ -81,7 +81,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
                 where=file,
                 why=f"{len(wrong)} of {len(wanted)} tensors are missing or of other shape, {wrong[0]} first",
             )
-        unwrapped(self.network).load_state_dict({**ours, **{name: theirs[name] for name in wanted}})
+        unwrap(self.network).load_state_dict({**ours, **{name: theirs[name] for name in wanted}})
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LearningRates]:
         """Return the student's optimiser, and the schedule of all learning rates, counted in iterations."""

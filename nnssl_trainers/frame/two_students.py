@@ -15,7 +15,7 @@ from nnssl.errors import UsageError
 from nnssl.host import plans_manager
 from nnssl.networks import build_network
 from nnssl.networks.mean import MeanOfNetworks
-from nnssl_trainers.frame.architecture import NONE, PLAN, Architecture, architecture, unwrapped, with_architecture
+from nnssl_trainers.frame.architecture import NONE, PLAN, Architecture, architecture, replace_architecture, unwrap
 from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.frame.checkpointing import plan_of
 from nnssl_trainers.frame.optimization import build_optimizer, schedule_factor
@@ -64,8 +64,8 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
             self.architectures.append(architecture("student2", second, plan, others=(NONE,)))
         if deployed == "mean":
             regions = plans_manager(plans).get_label_manager(dataset_json).has_regions
-            return with_architecture(plans, configuration, _mean_architecture(self.architectures, regions))
-        return with_architecture(plans, configuration, self.architectures[-1 if deployed == "student2" else 0])
+            return replace_architecture(plans, configuration, _mean_architecture(self.architectures, regions))
+        return replace_architecture(plans, configuration, self.architectures[-1 if deployed == "student2" else 0])
 
     def initialize(self) -> None:
         """Build student 1 (and what else the frame has), then student 2 and its optimiser."""
@@ -75,9 +75,9 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
             self.optimizer2 = build_optimizer(network, self.config)
             self.network2 = torch.compile(network) if self._do_i_compile() else network
             if self.is_ddp:
-                self.network2 = self.distributed(self.network2)
+                self.network2 = self.distribute(self.network2)
         if self.config.deployed == "mean":
-            members = [unwrapped(network) for network in self.students]
+            members = [unwrap(network) for network in self.students]
             self._mean = MeanOfNetworks.of(members, self.label_manager.has_regions)
 
     def new_network(self) -> nn.Module:
@@ -113,7 +113,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
             images: tensors (B_i, C_in, *S).
         """
         heads = None if network is self.network else 1
-        apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrapped(network).modules())
+        apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrap(network).modules())
         if apart:
             return [as_list(network(image))[:heads] for image in images]
         together = as_list(network(torch.cat(list(images))))[:heads]
@@ -164,7 +164,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         """Return the state with student 2 in it."""
         state = {**super().state(), "pretrain_iterations": self.pretrain_iterations}
         if self.optimizer2 is not None:
-            state["student2"] = unwrapped(self.network2).state_dict()
+            state["student2"] = unwrap(self.network2).state_dict()
             state["optimizer2"] = self.optimizer2.state_dict()
         return state
 
@@ -174,7 +174,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         pretrained = state.get("pretrain_iterations")
         self._pretrained_for = pretrained if pretrained is not None and self.iteration >= pretrained else None
         if self.optimizer2 is not None:
-            unwrapped(self.network2).load_state_dict(state["student2"])
+            unwrap(self.network2).load_state_dict(state["student2"])
             self.optimizer2.load_state_dict(state["optimizer2"])
 
 

@@ -49,7 +49,7 @@ from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.ingredients.supervised import foreground_dice, masked_cross_entropy
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
 from nnssl_trainers.parts.decoder_features import DecoderFeatures
@@ -96,7 +96,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
     def initialize(self) -> None:
         """Build the students, and keep their features where the contrast needs them."""
         super().initialize()
-        self.features = [DecoderFeatures(unwrapped(s)) for s in self.students] if self.config.contrast_weight else []
+        self.features = [DecoderFeatures(unwrap(s)) for s in self.students] if self.config.contrast_weight else []
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms; in pre-training those of the labels alone."""

@@ -42,7 +42,7 @@ from nnssl.ingredients.contrastive import nt_xent
 from nnssl.ingredients.perturb import augment_patches
 from nnssl.ingredients.schedules import sigmoid_rampup
 from nnssl.ingredients.thresholds import DynamicThresholdMap
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list
 from nnssl_trainers.frame.data_streams import StrongViewConfig
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
@@ -94,11 +94,11 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
             self.map_shape(),
             c.threshold_momentum,
             None if c.threshold_map else c.fixed_threshold,
-            summed_over_processes if self.is_ddp else None,
+            sum_over_processes if self.is_ddp else None,
         ).to(self.device)
         self.projection: nn.Module = nn.Identity()
         if c.contrast_weight:
-            network: Any = unwrapped(self.network)
+            network: Any = unwrap(self.network)
             self.features = EncoderFeatures(network)
             self.encoder: Any = torch.compile(network.encoder) if self._do_i_compile() else network.encoder
             if c.projection_dim:
@@ -118,7 +118,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         self.projection = nn.Sequential(*layers).to(self.device)
         self.train_with_student(self.projection)
         if self.is_ddp:
-            self.projection = self.distributed(self.projection)
+            self.projection = self.distribute(self.projection)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 4; those with weight 0 are left out."""
@@ -154,17 +154,17 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
 
     def state(self) -> dict[str, Any]:
         """Return the state with the threshold map and the projection in it."""
-        parts = {"threshold_map": self.threshold_map, "projection": unwrapped(self.projection)}
+        parts = {"threshold_map": self.threshold_map, "projection": unwrap(self.projection)}
         return {**super().state(), **{name: part.state_dict() for name, part in parts.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over a state with a threshold map and a projection in it."""
         super().load_state(state)
         self.threshold_map.load_state_dict(state["threshold_map"])
-        unwrapped(self.projection).load_state_dict(state["projection"])
+        unwrap(self.projection).load_state_dict(state["projection"])
 
 
-def summed_over_processes(values: Tensor) -> Tensor:
+def sum_over_processes(values: Tensor) -> Tensor:
     """Return the sum of the values of all processes, each of which gets it."""
     distributed.all_reduce(values)
     return values

@@ -45,7 +45,7 @@ from nnssl.ingredients.ema import ema_update
 from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
 from nnssl.ingredients.refinement import enhance, neighbourhood
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, full_size_target, split_in_half
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
@@ -187,6 +187,6 @@ class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConf
     def after_step(self) -> None:
         """Move the teacher; pre-training ends with T = S1 and fresh optimisers."""
         pretraining = self.iteration <= self.pretrain_iterations
-        ema_update(unwrapped(self.teacher), unwrapped(self.network), 0.0 if pretraining else self.config.ema_decay)
+        ema_update(unwrap(self.teacher), unwrap(self.network), 0.0 if pretraining else self.config.ema_decay)
         if self.iteration == self.pretrain_iterations:
             self.restart_optimizers()

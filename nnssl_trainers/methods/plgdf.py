@@ -44,7 +44,7 @@ from nnssl.ingredients.mixing import predominant_mixup
 from nnssl.ingredients.perturb import add_clipped_noise
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.networks.outputs import resize_outputs
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.segmentation_loss import SegmentationLoss
@@ -102,7 +102,7 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of eq. 9, those with weight 0 left out."""
         c, (raw, _, padded) = self.config, batch.unlabelled
-        labelled, mask, copies = self.noisy(batch.image_l), padded.to(raw.dtype), self.noisy(_repeated(raw, c.copies))
+        labelled, mask, copies = self.noisy(batch.image_l), padded.to(raw.dtype), self.noisy(_repeat(raw, c.copies))
         guess = self.guess(copies) if c.semi_weight else None
         mixed = self.mixed(copies, labelled) if c.semi_weight or c.consistency_weight else copies[:0]
         raw = raw if c.sharpening_weight or c.consistency_weight else raw[:0]
@@ -111,15 +111,15 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
         on_mixed, on_raw = _split(others, len(mixed))
         terms = {"supervised": self.segmentation_loss(known, full_size_target(batch), torch.ones_like(mask[:1]))}
         if guess is not None:
-            target, counts = _repeated(guess, c.copies), _repeated(mask, c.copies)
+            target, counts = _repeat(guess, c.copies), _repeat(mask, c.copies)
             terms["semi"] = c.semi_weight * self.segmentation_loss(on_mixed, target, counts)
         rampup, regions = self.rampup(batch.iteration), self.label_manager.has_regions
         if c.sharpening_weight:
-            probs, counts = torch.cat([self.probabilities(z) for z in on_raw]), _repeated(mask, len(others))
+            probs, counts = torch.cat([self.probabilities(z) for z in on_raw]), _repeat(mask, len(others))
             loss = sharpening_loss(probs, c.temperature, not self.as_code, regions or self.as_code, counts)
             terms["sharpening"] = c.sharpening_weight * rampup * loss
         if c.consistency_weight and len(others) > 1:
-            counts = _repeated(mask, c.copies + 1)
+            counts = _repeat(mask, c.copies + 1)
             loss = multiscale_consistency(others, "code" if self.as_code else "paper", counts, regions)
             terms["consistency"] = c.consistency_weight * rampup * loss
         return terms
@@ -151,14 +151,14 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
 
     def after_step(self) -> None:
         """Move the teacher; as in the authors' code: move it before, too, and shrink the student."""
-        decay, teacher, student = self.config.ema_decay, unwrapped(self.teacher), unwrapped(self.network)
+        decay, teacher, student = self.config.ema_decay, unwrap(self.teacher), unwrap(self.network)
         if self.as_code:
             ema_update(teacher, student, decay)
             shrink(student, EXTRA_DECAY)
         ema_update(teacher, student, warmed_up_decay(self.iteration, decay), buffers=not self.as_code)
 
 
-def _repeated(x: Tensor, times: int) -> Tensor:
+def _repeat(x: Tensor, times: int) -> Tensor:
     return x.repeat(times, *[1] * (x.ndim - 1))
 
 

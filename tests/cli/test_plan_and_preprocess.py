@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 
@@ -16,6 +17,7 @@ def _environment(data, monkeypatch):  # noqa: F811
 
     original = DatasetFingerprintExtractor.__init__
 
+    @functools.wraps(original)
     def few_samples(self, *args, **kwargs):
         original(self, *args, **kwargs)
         self.num_foreground_voxels_for_intensitystats = 1e4

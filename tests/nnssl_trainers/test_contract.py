@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.config import config_with, written
 from nnssl.registry import METHODS
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
 
 both = pytest.mark.parametrize(("name", "dim"), [(name, dim) for name in METHODS for dim in (2, 3)])
@@ -50,7 +50,7 @@ def test_every_loss_term_reaches_the_student_and_nothing_else(name: str, dim: in
     trainer.initialize()
     stream, _ = trainer.get_dataloaders()
     trainer.iteration = 3  # ramp-ups have left zero
-    terms = trainer.training_losses(trainer._on_device(next(stream)))
+    terms = trainer.training_losses(trainer._move_to_device(next(stream)))
     assert terms
     for term in terms.values():
         assert term.ndim == 0
@@ -83,7 +83,7 @@ def test_bfloat16_calculates_in_it_and_trains_the_same(name: str, dim: int, make
         trainer.initialize()
         seen: list[torch.Tensor] = []
         for network, _ in trainer.trained:
-            unwrapped(network).register_forward_hook(lambda *args, seen=seen: seen.append(as_list(args[-1])[0]))
+            unwrap(network).register_forward_hook(lambda *args, seen=seen: seen.append(as_list(args[-1])[0]))
         batch = next(trainer.get_dataloaders()[0])
         losses[bf16] = torch.stack([trainer.train_step(batch)["loss"] for _ in range(5)])
         assert {logits.dtype for logits in seen} == {torch.bfloat16 if bf16 else torch.float32}
@@ -105,10 +105,10 @@ def test_stopped_and_continued_ends_with_the_same_weights(name: str, make_traine
     whole.train_step(batches[2])
     continued = make_trainer(name, 2, num_iterations=4)
     continued.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
-    continued.training_mode()
+    continued.set_training_mode()
     continued.train_step(batches[2])
     for (ours, _), (theirs, _) in zip(whole.trained, continued.trained, strict=True):
-        for a, b in zip(unwrapped(ours).state_dict().values(), unwrapped(theirs).state_dict().values(), strict=True):
+        for a, b in zip(unwrap(ours).state_dict().values(), unwrap(theirs).state_dict().values(), strict=True):
             assert torch.equal(a, b)
     deployed = zip(whole.deployed.state_dict().values(), continued.deployed.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in deployed)
@@ -119,7 +119,7 @@ def test_final_checkpoint_is_the_deployed_network(name: str, dim: int, make_trai
     trainer = make_trainer(name, dim)
     trainer.run_training()
     checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
-    expected = unwrapped(trainer.deployed).state_dict()
+    expected = unwrap(trainer.deployed).state_dict()
     assert list(checkpoint["network_weights"]) == list(expected)
     assert all(torch.equal(checkpoint["network_weights"][key], expected[key]) for key in expected)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"

@@ -36,7 +36,7 @@ def test_a_step_never_waits_for_the_device(name: str, dim: int, make_trainer) ->
     batch = next(trainer.get_dataloaders()[0])
     trainer.train_step(batch)
     step = max(1, getattr(trainer, "pretrain_iterations", 0))  # DSMT-Net's self-training
-    terms = dataclasses.replace(trainer._on_device(batch), iteration=step)
+    terms = dataclasses.replace(trainer._move_to_device(batch), iteration=step)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -65,7 +65,7 @@ def test_peak_memory_is_what_planning_predicts(dim: int, patch: int, make_tiny, 
     for name in ("SupervisedTrainer", "DSMTTrainer"):
         trainer = make_trainer(name, dim, epoch=250, num_iterations=8, device="cuda")
         trainer.initialize()
-        trainer.training_mode()
+        trainer.set_training_mode()
         batch = next(trainer.get_dataloaders()[0])
         trainer.iteration = 4
         trainer.train_step(batch)

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnssl.registry import METHODS
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 
 
 def test_stock_predictor_loads_the_final_checkpoint_without_us(make_trainer, tmp_path, monkeypatch) -> None:
@@ -28,7 +28,7 @@ def test_stock_predictor_loads_the_final_checkpoint_without_us(make_trainer, tmp
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, None)
-    weights = unwrapped(trainer.deployed).state_dict()
+    weights = unwrap(trainer.deployed).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in predictor.network.state_dict().items())
     assert type(predictor.network).__name__ == "PlainConvUNet"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import multiprocessing
 from pathlib import Path
@@ -16,13 +17,14 @@ def raw_template(tmp_path_factory) -> Path:
     return make_raw(tmp_path_factory.mktemp("template"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _few_intensity_samples():
     """Stock nnU-Net and we draw 10^8 voxels for the intensity statistics; 10^4 show the same."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     original = DatasetFingerprintExtractor.__init__
 
+    @functools.wraps(original)
     def few(self, *args, **kwargs):
         original(self, *args, **kwargs)
         self.num_foreground_voxels_for_intensitystats = 1e4

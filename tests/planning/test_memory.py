@@ -61,8 +61,8 @@ def test_a_step_of_two_students_keeps_what_planning_predicts(
     plan = json.loads((folder / "nnUNetPlans.json").read_text())["configurations"]["2d" if dim == 2 else "3d_fullres"]
     trainer = make_trainer(name, dim)
     trainer.initialize()
-    trainer.training_mode()
-    batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+    trainer.set_training_mode()
+    batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
     batch = dataclasses.replace(batch, iteration=4)
 
     kept = bytes_kept(lambda: torch.stack(list(trainer.training_losses(batch).values())).sum(), trainer.students)

@@ -7,7 +7,7 @@ from torch import nn
 
 from nnssl.errors import UsageError
 from nnssl.registry import METHODS, NETWORKS
-from nnssl_trainers.frame.architecture import architecture, unwrapped, with_architecture
+from nnssl_trainers.frame.architecture import architecture, replace_architecture, unwrap
 from tests.conftest import tiny_plans
 
 
@@ -47,7 +47,7 @@ def test_unknown_networks_and_options_are_usage_errors(text: str) -> None:
 
 def test_plans_are_copied() -> None:
     plans = tiny_plans(2, [16, 16])
-    changed = with_architecture(plans, "2d", architecture("network", "vnet", plan(2)))
+    changed = replace_architecture(plans, "2d", architecture("network", "vnet", plan(2)))
     assert changed["configurations"]["2d"]["architecture"]["network_class_name"].endswith("VNet")
     assert plans == tiny_plans(2, [16, 16])
 
@@ -56,12 +56,12 @@ def test_plans_are_copied() -> None:
 def test_every_method_takes_every_network(name: str, make_trainer) -> None:
     trainer = make_trainer(name, 2, config={"network": "vnet"})
     trainer.initialize()
-    assert type(unwrapped(trainer.network)).__name__ == "VNet"
-    terms = trainer.training_losses(trainer._on_device(next(trainer.get_dataloaders()[0])))
+    assert type(unwrap(trainer.network)).__name__ == "VNet"
+    terms = trainer.training_losses(trainer._move_to_device(next(trainer.get_dataloaders()[0])))
     assert all(term.isfinite() for term in terms.values())
 
 
 def test_unwrapped_gives_the_network_itself() -> None:
     network = nn.Linear(1, 1)
-    assert unwrapped(network) is network
+    assert unwrap(network) is network
     assert set(NETWORKS) >= {"vnet", "mamba_unet"}

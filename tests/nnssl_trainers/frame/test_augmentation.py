@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.data.views import two_views
 from nnssl.errors import UsageError
-from nnssl_trainers.frame.augmentation import as_in_papers, equal_axes
+from nnssl_trainers.frame.augmentation import use_paper_augmentation, equal_axes
 
 
 def stock(patch: tuple[int, ...], dummy_2d: bool = False):
@@ -40,7 +40,7 @@ def test_only_equal_axes_are_turned_into_each_other(patch, spacing, axes) -> Non
 @pytest.mark.parametrize(("patch", "dummy_2d"), [((16, 16), False), ((16, 16, 16), False), ((4, 16, 16), True)])
 def test_crops_flips_turns_and_small_rotations(patch: tuple[int, ...], dummy_2d: bool) -> None:
     transforms = stock(patch, dummy_2d)
-    as_in_papers(transforms, patch, (3.0, 1.0, 1.0)[-len(patch) :])
+    use_paper_augmentation(transforms, patch, (3.0, 1.0, 1.0)[-len(patch) :])
     assert not any(isinstance(part, RandomTransform) for part in transforms.transforms)
     (spatial,) = (part for part in transforms.transforms if isinstance(part, SpatialTransform))
     assert (spatial.rotation, spatial.p_rotation) == ((-math.radians(20), math.radians(20)), 0.5)
@@ -50,7 +50,7 @@ def test_crops_flips_turns_and_small_rotations(patch: tuple[int, ...], dummy_2d:
 
 def test_all_eight_poses_of_a_square_come_and_image_and_labels_stay_together() -> None:
     transforms = stock((8, 8))
-    as_in_papers(transforms, (8, 8), (1.0, 1.0))
+    use_paper_augmentation(transforms, (8, 8), (1.0, 1.0))
     (spatial,) = (part for part in transforms.transforms if isinstance(part, SpatialTransform))
     spatial.p_rotation = 0.0
     labels = torch.arange(64).view(1, 8, 8).to(torch.int16)
@@ -66,7 +66,7 @@ def test_all_eight_poses_of_a_square_come_and_image_and_labels_stay_together() -
 
 def test_weak_and_strong_view_are_the_same_patch() -> None:
     transforms = stock((8, 8))
-    as_in_papers(transforms, (8, 8), (1.0, 1.0))
+    use_paper_augmentation(transforms, (8, 8), (1.0, 1.0))
     image = torch.randn(1, 12, 12)
     views = two_views(transforms, 0.5)(image=image, segmentation=torch.zeros(1, 12, 12))["image"]
     assert torch.equal(views[:1], views[1:])

@@ -115,7 +115,7 @@ def test_rates_are_set_before_every_step_and_continue_with_a_checkpoint(name: st
     continued = make_trainer(name, 2, epoch=4, num_iterations=4, config=config)
     continued.load_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
     for each in (trainer, continued):
-        each.training_mode()
+        each.set_training_mode()
         each.train_step(next(stream))
     for (_, one), (_, two) in zip(trainer.trained, continued.trained, strict=True):
         assert [group["lr"] for group in one.param_groups] == [group["lr"] for group in two.param_groups]

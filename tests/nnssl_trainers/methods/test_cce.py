@@ -34,12 +34,12 @@ def ready(make_trainer):
     def make(dim: int = 2, iteration: int = 3, num_iterations: int = 8, **config):
         trainer = make_trainer("CCETrainer", dim, num_iterations=num_iterations, config={**SMALL, **config})
         trainer.initialize()
-        trainer.training_mode()
+        trainer.set_training_mode()
         for student in trainer.students:
             for module in student.modules():
                 if isinstance(module, nn.Dropout2d | nn.Dropout3d):
                     module.p = 0.0
-        batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+        batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
         return trainer, dataclasses.replace(batch, iteration=iteration)
 
     return make

@@ -18,7 +18,7 @@ from nnssl.ingredients.perturb import augment_patches
 from nnssl.ingredients.thresholds import DynamicThresholdMap
 from nnssl.training import checkpoints
 from nnssl_trainers.frame.batch import as_list
-from nnssl_trainers.methods.dptm import summed_over_processes
+from nnssl_trainers.methods.dptm import sum_over_processes
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 
 
@@ -29,10 +29,10 @@ def ready(make_trainer):
     def make(dim: int = 2, iteration: int = 4, **config):
         trainer = make_trainer("DPTMTrainer", dim, num_iterations=8, config=config)
         trainer.initialize()
-        trainer.training_mode()
+        trainer.set_training_mode()
         batch = next(trainer.get_dataloaders()[0])
         trainer.iteration = iteration
-        return trainer, trainer._on_device(batch)
+        return trainer, trainer._move_to_device(batch)
 
     return make
 
@@ -239,7 +239,7 @@ def test_a_network_without_encoder_is_an_error_at_the_start(make_trainer) -> Non
     assert "contrast_weight=0" in error.value.run
     trainer = make_trainer("DPTMTrainer", 2, config={"network": network, "contrast_weight": 0})
     trainer.initialize()
-    terms = trainer.training_losses(trainer._on_device(next(trainer.get_dataloaders()[0])))
+    terms = trainer.training_losses(trainer._move_to_device(next(trainer.get_dataloaders()[0])))
     assert set(terms) == {"supervised", "pseudo_label"}
 
 
@@ -295,7 +295,7 @@ def share_of_two(rank: int, folder: str) -> None:
         network.module.encoder(images.flip(2))
         (sum(z.square().mean() for z in outputs) + nt_xent(seen, features.take(), 0.1)).backward()
     gradients = [parameter.grad for parameter in network.parameters()]
-    sums = summed_over_processes(torch.tensor([1.0, rank]))
+    sums = sum_over_processes(torch.tensor([1.0, rank]))
     torch.save({"gradients": gradients, "sums": sums}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -32,8 +32,8 @@ def ready(make_trainer):
     def make(dim: int = 2, iteration: int = 3, num_iterations: int = 8, **config):
         trainer = make_trainer("DSMTTrainer", dim, num_iterations=num_iterations, config={**SMALL, **config})
         trainer.initialize()
-        trainer.training_mode()
-        batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+        trainer.set_training_mode()
+        batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
         return trainer, dataclasses.replace(batch, iteration=iteration)
 
     return make

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nnssl_trainers.frame import data_streams
-from nnssl_trainers.frame.architecture import unwrapped
+from nnssl_trainers.frame.architecture import unwrap
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def ready(make_trainer):
     def make(dim: int = 2, **config):
         trainer = make_trainer("MeanTeacherTrainer", dim, num_iterations=10, config=config)
         trainer.initialize()
-        trainer.training_mode()
-        batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+        trainer.set_training_mode()
+        batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
         return trainer, dataclasses.replace(batch, iteration=3)
 
     return make
@@ -72,7 +72,7 @@ def test_the_teacher_is_a_running_mean_first_and_an_exponential_one_later(ready)
 def test_the_deployed_network_is_the_one_that_is_named(deployed: str, ready) -> None:
     trainer, _ = ready(deployed=deployed)
     wanted = trainer.teacher if deployed == "teacher" else trainer.network
-    assert unwrapped(trainer.deployed) is unwrapped(wanted)
+    assert unwrap(trainer.deployed) is unwrap(wanted)
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, 0.5), ({"strong_probability": 1.0}, 1.0)])
@@ -82,7 +82,7 @@ def test_the_strong_view_has_the_probability_of_the_setting(given, expected, mak
     monkeypatch.setattr(data_streams, "two_views", lambda t, p: asked.append(p) or original(t, p))
     trainer = make_trainer("MeanTeacherTrainer", 2, config=given)
     trainer.initialize()
-    batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+    batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
     assert asked == [expected]
     assert not torch.equal(batch.image_u_w, batch.image_u_s)
 

@@ -27,8 +27,8 @@ def ready(make_trainer):
     def make(dim: int = 2, **config):
         trainer = make_trainer("PLGDFTrainer", dim, num_iterations=8, config=config)
         trainer.initialize()
-        trainer.training_mode()
-        batch = trainer._on_device(next(trainer.get_dataloaders()[0]))
+        trainer.set_training_mode()
+        batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
         return trainer, dataclasses.replace(batch, iteration=3)
 
     return make
@@ -121,7 +121,7 @@ def test_what_stands_for_labels_of_unlabelled_patches_is_never_read(ready) -> No
     for value in (0, 2):
         raw["unlabelled"]["target"][raw["unlabelled"]["target"] >= 0] = value
         torch.manual_seed(1)
-        found.append(torch.stack(list(trainer.training_losses(trainer._on_device(raw)).values())))
+        found.append(torch.stack(list(trainer.training_losses(trainer._move_to_device(raw)).values())))
     assert torch.equal(*found)
 
 
@@ -168,7 +168,7 @@ def test_four_classes_and_two_copies(make_tiny, make_trainer) -> None:
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
     trainer = make_trainer("PLGDFTrainer", 2)
     trainer.initialize()
-    terms = trainer.training_losses(trainer._on_device(next(trainer.get_dataloaders()[0])))
+    terms = trainer.training_losses(trainer._move_to_device(next(trainer.get_dataloaders()[0])))
     assert all(term.isfinite() for term in terms.values())
 
 

@@ -13,7 +13,7 @@ def test_the_only_term_is_nnunets_loss(dim: int, make_trainer) -> None:
     trainer.initialize()
     raw = next(trainer.get_dataloaders()[0])
     assert set(raw) == {"labelled"}
-    batch = trainer._on_device(raw)
+    batch = trainer._move_to_device(raw)
     assert batch.image_u_w is batch.image_u_s is batch.mask_u is None
     terms = trainer.training_losses(batch)
     assert list(terms) == ["supervised"]
