@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.data.views import two_views
 from nnssl.errors import UsageError
-from nnssl_trainers.frame.augmentation import use_paper_augmentation, equal_axes
+from nnssl_trainers.frame.augmentation import equal_axes, use_paper_augmentation
 
 
 def stock(patch: tuple[int, ...], dummy_2d: bool = False):
