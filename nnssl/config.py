@@ -125,6 +125,8 @@ def written(value: object) -> str:
     """Return a setting's value as `--set` takes it."""
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
     return "auto" if value is None else str(value)
 
 

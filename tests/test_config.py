@@ -123,7 +123,7 @@ def test_unknown_name_lists_the_valid_ones() -> None:
 
 def test_settings_are_written_as_they_are_given() -> None:
     assert [written(value) for value in (True, False, 0.5, 1, "sigmoid")] == ["on", "off", "0.5", "1", "sigmoid"]
-    assert [written(value) for value in (None, 1e-4)] == ["auto", "0.0001"]
+    assert [written(value) for value in (None, 1e-4, 10.0, 1e20)] == ["auto", "0.0001", "10", "1e+20"]
     assert [allowed(Settings, item) for item in dataclasses.fields(Settings)[-4:]] == [
         "0 to 1",
         "at least 1",

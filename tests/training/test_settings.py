@@ -27,6 +27,7 @@ SETTINGS = st.builds(
         ({"seed": 1}, "seed1"),
         ({"num_iterations": 2500}, "iterations2500"),
         ({"config": {"rampup_share": 0.5, "ema_decay": 0.9}, "seed": 1}, "seed1,ema_decay=0.9,rampup_share=0.5"),
+        ({"config": {"consistency_weight": 10.0}}, "consistency_weight=10"),
         ({"config": {"mix": False}, "bf16": True}, "bf16,mix=off"),
     ],
 )
