@@ -18,12 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("configuration", help="2d, 3d_fullres or 3d_lowres")
     add("fold", help="fold number, or all")
     add("-tr", default="MeanTeacherTrainer", metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
-    add(
-        "-p",
-        default="nnUNetPlans",
-        metavar="PLANS",
-        help="plans name, without the label budget @lab7 (default: %(default)s)",
-    )
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 of a budget (default: %(default)s)")
     add("-labelled", "-labeled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
