@@ -12,7 +12,7 @@ from types import ModuleType
 
 import nnssl.cli
 import nnssl.ingredients
-from nnssl.config import MethodConfig, allowed, written
+from nnssl.config import MethodConfig, describe_allowed, format_value
 from nnssl.data.protocols import FOLDER, read_protocol
 from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.registry import METHODS, Method
@@ -120,8 +120,8 @@ def settings_table(method: Method) -> str:
         [
             f"`{item.name}`",
             item.metadata["symbol"] or "–",
-            f"`{written(item.default)}`",
-            allowed(config_class, item),
+            f"`{format_value(item.default)}`",
+            describe_allowed(config_class, item),
             item.metadata["help"],
         ]
         for item in [*(item for item in items if item not in shared), *shared]
@@ -133,7 +133,10 @@ def presets_table(method: Method) -> str:
     """Return what each preset of a method changes."""
     presets = method.load().config_class.presets
     rows = [
-        [f"`preset={name}`", ", ".join(f"`{key}={written(value)}`" for key, value in values.items()) or "see above"]
+        [
+            f"`preset={name}`",
+            ", ".join(f"`{key}={format_value(value)}`" for key, value in values.items()) or "see above",
+        ]
         for name, values in presets.items()
     ]
     return _table(["preset", "settings"], rows)

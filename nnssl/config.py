@@ -1,4 +1,4 @@
-"""Method settings: frozen dataclasses whose fields are words and carry the paper's symbol."""
+"""The settings of methods: frozen dataclasses whose fields have words as names and carry the paper's symbols."""
 
 from __future__ import annotations
 
@@ -25,40 +25,50 @@ def hyper(
     high: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:  # noqa: ANN401 - stands as the default of a field of any type, like dataclasses.field
-    """Return a dataclass field with a default, the paper's symbol, a one-line meaning and its range (ends included).
+    """Return a dataclass field for one setting.
 
-    The default None means `auto`: something else decides the number.
+    Args:
+        default: the default; None is written as `auto`, and the network or the method then decides the number.
+        help_text: the meaning of the setting in one line.
+        symbol: the symbol and the equation in the paper.
+        low: the smallest allowed number, or None.
+        high: the largest allowed number, or None.
+        choices: the allowed words; empty allows every value of the right type.
     """
     kind = float if default is None else type(default)
     meta = {"help": help_text, "symbol": symbol, "kind": kind, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=meta)
 
 
-def changed(
+def redefine(
     config_class: type[MethodConfig], name: str, default: Value, *, symbol: str = "", choices: tuple[str, ...] = ()
 ) -> Any:  # noqa: ANN401 - as `hyper`
-    """Return an inherited setting with another default; meaning and range stay those of `config_class`.
+    """Return a field that gives an inherited setting another default; meaning and range stay those of the base class.
 
     Args:
-        config_class: a base class of the config that redefines the setting.
-        name: the setting.
+        config_class: the base class that defines the setting.
+        name: name of the setting.
         default: the new default.
-        symbol: the paper's symbol, where it differs.
-        choices: the allowed values, where they differ.
+        symbol: the new symbol; empty keeps the inherited symbol.
+        choices: the new allowed words; empty keeps the inherited words.
     """
-    meta = next(item.metadata for item in fields(config_class) if item.name == name)
-    news = {"symbol": symbol, "choices": choices}
-    return field(default=default, metadata={**meta, **{key: value for key, value in news.items() if value}})
+    meta = dict(next(item.metadata for item in fields(config_class) if item.name == name))
+    if symbol:
+        meta["symbol"] = symbol
+    if choices:
+        meta["choices"] = choices
+    return field(default=default, metadata=meta)
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of every method: preset, network, optimiser and augmentation. The defaults are nnU-Net's.
+    """The settings of every method: preset, network, optimiser and augmentation; the defaults are nnU-Net's.
 
-    A method with further presets lists in `presets` which settings each of them changes.
+    Attributes:
+        presets: the presets of a method besides `default`; each maps settings to the values that it gives them.
 
     Raises:
-        UsageError: a value is outside its range or not among its choices.
+        UsageError: a value is outside its range, or is not one of the allowed words.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
@@ -70,23 +80,29 @@ class MethodConfig:
         "another of nnssl.registry.NETWORKS, or the path of a class; options: mamba_unet:width=24,state_size=4",
     )
     optimizer: str = hyper(
-        "auto", "optimiser; auto: the network's own, sgd for convolutional networks", choices=("auto", "sgd", "adamw")
+        "auto", "optimiser; auto: what the network declares, else sgd", choices=("auto", "sgd", "adamw")
     )
     learning_rate: float | None = hyper(
-        None, "first learning rate; auto: the network's own, else 0.01 for sgd and 5e-4 for adamw", low=0.0
+        None, "first learning rate; auto: what the network declares, else 0.01 for sgd and 5e-4 for adamw", low=0.0
     )
     learning_rate_schedule: str = hyper(
-        "poly", "(1 - t/T)^0.9, no change, steps, or half a cosine to 0", choices=("poly", "constant", "step", "cosine")
+        "poly",
+        "course of the learning rate: (1 - t/T)^0.9, constant, steps, or half a cosine to 0",
+        choices=("poly", "constant", "step", "cosine"),
     )
     learning_rate_factor: float = hyper(0.1, "factor of one step of the schedule `step`", low=0.0, high=1.0)
-    learning_rate_interval: float = hyper(0.4, "share of the run between two of those steps", low=1e-6, high=1.0)
-    momentum: float = hyper(0.99, "momentum of sgd; the first moment's decay of adamw is 0.9", low=0.0, high=0.9999)
-    nesterov: bool = hyper(True, "Nesterov's form of the momentum")
+    learning_rate_interval: float = hyper(
+        0.4, "share of the run between two steps of the schedule `step`", low=1e-6, high=1.0
+    )
+    momentum: float = hyper(0.99, "momentum of sgd; adamw always has 0.9 as its first decay", low=0.0, high=0.9999)
+    nesterov: bool = hyper(True, "Nesterov's form of the momentum of sgd")
     weight_decay: float | None = hyper(
-        None, "weight decay; auto: the network's own, else 3e-5 for sgd and 0.05 for adamw", low=0.0
+        None, "weight decay; auto: what the network declares, else 3e-5 for sgd and 0.05 for adamw", low=0.0
     )
     augmentation: str = hyper(
-        "nnunet", "nnU-Net's, or the papers': crops, flips, 90° turns, ±20°", choices=("nnunet", "paper")
+        "nnunet",
+        "augmentation of nnU-Net, or of the papers: crops, flips, 90° turns, rotations up to 20°",
+        choices=("nnunet", "paper"),
     )
 
     def __post_init__(self) -> None:
@@ -104,7 +120,7 @@ class MethodConfig:
                 raise UsageError(
                     f"{item.name}={value} is not allowed",
                     where=f"--set {item.name}={value}",
-                    why=f"{meta['help']}; allowed: {allowed(type(self), item)}",
+                    why=f"{meta['help']}; allowed: {describe_allowed(type(self), item)}",
                 )
 
     def to_dict(self) -> dict[str, Value]:
@@ -112,7 +128,7 @@ class MethodConfig:
         return dataclasses.asdict(self)
 
     def changes(self) -> dict[str, Value]:
-        """Return the settings from which `config_with` makes this config: the preset, and what differs from it."""
+        """Return the settings that `config_with` needs for this config: the preset, and each value that differs."""
         values = self.to_dict()
         base = config_with(type(self), {"preset": self.preset}).to_dict() | {"preset": DEFAULT_PRESET}
         return {name: value for name, value in values.items() if value != base[name]}
@@ -121,8 +137,8 @@ class MethodConfig:
 _KINDS = {bool: "on or off", int: "a whole number", float: "a number", str: "text"}
 
 
-def written(value: object) -> str:
-    """Return a setting's value as `--set` takes it."""
+def format_value(value: object) -> str:
+    """Return the value of a setting in the form that `--set` takes."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -131,39 +147,46 @@ def written(value: object) -> str:
 
 
 def choices_of(config_class: type[MethodConfig], setting: dataclasses.Field[Any]) -> tuple[str, ...]:
-    """Return the words that a setting can take; empty where it takes a number or any text."""
+    """Return the allowed words of a setting; empty where the setting takes a number or any text."""
     if setting.name == "preset":
         return (DEFAULT_PRESET, *config_class.presets)
     choices: tuple[str, ...] = setting.metadata["choices"]
     return choices
 
 
-def allowed(config_class: type[MethodConfig], setting: dataclasses.Field[Any]) -> str:
-    """Return the values that a setting of a config takes, in words."""
+def describe_allowed(config_class: type[MethodConfig], setting: dataclasses.Field[Any]) -> str:
+    """Return the allowed values of a setting as text for a user."""
     if isinstance(setting.default, bool):
         return "on, off"
-    if choices := choices_of(config_class, setting):
+    choices = choices_of(config_class, setting)
+    if choices:
         return ", ".join(choices)
-    low, high = (None if (end := setting.metadata[name]) is None else f"{end:g}" for name in ("low", "high"))
-    if low and high:
-        text = f"{low} to {high}"
-    elif low:
-        text = f"at least {low}"
-    else:
-        text = f"at most {high}" if high else "any"
+    text = _describe_range(setting.metadata["low"], setting.metadata["high"])
     return f"auto, {text}" if setting.default is None else text
 
 
-def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | Iterable[str]) -> ConfigT:
-    """Return `config_class` with its defaults, changed by `{"name": value}` or by `--set` strings `"name=value"`.
+def _describe_range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return "any"
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
-    A setting that is given wins over what a given `preset` changes.
+
+def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | Iterable[str]) -> ConfigT:
+    """Return a config with some settings given and all other settings at their defaults.
+
+    A given setting overrides the value that a given `preset` has for it.
+
+    Args:
+        config_class: class of the config.
+        overrides: the given settings: a mapping `{"name": value}`, or the strings `"name=value"` of `--set`.
 
     Raises:
-        UsageError: a name is unknown (the valid ones are listed), or a value has the wrong type or range.
+        UsageError: a name is unknown (the message lists the valid names), or a value has the wrong type or range.
     """
     if not isinstance(overrides, Mapping):
-        overrides = dict(_split(text) for text in overrides)
+        overrides = dict(_split_setting(text) for text in overrides)
     known = {item.name: item for item in fields(config_class)}
     values: dict[str, Value] = {}
     for name, value in overrides.items():
@@ -176,19 +199,20 @@ def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | It
                 run=" or ".join(f"--set {each}={value}" for each in close)
                 or "nnssl_methods --verbose lists the settings",
             )
-        values[name] = _converted(name, value, known[name])
+        values[name] = _convert(name, value, known[name])
     chosen: dict[str, Any] = {**config_class.presets.get(str(values.get("preset")), {}), **values}
     return config_class(**chosen)
 
 
-def _split(text: str) -> tuple[str, str]:
+def _split_setting(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name or not value:
         raise UsageError(f"'{text}' is not of the form name=value", where=f"--set {text}")
     return name.strip(), value.strip()
 
 
-def _converted(name: str, value: Value, setting: dataclasses.Field[Any]) -> Value:
+def _convert(name: str, value: Value, setting: dataclasses.Field[Any]) -> Value:
+    """Return a value in the type of its setting."""
     kind = setting.metadata["kind"]
     if value is None or (value == "auto" and setting.default is None):
         return None
@@ -204,7 +228,7 @@ def _converted(name: str, value: Value, setting: dataclasses.Field[Any]) -> Valu
         raise UsageError(
             f"{name}={value} is not {_KINDS[kind]}",
             where=f"--set {name}={value}",
-            why=f"the default is {written(setting.default)}",
+            why=f"the default is {format_value(setting.default)}",
         ) from None
 
 
@@ -218,7 +242,7 @@ def _as_bool(value: bool | int | float | str) -> bool:
 
 
 def _as_int(value: int | float | str) -> int:
-    """Return a whole number; `1e4` is one."""
+    """Return a whole number; the text `1e4` is a whole number, too."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
         return int(value)
     number = value if isinstance(value, int) else float(value)

@@ -1,4 +1,4 @@
-"""What nnssl offers, as plain data: reading it imports neither torch nor nnU-Net."""
+"""The methods and networks of nnssl as plain data; this module imports neither torch nor nnU-Net."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnssl.errors import unknown_name
 
 @dataclass(frozen=True)
 class _Entry:
-    """A class that is known by name until it is loaded."""
+    """A class that the registry knows by its name; `load` imports it."""
 
     name: str
     class_name: str
@@ -20,28 +20,30 @@ class _Entry:
 
     @property
     def module(self) -> str:
-        """Dotted name of the file that holds the class."""
+        """Dotted name of the module that defines the class."""
         return f"{self.package}.{self.name}"
 
-    def load(self) -> Any:  # noqa: ANN401 - a class, known to this module by name only
+    def load(self) -> Any:  # noqa: ANN401 - this module knows the class by its name only
         """Import and return the class."""
         return getattr(import_module(self.module), self.class_name)
 
 
 @dataclass(frozen=True)
 class Method(_Entry):
-    """One training method.
+    """A training method.
 
     Attributes:
-        name: file name in `nnssl_trainers.methods`, docs page and test.
-        class_name: what `-tr` takes.
+        name: name of the file in `nnssl_trainers.methods`, of the documentation page and of the test.
+        class_name: the name that `-tr` takes.
         paper: citation.
-        needs: what the data set must hold beyond labelled cases.
-        activations: activation memory of a step in units of nnU-Net's supervised step at the plan's batch size,
-            without that of `networks`.
-        students: networks trained by gradient (weight, gradient, two moments, half-precision copy: 20 bytes a weight).
-        teachers: networks held for inference only (4 bytes a weight).
-        networks: trained networks of their own architecture, names in `NETWORKS`; planning measures their activations.
+        needs: the parts of a data set that the method needs besides labelled cases.
+        activations: activation memory of a step in units of nnU-Net's supervised step at the plan's batch size, without
+            the activations of `networks`.
+        students: number of networks that learn by gradient, with 20 bytes per weight (weight, gradient, two moments and
+            a half-precision copy).
+        teachers: number of networks that only predict, with 4 bytes per weight.
+        networks: the trained networks whose architecture is not the plan's, by their names in `NETWORKS`; planning
+            measures their activations.
     """
 
     needs: tuple[str, ...]
@@ -54,11 +56,11 @@ class Method(_Entry):
 
 @dataclass(frozen=True)
 class Network(_Entry):
-    """One network that plans can name.
+    """A network that plans can name.
 
     Attributes:
-        name: file name in `nnssl.networks`, and what `load_network` takes.
-        class_name: its class.
+        name: name of the file in `nnssl.networks`; `load_network` takes this name.
+        class_name: name of the class.
         paper: citation.
     """
 
@@ -104,7 +106,7 @@ METHODS: dict[str, Method] = {
             paper="Mi et al., Dynamic thresholding and robust contrastive techniques for enhanced semi-supervised "
             "cardiac segmentation, PLoS One 21(4): e0342567, 2026",
             needs=("unlabelled",),
-            activations=2.8,  # two batches, and the encoder on two more; with nnU-Net's residual encoders 3.4
+            activations=2.8,  # two batches, and two more in the encoder; 3.4 with nnU-Net's residual encoders
             teachers=1,
         ),
         Method(
@@ -113,7 +115,7 @@ METHODS: dict[str, Method] = {
             paper="Wang et al., Pseudo label-guided data fusion and output consistency for semi-supervised medical "
             "image segmentation, Biomedical Signal Processing and Control 108, 2025",
             needs=("unlabelled",),
-            activations=4.0,  # four batches; more with many classes, as losses are taken at full size for every scale
+            activations=4.0,  # four batches; more with many classes, because the loss of each scale is at full size
             teachers=1,
         ),
         Method(
@@ -122,9 +124,9 @@ METHODS: dict[str, Method] = {
             paper="Lu et al., Enhancing dual network based semi-supervised medical image segmentation with "
             "uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025",
             needs=("unlabelled",),
-            activations=0.75,  # of the losses, which are in full precision
+            activations=0.75,  # the losses are in full precision
             students=2,
-            networks=("resnet34_vnet", "resnet34_vnet", "vnet", "vnet"),  # both batches in each
+            networks=("resnet34_vnet", "resnet34_vnet", "vnet", "vnet"),  # each network sees two batches
         ),
     )
 }
@@ -177,7 +179,7 @@ def find_method(name: str) -> Method:
     """Return the method that `-tr` names.
 
     Raises:
-        UsageError: no such method; the message lists the valid names.
+        UsageError: no method has this name; the message lists the valid names.
     """
     return _find(METHODS, name, kind="trainer", option="-tr", otherwise="nnssl_methods")
 
@@ -186,7 +188,7 @@ def find_network(name: str) -> Network:
     """Return the network of this name.
 
     Raises:
-        UsageError: no such network; the message lists the valid names.
+        UsageError: no network has this name; the message lists the valid names.
     """
     return _find(NETWORKS, name, kind="network", option="network", otherwise="choose one of these names")
 

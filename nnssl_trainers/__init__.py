@@ -1,1 +1,1 @@
-"""Semi-supervised trainers: one published method a file."""
+"""Semi-supervised trainers: each published method is one file in `methods`."""

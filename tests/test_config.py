@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 
-from nnssl.config import MethodConfig, Value, allowed, changed, config_with, hyper, written
+from nnssl.config import MethodConfig, Value, config_with, describe_allowed, format_value, hyper, redefine
 from nnssl.errors import UsageError
 
 
@@ -122,9 +122,9 @@ def test_unknown_name_lists_the_valid_ones() -> None:
 
 
 def test_settings_are_written_as_they_are_given() -> None:
-    assert [written(value) for value in (True, False, 0.5, 1, "sigmoid")] == ["on", "off", "0.5", "1", "sigmoid"]
-    assert [written(value) for value in (None, 1e-4, 10.0, 1e20)] == ["auto", "0.0001", "10", "1e+20"]
-    assert [allowed(Settings, item) for item in dataclasses.fields(Settings)[-4:]] == [
+    assert [format_value(value) for value in (True, False, 0.5, 1, "sigmoid")] == ["on", "off", "0.5", "1", "sigmoid"]
+    assert [format_value(value) for value in (None, 1e-4, 10.0, 1e20)] == ["auto", "0.0001", "10", "1e+20"]
+    assert [describe_allowed(Settings, item) for item in dataclasses.fields(Settings)[-4:]] == [
         "0 to 1",
         "at least 1",
         "on, off",
@@ -146,16 +146,16 @@ class WithPresets(Settings):
 
 @dataclass(frozen=True)
 class Redefined(WithPresets):
-    decay: float = changed(Settings, "decay", 0.5, symbol="β")
-    shape: str = changed(Settings, "shape", "cubic", choices=("cubic", "sigmoid"))
+    decay: float = redefine(Settings, "decay", 0.5, symbol="β")
+    shape: str = redefine(Settings, "shape", "cubic", choices=("cubic", "sigmoid"))
 
 
 def test_an_inherited_setting_takes_another_default_and_keeps_its_meaning() -> None:
     assert (Redefined().decay, Redefined().shape, Redefined().steps) == (0.5, "cubic", 40)
     items = {item.name: item for item in dataclasses.fields(Redefined)}
     assert items["decay"].metadata["help"] == "weight of the old value"
-    assert (items["decay"].metadata["symbol"], allowed(Redefined, items["decay"])) == ("β", "0 to 1")
-    assert allowed(Redefined, items["shape"]) == "cubic, sigmoid"
+    assert (items["decay"].metadata["symbol"], describe_allowed(Redefined, items["decay"])) == ("β", "0 to 1")
+    assert describe_allowed(Redefined, items["shape"]) == "cubic, sigmoid"
     with pytest.raises(UsageError, match="shape=gaussian is not allowed"):
         config_with(Redefined, ["shape=gaussian"])
 
@@ -165,7 +165,7 @@ def test_auto_is_the_absence_of_a_number() -> None:
     assert config_with(WithPresets, ["temperature=0.3"]).temperature == 0.3
     assert config_with(WithPresets, json.loads('{"temperature": null}')) == WithPresets()
     item = next(item for item in dataclasses.fields(WithPresets) if item.name == "temperature")
-    assert allowed(WithPresets, item) == "auto, at least 0.1"
+    assert describe_allowed(WithPresets, item) == "auto, at least 0.1"
     for text in ("temperature=0", "decay=auto"):
         with pytest.raises(UsageError, match="is not"):
             config_with(WithPresets, [text])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.cli.runtime import parser, print_json, run
-from nnssl.config import allowed, written
+from nnssl.config import describe_allowed, format_value
 from nnssl.registry import METHODS
 
 
@@ -40,8 +40,8 @@ def body(arguments: argparse.Namespace) -> None:
                 config_class = method.load().config_class
                 for item in dataclasses.fields(config_class):
                     symbol = f" ({item.metadata['symbol']})" if item.metadata["symbol"] else ""
-                    values = f"{written(item.default)}{symbol}: {item.metadata['help']} [{allowed(config_class, item)}]"
-                    print(f"{'':<20} --set {item.name}={values}")
+                    default, allowed = format_value(item.default), describe_allowed(config_class, item)
+                    print(f"{'':<20} --set {item.name}={default}{symbol}: {item.metadata['help']} [{allowed}]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.config import written
+from nnssl.config import format_value
 from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.names import BUDGET_TAG, DEFAULT_PLANS, FOLD_PREFIX, PLANS_JSON
 from nnssl.system.files import read_object
@@ -215,7 +215,7 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
         ("-pretrained_weights", pretrained, None),
     ):
         words += [flag, str(value)] if value != usual else []
-    words += ["--set", *(f"{key}={written(value)}" for key, value in run.config.items())] if run.config else []
+    words += ["--set", *(f"{key}={format_value(value)}" for key, value in run.config.items())] if run.config else []
     words += ["--bf16"] if run.bf16 else []
     words += ["-tag", run.tag or DEFAULT_TAG] if run.tag != automatic_tag(run, bool(pretrained)) else []
     return shlex.join([*words, *flags])

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnssl.config import Value, written
+from nnssl.config import Value, format_value
 from nnssl.errors import UsageError
 from nnssl.names import SEMI_KEY
 
@@ -87,7 +87,7 @@ def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
         parts.append(f"iterations{settings.num_iterations}")
     parts += ["bf16"] if settings.bf16 else []
     parts += ["pretrained"] if pretrained else []
-    parts += [f"{name}={written(value)}" for name, value in sorted(settings.config.items())]
+    parts += [f"{name}={format_value(value)}" for name, value in sorted(settings.config.items())]
     text = ",".join(parts)
     mended = FORBIDDEN.sub("-", text)
     if mended == text and len(text) <= LONGEST_TAG:

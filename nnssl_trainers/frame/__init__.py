@@ -1,1 +1,1 @@
-"""What every method stands on: networks, streams of batches, steps, checkpoints, validation, the run loop."""
+"""The base classes of every method: networks, batch streams, optimiser steps, checkpoints, validation, run loop."""

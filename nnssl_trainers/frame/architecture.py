@@ -1,4 +1,4 @@
-"""From the network that a setting names to the `architecture` entry of the plans."""
+"""Turn the network that a setting names into the `architecture` entry of the plans."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from nnssl.networks import plans_entry
 from nnssl.registry import NETWORKS
 
 PLAN, NONE, RESIDUAL, BCP = "plan", "none", "residual", "bcp"
-OF_BCP = {2: "unet_bcp", 3: "vnet"}  # networks of Bai et al., CVPR 2023, by number of axes
-RESIDUAL_BLOCKS = (1, 3, 4)  # of the first stages, as nnU-Net's planners for residual encoders; 6 beyond them
+OF_BCP = {2: "unet_bcp", 3: "vnet"}  # the networks of Bai et al., CVPR 2023, by number of spatial axes
+RESIDUAL_BLOCKS = (1, 3, 4)  # nnU-Net's residual planners give the first stages these blocks and each later stage 6
 Architecture = dict[str, Any]
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network inside DistributedDataParallel and torch.compile."""
+    """Return the network itself, without the wrappers of DistributedDataParallel and torch.compile."""
     if isinstance(network, DistributedDataParallel):
         network = network.module
     return network._orig_mod if isinstance(network, OptimizedModule) else network
@@ -32,12 +32,12 @@ def architecture(setting: str, text: str, plan: Mapping[str, Any], others: tuple
     """Return the `architecture` entry of the plans for the network that a setting names.
 
     Args:
-        setting: name of the setting, for the message.
-        text: `plan`, `residual` (nnU-Net's residual encoder in place of the plan's plain one), `bcp` (unet_bcp in 2-D,
-            vnet in 3-D), a key of `nnssl.registry.NETWORKS`, or the dotted path of a network class. The last two take
-            options after a colon: `mamba_unet:width=24,state_size=4`.
-        plan: a configuration of nnU-Net's plans.
-        others: further values of the setting, for the message.
+        setting: name of the setting; the error message uses it.
+        text: `plan`, `residual` (nnU-Net's residual encoder replaces the plan's plain encoder), `bcp` (unet_bcp in
+            2-D, vnet in 3-D), a key of `nnssl.registry.NETWORKS`, or the dotted path of a network class. The last two
+            take options after a colon: `mamba_unet:width=24,state_size=4`.
+        plan: one configuration of nnU-Net's plans.
+        others: further values of the setting; the error message lists them.
 
     Raises:
         UsageError: no network has this name, or an option is wrong.
@@ -45,14 +45,14 @@ def architecture(setting: str, text: str, plan: Mapping[str, Any], others: tuple
     if text == PLAN:
         return dict(plan["architecture"])
     if text == RESIDUAL:
-        return _residual(setting, plan["architecture"])
+        return _residual_architecture(setting, plan["architecture"])
     name, _, options = text.partition(":")
     name = OF_BCP[len(plan["patch_size"])] if name == BCP else name
     known = f"known: {', '.join((PLAN, RESIDUAL, BCP, *NETWORKS, *others))}, or the dotted path of a class"
     if name not in NETWORKS and "." not in name:
         raise UsageError(f"{setting}={text} is no network", where=f"--set {setting}={text}", why=known)
     try:
-        return plans_entry(name, plan, **_options(options))
+        return plans_entry(name, plan, **_parse_options(options))
     except UsageError as error:
         raise UsageError(
             f"{setting}={text} is no network", where=f"--set {setting}={text}", why=f"{error.what}; {known}"
@@ -60,14 +60,14 @@ def architecture(setting: str, text: str, plan: Mapping[str, Any], others: tuple
 
 
 def replace_architecture(plans: dict[str, Any], configuration: str, entry: Architecture) -> dict[str, Any]:
-    """Return a copy of the plans in which a configuration has this `architecture` entry."""
+    """Return a copy of the plans in which one configuration has a new `architecture` entry."""
     plans = copy.deepcopy(plans)
     plans["configurations"][configuration]["architecture"] = entry
     return plans
 
 
-def _options(text: str) -> dict[str, Any]:
-    """Return the options `a=1,b=text` of a network as numbers, lists or text."""
+def _parse_options(text: str) -> dict[str, Any]:
+    """Return a network's options, written as `a=1,b=text`, by name; a value is a number, a list or text."""
     options = {}
     for part in filter(None, text.split(",")):
         key, separator, value = part.partition("=")
@@ -80,8 +80,8 @@ def _options(text: str) -> dict[str, Any]:
     return options
 
 
-def _residual(setting: str, plain: Architecture) -> Architecture:
-    """Return nnU-Net's network with residual encoder on the stages of a plain one."""
+def _residual_architecture(setting: str, plain: Architecture) -> Architecture:
+    """Return the entry of nnU-Net's network with residual encoder that has the stages of a plain network."""
     arguments = {key: value for key, value in plain["arch_kwargs"].items() if key != "nonlin_first"}
     if not plain["network_class_name"].endswith(".PlainConvUNet"):
         raise UsageError(

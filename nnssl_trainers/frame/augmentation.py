@@ -1,4 +1,4 @@
-"""The papers' augmentation in place of nnU-Net's: random crops, flips, turns by 90° and rotations up to 20°."""
+"""The augmentation of the semi-supervised papers: random crops, flips, turns by 90° and rotations up to 20°."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 GEOMETRIC = (SpatialTransform, Convert2DTo3DTransform, MirrorTransform)
 LARGEST_ROTATION, ROTATION_PROBABILITY = math.radians(20), 0.5
-SPACING_TOLERANCE = 0.1  # voxels of axes whose sizes differ by less are turned into each other
+SPACING_TOLERANCE = 0.1  # relative; a turn by 90° may exchange two axes whose voxel sizes differ by no more
 
 
 def use_paper_augmentation(transforms: ComposeTransforms, patch_size: Sequence[int], spacing: Sequence[float]) -> None:
-    """Change nnU-Net's training transforms into those of the semi-supervised papers, in place.
+    """Replace nnU-Net's training transforms by those of the semi-supervised papers, in place.
 
-    Crops and flips are nnU-Net's. Rotations reach 20° and happen in every second patch, scaling never. Patches are
-    turned by 0, 90, 180 or 270° in one plane of equal axes. No intensity changes.
+    Crops and flips stay nnU-Net's. Every second patch is rotated by up to 20°; no patch is scaled. Each patch is turned
+    by 0, 90, 180 or 270° in one plane whose axes are equal. Intensities stay as they are.
 
     Args:
-        transforms: what `nnUNetTrainer.get_training_transforms` returned.
-        patch_size: voxels an axis.
-        spacing: voxel size an axis in mm.
+        transforms: the result of `nnUNetTrainer.get_training_transforms`; this function changes it.
+        patch_size: number of voxels along each axis.
+        spacing: voxel size along each axis in mm.
 
-    Reference: Bai et al., Bidirectional copy-paste, CVPR 2023, and the papers that took over its augmentation.
+    Reference: Bai et al., Bidirectional copy-paste, CVPR 2023; later papers use the same augmentation.
     """
     kept = [part for part in transforms.transforms if not isinstance(part, RandomTransform)]
     (spatial,) = (part for part in kept if isinstance(part, SpatialTransform))
@@ -42,7 +42,7 @@ def use_paper_augmentation(transforms: ComposeTransforms, patch_size: Sequence[i
 
 
 def equal_axes(patch_size: Sequence[int], spacing: Sequence[float]) -> set[int]:
-    """Return the axes that can be turned into each other: of equal size and voxel size; empty where no two are."""
+    """Return the largest set of axes with equal patch size and voxel size; empty where all axes differ."""
     groups = [
         {
             axis

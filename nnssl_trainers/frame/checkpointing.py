@@ -1,4 +1,4 @@
-"""A run's constructor, its networks by name, and checkpoints that survive a kill at any moment."""
+"""The constructor of a run, its networks, and checkpoints that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nnssl_trainers.frame.epoch_log import EpochLog
 
 
 class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
-    """nnU-Net's trainer with the settings of a run, and with checkpoints of its whole state.
+    """nnU-Net's trainer with the settings of a run and with checkpoints of the whole state.
 
     Raises:
-        UsageError: cascade configuration, unknown or impossible settings.
+        UsageError: the configuration is a cascade, or a setting is unknown or impossible.
     """
 
     config_class: type[ConfigT]
@@ -59,9 +59,9 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self,
         plans: dict[str, Any],
         configuration: str,
-        dataset_json: dict[str, Any],  # noqa: ARG002 - a method may need the labels
+        dataset_json: dict[str, Any],  # noqa: ARG002 - methods that override this one use the labels
     ) -> dict[str, Any]:
-        """Return the plans with the deployed network as their architecture; the argument stays as it is.
+        """Return plans whose architecture is the deployed network; the given plans stay unchanged.
 
         Raises:
             UsageError: no network has the name that the setting `network` gives.
@@ -73,7 +73,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
 
     @property
     def output_folder_base(self) -> Any:  # noqa: ANN401 - a path, None where nnUNet_results is not set
-        """The model's folder, to whose name nnU-Net gives trainer, plans and configuration, and a run its tag."""
+        """The folder of the model: nnU-Net's name for trainer, plans and configuration, and the tag of the run."""
         if self._output_folder_base is None or not self.settings.tag:
             return self._output_folder_base
         return f"{self._output_folder_base}@{self.settings.tag}"
@@ -84,16 +84,16 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that validation scores and the final checkpoint holds."""
+        """The network that validation scores and that the final checkpoint holds."""
         return self.network
 
     @property
     def trained(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
-        """The networks that are trained by gradient, each with its optimiser."""
+        """The networks that learn by gradient, each with its optimiser."""
         return [(self.network, self.optimizer)]
 
     def set_training_mode(self) -> None:
-        """Put the networks into the mode that they train in."""
+        """Put the networks into the mode for training."""
         for network, _ in self.trained:
             network.train()
 
@@ -103,12 +103,12 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         also_print_to_console: bool = True,  # noqa: ARG002 - nnU-Net's signature
         add_timestamp: bool = True,
     ) -> None:
-        """Write to nnU-Net's log file; the terminal gets one line an epoch instead."""
+        """Write to nnU-Net's log file only; the run loop chooses what the terminal shows."""
         if self.local_rank == 0:
             super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
 
     def state(self) -> dict[str, Any]:
-        """Return everything a continued run needs beyond the files on disk."""
+        """Return all that a continued run needs besides the files on disk."""
         scaler = self.grad_scaler
         return {
             "iteration": self.iteration,
@@ -123,7 +123,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned in an earlier session."""
+        """Restore what `state` returned in an earlier session."""
         self.iteration, self.current_epoch = state["iteration"], state["epoch"]
         unwrap(self.network).load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -135,9 +135,9 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self._best_ema = state["best_ema"]
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint in one piece; `checkpoint_latest.pth` holds the whole state, the others are slim.
+        """Write a checkpoint atomically: `checkpoint_latest.pth` holds the whole state, every other file is slim.
 
-        A slim one holds exactly the deployed network, as a checkpoint of nnU-Net's own trainer.
+        A slim checkpoint holds exactly the deployed network and reads like a checkpoint of nnU-Net's own trainer.
 
         Raises:
             EnvironmentProblem: the folder cannot be written, or the disk is full.
@@ -161,18 +161,18 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             "_best_ema": self._best_ema,
             "current_epoch": self.current_epoch,
             "init_args": checkpoints.plain(self.my_init_kwargs),
-            "trainer_name": "nnUNetTrainer",  # the plans alone describe the deployed network
+            "trainer_name": "nnUNetTrainer",  # stock prediction needs no nnssl: the plans describe the network
             "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
             checkpoints.KEY: ours,
         }
         checkpoints.save(checkpoint, path, keep_previous=full)
 
     def load_checkpoint(self, filename_or_checkpoint: str | dict[str, Any]) -> None:
-        """Load a checkpoint of this method; a damaged `checkpoint_latest.pth` falls back to the one before it.
+        """Load a checkpoint of this method; where `checkpoint_latest.pth` is damaged, load the checkpoint before it.
 
         Raises:
             EnvironmentProblem: the file is missing or damaged, or belongs to another method.
-            UsageError: it belongs to a run with other settings.
+            UsageError: the file belongs to a run with other settings.
         """
         if not self.was_initialized:
             self.initialize()
@@ -184,7 +184,8 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         if "state" in ours:
             self.load_state(ours["state"])
-            if ours["run"]["num_iterations"] < self.settings.num_iterations:  # the last epoch may have been a short one
+            if ours["run"]["num_iterations"] < self.settings.num_iterations:
+                # The shorter run may have ended inside an epoch of the longer run.
                 self.current_epoch = self.settings.epoch_of(self.iteration)
         else:
             unwrap(self.deployed).load_state_dict(checkpoint["network_weights"])
@@ -193,6 +194,6 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
 
 
 def plan_of(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-    """Return one configuration of nnU-Net's plans, with what it inherits from others."""
+    """Return one configuration of nnU-Net's plans, including what the configuration inherits from others."""
     plan: dict[str, Any] = plans_manager(plans).get_configuration(configuration).configuration
     return plan

@@ -1,4 +1,4 @@
-"""The streams of batches: cases of the fold, nnU-Net's batch generation, views of unlabelled patches."""
+"""The batch streams: cases of the fold, nnU-Net's batch generation, views of unlabelled patches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnssl_trainers.frame.run_loop import RunLoop
 
 @dataclass(frozen=True)
 class StrongViewConfig(MethodConfig):
-    """Setting of every method that learns from a strong view of the unlabelled patches."""
+    """The setting of every method that learns from a strong view of the unlabelled patches."""
 
     strong_probability: float = hyper(
         0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
@@ -31,7 +31,7 @@ class StrongViewConfig(MethodConfig):
 
 
 class DataStreams(RunLoop[ConfigT]):
-    """The part of the frame that gives the batches; every batch is a pure function of seed, stream, rank, iteration."""
+    """The part of the frame that provides batches; a batch depends only on seed, stream, rank and iteration."""
 
     uses_unlabelled: ClassVar[bool] = True
     needs_boxes: ClassVar[bool] = False
@@ -56,7 +56,7 @@ class DataStreams(RunLoop[ConfigT]):
         return self.cases
 
     def get_dataloaders(self) -> tuple[OrderedBatches, OrderedBatches]:
-        """Return one ordered stream that gives the training and the validation batches in turn (twice the same)."""
+        """Return the ordered stream of training and validation batches, twice, because nnU-Net expects two loaders."""
         rotation, dummy_2d, initial_patch_size, mirror_axes = (
             self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         )
@@ -82,7 +82,7 @@ class DataStreams(RunLoop[ConfigT]):
                 raise UsageError(
                     f"{type(self).__name__} needs nnU-Net's augmentation",
                     where="--set augmentation=paper",
-                    why="the place that a patch was cut from is not followed through turns by 90°",
+                    why="the method needs each patch's place in its scan, and turns by 90° lose that place",
                     run="--set augmentation=nnunet",
                 )
             use_paper_augmentation(training, plan.patch_size, plan.spacing)
@@ -97,7 +97,9 @@ class DataStreams(RunLoop[ConfigT]):
             views = two_views(training, self.strong_probability)
             maker = LocatedPatches if self.needs_boxes else nnUNetDataLoader
             loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
-            loaders["unlabelled"].has_ignore = False  # ignored voxels are a matter of labels
+            loaders[
+                "unlabelled"
+            ].has_ignore = False  # nnU-Net would look for labelled voxels, and these scans have none
         stream = OrderedBatches(
             IterationBatches(loaders, self.settings.seed, self.local_rank),
             self._order(self.current_epoch, self.iteration),

@@ -1,4 +1,4 @@
-"""The log of a run, one row an epoch: `progress.jsonl` and `progress.csv` in the fold's folder."""
+"""The log of a run with one row per epoch: `progress.jsonl` and `progress.csv` in the fold's folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Row = dict[str, Any]
 
 
 class EpochLog:
-    """Rows of numbers, written whole and in one piece after every epoch.
+    """The rows of the log; `append` rewrites both files atomically.
 
     Args:
-        folder: the fold's folder.
+        folder: the folder of the fold.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class EpochLog:
         self.rows: list[Row] = []
 
     def rewind(self, iteration: int) -> None:
-        """Read the rows of an earlier session and drop those after `iteration`, which will be done again."""
+        """Read the rows of an earlier session and drop the rows after `iteration`: the run repeats those epochs."""
         lines = self.jsonl.read_text(encoding="utf-8").splitlines() if self.jsonl.is_file() else []
         self.rows = [row for row in map(json.loads, lines) if row["iteration"] <= iteration]
 
@@ -45,20 +45,26 @@ class EpochLog:
 
 
 def epoch_line(row: Row, num_iterations: int, terms: dict[str, float], names: Sequence[str] = ()) -> str:
-    """Return one line for the terminal: loss with its terms, pseudo-Dice by structure, speed, data wait and time left.
+    """Return one line for the terminal: loss with its terms, pseudo-Dice by structure, speed, data wait, time left.
 
     Args:
-        row: of the epoch.
+        row: the row of the epoch.
         num_iterations: length of the run.
         terms: the loss terms by name.
-        names: of the structures; `pseudo_dice_k` of the row belongs to the k-th.
+        names: the names of the structures; `pseudo_dice_k` of the row belongs to the k-th name.
     """
-    dice = ", ".join(f"{name} {row.get(f'pseudo_dice_{k}', math.nan):.3f}" for k, name in enumerate(names, start=1))
+    dice = {name: row.get(f"pseudo_dice_{k}", math.nan) for k, name in enumerate(names, start=1)}
     left = timedelta(seconds=round((num_iterations - row["iteration"]) * row["seconds_per_iteration"]))
-    parts = "" if len(terms) < 2 else " (" + ", ".join(f"{name} {value:.3f}" for name, value in terms.items()) + ")"
     return (
-        f"iteration {row['iteration']}/{num_iterations}  loss {row['loss']:.3f}{parts}  "
-        f"pseudo-Dice {row['pseudo_dice']:.3f}{f' ({dice})' if len(names) > 1 else ''}  "
+        f"iteration {row['iteration']}/{num_iterations}  loss {row['loss']:.3f}{_list_parts(terms)}  "
+        f"pseudo-Dice {row['pseudo_dice']:.3f}{_list_parts(dice)}  "
         f"{row['seconds_per_iteration']:.3f} s/iteration  "
         f"data wait {100 * row['data_wait_share']:.0f} %  ETA {left}"
     )
+
+
+def _list_parts(parts: dict[str, float]) -> str:
+    """Return the parts of a number in brackets; a single part says nothing new and gives no text."""
+    if len(parts) < 2:
+        return ""
+    return " (" + ", ".join(f"{name} {value:.3f}" for name, value in parts.items()) + ")"

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: declared once, for every method, from the settings and the network's own wishes."""
+"""Optimisers and learning rates of every method, from the settings and from what the network's class declares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnssl.config import MethodConfig
 from nnssl.networks import OptimizerDefaults
 from nnssl_trainers.frame.architecture import unwrap
 
-DEFAULTS = {  # nnU-Net's, and those of AdamW's authors for vision transformers
+DEFAULTS = {  # sgd: the values of nnU-Net; adamw: values that are usual for vision transformers
     "sgd": OptimizerDefaults("sgd", learning_rate=1e-2, weight_decay=3e-5),
     "adamw": OptimizerDefaults("adamw", learning_rate=5e-4, weight_decay=0.05),
 }
@@ -21,11 +21,11 @@ DEFAULTS = {  # nnU-Net's, and those of AdamW's authors for vision transformers
 def build_optimizer(network: nn.Module, config: MethodConfig) -> torch.optim.Optimizer:
     """Return the optimiser of one network.
 
-    A setting that is given wins, then what the network's class declares as its `optimizer_defaults`, then nnU-Net's
-    values. Parameters whose names end with one of the class's `undecayed` names have no weight decay.
+    A given setting comes first, the `optimizer_defaults` of the network's class second, `DEFAULTS` last. Parameters
+    whose names end with one of the class's `undecayed` names have no weight decay.
 
     Args:
-        network: with its parameters on the device.
+        network: the network; its parameters are on the device already.
         config: settings of the method.
     """
     own: OptimizerDefaults = getattr(unwrap(network), "optimizer_defaults", DEFAULTS["sgd"])
@@ -43,7 +43,7 @@ def build_optimizer(network: nn.Module, config: MethodConfig) -> torch.optim.Opt
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameters of a network in groups: with weight decay, and without where its class names some."""
+    """Return a network's parameters in groups: those with weight decay, then those that its class leaves undecayed."""
     undecayed: tuple[str, ...] = getattr(unwrap(network), "undecayed", ())
     named = list(network.named_parameters())
     if not undecayed:
@@ -54,13 +54,13 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def schedule_factor(config: MethodConfig, progress: float) -> float:
-    """Return the factor of the learning rate, from 1 downwards.
+    """Return the factor of the learning rate; every schedule starts at 1 and never rises.
 
-    poly: (1 − p)^0.9, nnU-Net's.  cosine: ½(1 + cos πp).  step: f^⌊p / interval⌋.  constant: 1.
+    poly (nnU-Net): (1 − p)^0.9.  cosine: ½(1 + cos πp).  step: f^⌊p / interval⌋.  constant: 1.
 
     Args:
-        config: `learning_rate_schedule`, `learning_rate_factor` f and `learning_rate_interval`.
-        progress: p, the share of the run (or of its phase) that is done, in [0, 1].
+        config: holds `learning_rate_schedule`, `learning_rate_factor` (f) and `learning_rate_interval`.
+        progress: p, the finished share of the run (or of its phase), in [0, 1].
     """
     if config.learning_rate_schedule == "poly":
         return float((1 - progress) ** 0.9)
@@ -72,10 +72,10 @@ def schedule_factor(config: MethodConfig, progress: float) -> float:
 
 
 class LearningRates:
-    """The learning rates of several optimisers; stands where nnU-Net has its scheduler.
+    """The learning rates of several optimisers; this class takes the place of nnU-Net's scheduler.
 
     Args:
-        trainer: has `trained`, the networks with their optimisers, and `learning_rate_factors(iteration)`.
+        trainer: a trainer with `trained` (the networks and their optimisers) and `learning_rate_factors(iteration)`.
     """
 
     def __init__(self, trainer: Any) -> None:  # noqa: ANN401 - the frame's trainer, which imports this module

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: a header, the expected time, and a bar or a line a minute."""
+"""What a run shows while it trains: a header, the expected time, and a progress bar or one line per minute."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nnssl_trainers.frame.epoch_log import Row
 
 ProgressStyle = Literal["bar", "lines", "off"]
 SECONDS_BETWEEN_LINES = 60.0
-MEASURED_ITERATIONS, MEASURED_SECONDS = 10, 5.0  # the first estimate of the time needs both
-LOST_DICE = 0.1  # a structure with more than this pseudo-Dice was learned
-UNLEARNED_SHARE = 0.2  # of a run, in which a network may still predict background only
+MEASURED_ITERATIONS, MEASURED_SECONDS = 10, 5.0  # the expected time needs at least this many iterations and seconds
+LOST_DICE = 0.1  # a structure whose pseudo-Dice exceeded this value counts as learned
+UNLEARNED_SHARE = 0.2  # in this first share of a run, a prediction of background only is no reason to warn
 log = logging.getLogger("nnssl.train")
 
 
 def header_lines(trainer: Any) -> list[str]:  # noqa: ANN401 - the frame's trainer, which imports this module
-    """Return the lines that say what begins: method, run, cases, network, length, folder."""
+    """Return the header of a run, line by line: method, run, cases, network, length, folder."""
     cases, settings, plan = trainer.fold_cases(), trainer.settings, trainer.configuration_manager
     network = unwrap(trainer.network)
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -46,12 +46,12 @@ def header_lines(trainer: Any) -> list[str]:  # noqa: ANN401 - the frame's train
 
 
 class Reporter:
-    """Progress of a run: a bar where a terminal shows it, elsewhere a line a minute; in both the expected time.
+    """The progress of a run: a bar on a terminal, one line per minute elsewhere, and in both cases the expected time.
 
     Args:
-        style: None takes the bar on a terminal and lines elsewhere.
+        style: `bar`, `lines` or `off`; None takes the bar on a terminal and lines elsewhere.
         total: length of the run in iterations.
-        done: iterations that an earlier session did.
+        done: number of iterations that earlier sessions finished.
     """
 
     def __init__(self, style: ProgressStyle | None, total: int, done: int) -> None:
@@ -75,7 +75,7 @@ class Reporter:
         self._stack.close()
 
     def step(self) -> str | None:
-        """Count one iteration; return the line that is due, None where none is."""
+        """Count one iteration, and return the line to show now, or None."""
         self.done += 1
         if self._bar is not None:
             self._bar.update()
@@ -95,11 +95,13 @@ class Reporter:
 
 
 def learning_warnings(rows: Sequence[Row], names: Sequence[str], total: int) -> list[str]:
-    """Return what the pseudo-Dice of the structures says that a user must know.
+    """Return the warnings that the pseudo-Dice of the structures gives reason for.
+
+    A network that predicts only background, or no longer finds a structure that it found before, is a reason.
 
     Args:
-        rows: the log so far, one row an epoch; `pseudo_dice_k` belongs to the k-th name.
-        names: of the structures.
+        rows: the log so far with one row per epoch; `pseudo_dice_k` belongs to the k-th name.
+        names: the names of the structures.
         total: length of the run in iterations.
     """
     if not rows:
@@ -110,13 +112,13 @@ def learning_warnings(rows: Sequence[Row], names: Sequence[str], total: int) -> 
     if known and not any(known.values()):
         if rows[-1]["iteration"] < UNLEARNED_SHARE * total:
             return []
-        hint = "a longer run (-num_iterations), images and labels that fit (nnssl_plan_and_preprocess checks them)"
-        return [f"the network predicts only background in the validation patches; what can help: {hint}"]
+        hint = "train longer (-num_iterations), or check that images and labels fit (nnssl_plan_and_preprocess)"
+        return [f"the network predicts only background in the validation patches; {hint}"]
     best = {key: max(row.get(key, 0.0) for row in rows) for key in keys}
     lost = [
         f"{name} (pseudo-Dice {best[key]:.2f} before)"
         for key, name in zip(keys, names, strict=True)
         if known.get(key) == 0 and best[key] > LOST_DICE
     ]
-    hint = "a longer run (-num_iterations) or a smaller weight of the terms on unlabelled patches can bring it back"
+    hint = "train longer (-num_iterations), or give the terms on unlabelled patches a smaller weight"
     return [f"the network no longer finds {', '.join(lost)}; {hint}"] if lost else []

@@ -1,4 +1,4 @@
-"""The loop of a run: epochs, their record, signals, validation, and the end."""
+"""The loop of a run: epochs and their log, signals, validation, and the end of the run."""
 
 from __future__ import annotations
 
@@ -34,36 +34,37 @@ log = logging.getLogger("nnssl.train")
 
 
 class RunLoop(Checkpointing[ConfigT]):
-    """The part of the frame that runs: a run counts iterations and saves its state after every epoch."""
+    """The part of the frame that runs the loop, counts iterations, and saves the state after every epoch."""
 
-    progress_style: ProgressStyle | None = None  # None: a bar on a terminal, lines elsewhere
+    progress_style: ProgressStyle | None = None  # None shows a bar on a terminal and lines elsewhere
     _last_plot = 0.0
     _stop_requested = False
     _by_user = False
     _in_loop = False
 
     def request_stop(self, by_user: bool = False) -> None:
-        """Save and stop after the step at hand (several processes: after the epoch); outside of the loop at once.
+        """Save and stop after the current step, or after the epoch where several processes train.
 
         Args:
-            by_user: Ctrl-C asks for it, not a signal of the system.
+            by_user: the user pressed Ctrl-C; False: the system sent a signal.
 
         Raises:
-            StoppedBySignal: outside of the loop.
+            StoppedBySignal: the loop does not run, so that the run ends at once.
         """
         self._by_user = by_user
         if not self._in_loop:
             raise self._stop_error()
         self._stop_requested = True
         if by_user:
-            log.info("saving and stopping after this iteration; Ctrl-C again ends at once")
+            log.info("saving and stopping after this iteration; press Ctrl-C again to stop at once")
 
     def run_training(self) -> None:
-        """Train from the current iteration to the last, validating and saving after every epoch.
+        """Train from the current iteration to the last; validate and save after every epoch.
 
         Raises:
             StoppedBySignal: `request_stop` was called; the state is saved.
-            NnsslError: the loss became infinite or not a number.
+            NnsslError: a loss term became infinite or not a number.
+            EnvironmentProblem: the loaded checkpoint is slim, and its run is not finished.
         """
         if not self._resumable:
             if self.iteration >= self.settings.num_iterations:
@@ -73,7 +74,7 @@ class RunLoop(Checkpointing[ConfigT]):
                 "this checkpoint holds the deployed network only",
                 where=self.output_folder,
                 why="a run continues from checkpoint_latest.pth or checkpoint_previous.pth",
-                run="train again without --c",
+                run="the same command with --overwrite instead of --c trains from the start",
             )
         self.on_train_start()
         if self.local_rank == 0:
@@ -93,7 +94,7 @@ class RunLoop(Checkpointing[ConfigT]):
         self.on_train_end()
 
     def _tell(self, *lines: str) -> None:
-        """Say something on the terminal and in nnU-Net's log file."""
+        """Write lines to the terminal and to nnU-Net's log file."""
         for line in lines:
             log.info(line)
             self.print_to_log_file(line)
@@ -127,7 +128,7 @@ class RunLoop(Checkpointing[ConfigT]):
             raise self._stop_error()
 
     def _any_rank(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process: all must leave the loop after the same step."""
+        """Return whether any process has set the flag; all processes must leave the loop after the same step."""
         if not self.is_ddp:
             return flag
         shared = torch.tensor(int(flag), device=self.device)
@@ -135,24 +136,24 @@ class RunLoop(Checkpointing[ConfigT]):
         return bool(shared.item())
 
     def add_terms(self, terms: dict[str, Tensor]) -> None:
-        """Add one step's detached loss terms to the epoch's sums; they stay on the device."""
+        """Add the detached loss terms of one step to the sums of the epoch; the sums stay on the device."""
         for name, value in terms.items():
             self._terms[name] = self._terms[name] + value.float() if name in self._terms else value.float()
 
     def _check_finite(self, terms: dict[str, float]) -> None:
-        fine = all(map(math.isfinite, terms.values()))
-        if not fine and self.grad_scaler is not None:  # it skips steps that overflow in half precision
-            fine = all(bool(p.isfinite().all()) for network, _ in self.trained for p in network.parameters())
-        if not fine:
+        finite = all(map(math.isfinite, terms.values()))
+        if not finite and self.grad_scaler is not None:  # the scaler skips a step whose half-precision loss overflows
+            finite = all(bool(p.isfinite().all()) for network, _ in self.trained for p in network.parameters())
+        if not finite:
             raise NnsslError(
                 "training diverged: a loss term is not a finite number",
                 where=f"epoch {self.current_epoch}, iteration {self.iteration}",
                 why=", ".join(f"{name}={value:g}" for name, value in terms.items()),
-                run="the checkpoint of the epoch before is kept; lower the learning rate or the weight of that term",
+                run="lower the learning rate or the weight of that term; the previous epoch's checkpoint is kept",
             )
 
     def on_epoch_start(self) -> None:
-        """Log the start of an epoch."""
+        """Start the sums of the loss terms anew, and log the learning rate."""
         super().on_epoch_start()
         self._terms = {}
         self.lr_scheduler.step(self.iteration)
@@ -190,11 +191,11 @@ class RunLoop(Checkpointing[ConfigT]):
         self.save_checkpoint(str(Path(self.output_folder) / LATEST))
 
     def epoch_warnings(self) -> list[str]:
-        """Return what a user should know about the epoch that ended."""
+        """Return warnings for the user about the epoch that has ended."""
         return learning_warnings(self.record.rows, self.structure_names(), self.settings.num_iterations)
 
     def structure_names(self) -> list[str]:
-        """Return the names of the structures in the order of nnU-Net's numbers for each."""
+        """Return the names of the structures, in the order in which nnU-Net lists the Dice of each."""
         declared = declared_structures(self.dataset_json, Path(DATASET_JSON)).names
         return [declared[label] for label in (declared if self.label_manager.has_regions else sorted(declared))]
 
@@ -204,7 +205,7 @@ class RunLoop(Checkpointing[ConfigT]):
             self._last_plot = time.monotonic()
 
     def _stop_error(self) -> StoppedBySignal:
-        """Return the error that ends a stopped run: what is kept, and how the run goes on."""
+        """Return the error that ends a stopped run; the message says what is saved and how to continue."""
         kind = StoppedByUser if self._by_user else StoppedBySignal
         done = f"{self.iteration} of {self.settings.num_iterations} iterations are done"
         what = "stopped by Ctrl-C" if self._by_user else "stopped by a signal"
@@ -219,16 +220,16 @@ class RunLoop(Checkpointing[ConfigT]):
     # ------------------------------------------------------------------ start, validation, end
 
     def on_train_start(self) -> None:
-        """Build what is missing, open the streams, and write the files that prediction needs."""
+        """Build the networks if needed, open the batch streams, and write the files that prediction needs."""
         check_other_folds(Path(self.output_folder), self.plans_manager.plans, self.configuration_name)
         if not self.was_initialized:
             self.initialize()
         rng = checkpoints.rng_state()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
-        checkpoints.set_rng_state(rng)  # a continued run draws on where the stopped one was
+        checkpoints.set_rng_state(rng)  # opening the streams draws numbers; a continued run must not notice
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         if self.local_rank == 0:
-            for leftover in Path(self.output_folder).glob(".checkpoint_*.tmp"):  # of a session that was killed
+            for leftover in Path(self.output_folder).glob(".checkpoint_*.tmp"):  # a killed session leaves such files
                 leftover.unlink()
             self.record.rewind(self.iteration)
             base = Path(self.output_folder_base)
@@ -241,13 +242,13 @@ class RunLoop(Checkpointing[ConfigT]):
             self._save_debug_information()
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """Switch the extra outputs of the networks on (training) or off (inference)."""
+        """Switch the networks' outputs of deep supervision on for training or off for inference."""
         for network in {self.deployed, *(network for network, _ in self.trained)}:
             unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     @contextmanager
     def use_deployed_network(self) -> Iterator[None]:
-        """Make nnU-Net's code, which uses `self.network`, work on the deployed network."""
+        """Let `self.network`, which nnU-Net's code reads, be the deployed network inside the `with` block."""
         trained = self.network
         self.network = self.deployed
         try:
@@ -266,7 +267,7 @@ class RunLoop(Checkpointing[ConfigT]):
         return result
 
     def on_train_end(self) -> None:
-        """Write the slim final checkpoint; the whole state stays, so that the run can be made longer."""
+        """Write the slim final checkpoint, and keep the latest whole state, from which a longer run can continue."""
         folder = Path(self.output_folder)
         self.save_checkpoint(str(folder / FINAL))
         if self.local_rank == 0 and not self.disable_checkpointing:
@@ -274,7 +275,7 @@ class RunLoop(Checkpointing[ConfigT]):
         log.info("training done: %s", folder / FINAL)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the fold's validation cases with the deployed network and write validation/summary.json."""
+        """Predict the fold's validation cases with the deployed network, and write `validation/summary.json`."""
         self.set_deep_supervision_enabled(False)
         self.deployed.eval()
         predict_validation_cases(self, unwrap(self.deployed), save_probabilities)

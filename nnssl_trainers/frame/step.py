@@ -1,4 +1,4 @@
-"""One optimiser step: from the streams' batch to the changed weights."""
+"""One optimiser step: from a batch of the streams to the new weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from nnssl_trainers.frame.data_streams import DataStreams
 
 
 class TrainingStep(DataStreams[ConfigT]):
-    """The part of the frame that takes steps: losses of the method, precision, gradient clipping, optimisers."""
+    """The part of the frame that does an optimiser step: the method's losses, precision, gradient clipping."""
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted loss terms of one step (0-d tensors); their sum is minimised."""
+        """Return the weighted loss terms of one step by name (0-d tensors); the step minimises their sum."""
         raise NotImplementedError
 
     def after_step(self) -> None:
-        """Do what follows an optimiser step, an EMA update for instance."""
+        """Do the work that follows an optimiser step, for example an update of the teacher."""
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Do one optimiser step on the batch of this iteration; returns the loss without waiting for the device."""
+        """Do one optimiser step, and return the loss (0-d) without waiting for the device.
+
+        Args:
+            batch: the batch of this iteration, as the streams give it.
+        """
         ready = self._move_to_device(batch)
         self.lr_scheduler.step(self.iteration)
         for _, optimizer in self.trained:
@@ -39,13 +43,13 @@ class TrainingStep(DataStreams[ConfigT]):
         return {"loss": loss.detach()}
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Return nnU-Net's autocast, fp16 on CUDA alone, or bfloat16 on any device where the run asks for it."""
+        """Return the autocast of a step: nnU-Net's fp16 on CUDA, bfloat16 on any device with the setting `bf16`."""
         if self.settings.bf16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return torch.autocast("cuda") if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _optimise(self, loss: Tensor) -> None:
-        """Do backward, clip the gradient norm of each optimiser's parameters to 12 as nnU-Net does, and step."""
+        """Compute the gradients, clip their norm to 12 for each optimiser as nnU-Net does, and update the weights."""
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
         for _, optimizer in self.trained:
@@ -60,15 +64,20 @@ class TrainingStep(DataStreams[ConfigT]):
             scaler.update()
 
     def supervised_loss(self, outputs: list[Tensor], batch: Batch) -> Tensor:
-        """Return nnU-Net's Dice and cross-entropy loss, with deep supervision where the network has it."""
-        outputs = [logits.float() for logits in outputs]  # nnU-Net's Dice adds up in the precision that it is given
+        """Return nnU-Net's Dice and cross-entropy loss (0-d), with deep supervision where the network has it.
+
+        Args:
+            outputs: logits (B, C, *S_i), the finest first; the gradient goes to them.
+            batch: the batch; its labels are the targets.
+        """
+        outputs = [logits.float() for logits in outputs]  # nnU-Net's Dice sums in the precision of the logits
         target = batch.target_l
         if isinstance(target, list) and len(outputs) == 1 < len(target):
             return self.loss.loss(outputs[0], target[0])
         return self.loss(outputs if isinstance(target, list) else outputs[0], target)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return class probabilities (B, C, *S) in fp32: softmax, or sigmoid where labels are regions."""
+        """Return class probabilities (B, C, *S) in fp32: the softmax, or the sigmoid where labels are regions."""
         return torch.sigmoid(logits.float()) if self.label_manager.has_regions else torch.softmax(logits.float(), 1)
 
     def _move_to_device(self, batch: dict[str, Any]) -> Batch:

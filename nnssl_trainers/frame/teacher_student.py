@@ -1,4 +1,4 @@
-"""One student trained by gradient and one teacher that follows it as an exponential moving average."""
+"""A student that learns by gradient, and a teacher: the exponential moving average (EMA) of the student."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
 @dataclass(frozen=True)
 class TeacherConfig(MethodConfig):
-    """Settings of every method with an EMA teacher."""
+    """The settings of every method with an EMA teacher."""
 
     ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α", low=0.0, high=1.0)
     teacher_mode: str = hyper(
@@ -35,7 +35,7 @@ TeacherConfigT = TypeVar("TeacherConfigT", bound=TeacherConfig)
 
 
 def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
-    """Put a teacher into `train` or `eval` mode, or into `bn_train_nodrop`: batch statistics, but no dropout."""
+    """Put a teacher into the mode `train`, `eval` or `bn_train_nodrop`, which uses batch statistics but no dropout."""
     teacher.train(mode != "eval")
     if mode == "bn_train_nodrop":
         for module in teacher.modules():
@@ -44,7 +44,7 @@ def set_teacher_mode(teacher: nn.Module, mode: str) -> None:
 
 
 def copy_to_cpu_async(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start copying a tensor to the CPU; the function returned waits for that copy alone, not for later work."""
+    """Start to copy a tensor to the CPU, and return a function that waits for the copy, but not for later GPU work."""
     if not tensor.is_cuda:
         return lambda: tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -60,12 +60,12 @@ def copy_to_cpu_async(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
-    """Frame of the methods with an EMA teacher; the teacher is deployed unless the setting `deployed` differs."""
+    """The frame of methods with an EMA teacher; the setting `deployed` can name the student instead of the teacher."""
 
     def initialize(self) -> None:
-        """Build the student, then the teacher with the student's weights."""
+        """Build the student, and then a teacher with the same weights."""
         super().initialize()
-        self.taught: Tensor | None = None  # voxels of each foreground class (region) in the epoch's pseudo-labels
+        self.taught_voxels: Tensor | None = None  # pseudo-labelled voxels of each foreground class in this epoch
         self.teacher: Any = self.new_network()
         self.teacher.load_state_dict(unwrap(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
@@ -73,13 +73,13 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
             self.teacher = torch.compile(self.teacher)
 
     def load_pretrained(self, file: str) -> None:
-        """Start student and teacher from the weights of another training."""
+        """Load the weights of another training into student and teacher."""
         super().load_pretrained(file)
         unwrap(self.teacher).load_state_dict(unwrap(self.network).state_dict())
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that the setting `deployed` names (before `initialize` always the student)."""
+        """The network that the setting `deployed` names; before `initialize` always the student."""
         if self.config.deployed == "teacher" and hasattr(self, "teacher"):
             teacher: nn.Module = self.teacher
             return teacher
@@ -87,7 +87,7 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
         return student
 
     def set_training_mode(self) -> None:
-        """Put what learns into training mode, and the teacher into the mode of the setting `teacher_mode`."""
+        """Put the student into training mode, and the teacher into the mode that `teacher_mode` names."""
         super().set_training_mode()
         set_teacher_mode(self.teacher, self.config.teacher_mode)
 
@@ -100,11 +100,11 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
         """Return the student's outputs on labelled and unlabelled patches from one forward pass.
 
         Args:
-            labelled: (B, C, *S).
-            unlabelled: (B', C, *S).
+            labelled: images (B, C_in, *S).
+            unlabelled: images (B', C_in, *S).
 
         Returns:
-            Logits from fine to coarse, one list for each input.
+            The logits for the labelled and for the unlabelled patches, each a list with the finest output first.
         """
         outputs = as_list(self.network(torch.cat([labelled, unlabelled])))
         count = len(labelled)
@@ -112,52 +112,56 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
 
     @torch.no_grad()
     def teach(self, image: Tensor) -> Tensor:
-        """Return the teacher's class probabilities (B, C, *S) for image (B, C_in, *S), without a graph."""
+        """Return the teacher's class probabilities (B, C, *S) for an image (B, C_in, *S), without a graph."""
         return self.probabilities(as_list(self.teacher(image))[0])
 
     def pseudo_labels(self, image: Tensor, mask: Tensor, largest_only: bool) -> Callable[[], Tensor]:
-        """Start the teacher; the returned function waits for its labels (B, 1, *S), or regions (B, R, *S), as integers.
+        """Start the teacher, and return a function that gives the teacher's labels.
 
-        The CPU finds the components. Work that is started before the returned function is called overlaps with it.
+        The returned function finds the components on the CPU. GPU work that the caller starts before the call runs at
+        the same time.
 
         Args:
             image: unlabelled patches (B, C_in, *S).
             mask: (B, 1, *S), False = padding, which becomes background.
-            largest_only: keep only the largest component of each class (region).
+            largest_only: keep only the largest component of each class or region.
+
+        Returns:
+            A function without arguments; its result is a LongTensor (B, 1, *S), or (B, R, *S) for regions.
         """
         probs, regions = self.teach(image), self.label_manager.has_regions
         labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
-        arrived, classes = copy_to_cpu_async((labels * mask).to(torch.uint8)), probs.shape[1]
+        wait_for_copy, classes = copy_to_cpu_async((labels * mask).to(torch.uint8)), probs.shape[1]
 
         def wait() -> Tensor:
-            found = arrived()
+            found = wait_for_copy()
             if largest_only and regions:
                 found = largest_component(found.flatten(0, 1), 2).view_as(found)
             elif largest_only:
                 found = largest_component(found[:, 0], classes)[:, None]
             voxels = found.flatten(2).sum((0, 2)) if regions else found.flatten().bincount(minlength=classes)[1:]
-            self.taught = voxels if self.taught is None else self.taught + voxels
+            self.taught_voxels = voxels if self.taught_voxels is None else self.taught_voxels + voxels
             found = found.pin_memory() if self.device.type == "cuda" else found
             return found.to(self.device, non_blocking=True).long()
 
         return wait
 
     def epoch_warnings(self) -> list[str]:
-        """Return which classes the teacher has not labelled once in the epoch: the students forget them."""
-        taught, self.taught = self.taught, None
+        """Return the general warnings, and one that names the classes that the teacher never labelled in this epoch."""
+        voxels, self.taught_voxels = self.taught_voxels, None
         general = super().epoch_warnings()
-        if taught is None or taught.all():
+        if voxels is None or voxels.all():
             return general
-        counts = zip(self.structure_names(), taught.tolist(), strict=True)
+        counts = zip(self.structure_names(), voxels.tolist(), strict=True)
         missing = ", ".join(name for name, count in counts if not count)
-        hint = "the students will forget it; give the run more iterations (-num_iterations)"
+        hint = "the students will forget what the teacher does not label; train longer (-num_iterations)"
         return [*general, f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
 
     def state(self) -> dict[str, Any]:
-        """Return the state with the teacher in it."""
+        """Return the state, including the teacher."""
         return {**super().state(), "teacher": unwrap(self.teacher).state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a state with a teacher in it."""
+        """Restore a state that includes a teacher."""
         super().load_state(state)
         unwrap(self.teacher).load_state_dict(state["teacher"])

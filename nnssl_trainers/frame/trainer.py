@@ -1,7 +1,7 @@
-"""What every method stands on: networks, streams of batches, and one optimiser step.
+"""The base class of every method: it builds the network, the optimiser and the loss.
 
-A method subclasses `SemiSupervisedTrainer` (or `TeacherStudentTrainer`), names its config, and implements
-`training_losses`. Supervised loss and augmentations are those of nnU-Net's trainer.
+A method subclasses `SemiSupervisedTrainer` (or `TeacherStudentTrainer`, or `TwoStudentsTrainer`), names its config
+class, and implements `training_losses`. The supervised loss and the augmentation are those of nnU-Net's trainer.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nnssl_trainers.frame.step import TrainingStep
 
 
 class SemiSupervisedTrainer(TrainingStep[ConfigT]):
-    """Base of all methods; see the module's docstring."""
+    """The base class of all methods; the docstring of this module says what a method adds."""
 
-    unused_heads: ClassVar[bool] = False  # outputs without a loss, which distributed training has to look for
+    unused_heads: ClassVar[bool] = False  # True: some outputs have no loss, and distributed training must expect that
 
     def initialize(self) -> None:
-        """Build network, optimiser and loss from the plans, seeded."""
+        """Build network, optimiser and loss from the plans; the seed decides the first weights."""
         if self.was_initialized:
             raise RuntimeError("initialize was called twice")
         self._set_batch_size_and_oversample()
@@ -45,7 +45,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         self.was_initialized = True
 
     def distribute(self, network: nn.Module) -> DistributedDataParallel:
-        """Return the network shared among the processes; batch normalisation sees all of them on CUDA."""
+        """Return the network for several processes; on CUDA, batch normalisation uses the batches of all processes."""
         cuda = self.device.type == "cuda"
         if cuda:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -64,7 +64,7 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         return network.to(self.device)
 
     def load_pretrained(self, file: str) -> None:
-        """Start from the weights of another training; the segmentation layers stay as they are, as in nnU-Net.
+        """Load the weights of another training, except the segmentation layers, which nnU-Net does not load either.
 
         Raises:
             EnvironmentProblem: the file cannot be read, or its network differs from the plans'.
@@ -84,14 +84,14 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         unwrap(self.network).load_state_dict({**ours, **{name: theirs[name] for name in wanted}})
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, LearningRates]:
-        """Return the student's optimiser, and the schedule of all learning rates, counted in iterations."""
+        """Return the student's optimiser, and the schedule of all learning rates by iteration."""
         return build_optimizer(self.network, self.config), LearningRates(self)
 
     def learning_rate_factors(self, iteration: int) -> list[float]:
-        """Return the factor of each trained network's learning rate at an iteration."""
+        """Return the factor of each trained network's learning rate at one iteration."""
         factor = schedule_factor(self.config, iteration / self.settings.num_iterations)
         return [factor for _ in self.trained]
 
     def train_with_student(self, module: nn.Module) -> None:
-        """Let the student's optimiser train the parameters of a further module, too."""
+        """Let the student's optimiser also train the parameters of another module."""
         self.optimizer.add_param_group({"params": list(module.parameters())})

@@ -1,4 +1,4 @@
-"""Two networks trained side by side by gradient, each with its own optimiser; a mixin of the frame's trainers."""
+"""Two students that learn side by side by gradient, each with its own optimiser."""
 
 from __future__ import annotations
 
@@ -24,31 +24,37 @@ from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
 @dataclass(frozen=True)
 class TwoStudentsConfig(MethodConfig):
-    """Settings of every method with two students; `network` is the network of student 1."""
+    """The settings of every method with two students; `network` names the network of student 1."""
 
-    student2: str = hyper("mamba_unet", f"network of student 2: as `network`, or {NONE}")
+    student2: str = hyper("mamba_unet", f"network of student 2: the values of `network`, or {NONE}")
     deployed: str = hyper("student1", "the network that is deployed", choices=("student1", "student2", "mean"))
     pretrain_share: float = hyper(0.0, "share of the run that is pre-training on labels", low=0.0, high=1.0)
-    pretrain_least: int = hyper(0, "least iterations of pre-training, but at most half of the run", low=0)
+    pretrain_least: int = hyper(0, "least number of pre-training iterations, at most half of the run", low=0)
 
 
 TwoStudentsConfigT = TypeVar("TwoStudentsConfigT", bound=TwoStudentsConfig)
 
 
 class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
-    """Student 1 is the frame's `network`; student 2 lives beside it, and both take a step at the same time.
+    """The frame of methods with two students: student 1 is the frame's `network`, student 2 is `network2`.
 
-    The plans of the run describe the deployed network, so that predicting needs nothing of a trainer.
+    Both students take a step at the same time. The plans of the run describe the deployed network, so that prediction
+    needs no trainer.
     """
 
-    unused_heads: ClassVar[bool] = True  # those of deep supervision, where a student learns from its finest output
+    unused_heads: ClassVar[bool] = True  # a student that learns from its finest output leaves the others without loss
     needs_student2: ClassVar[bool] = False
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
-    _pretrained_for: int | None = None  # of a run that was made longer after pre-training
+    _mean: nn.Module | None = None
+    _pretrained_for: int | None = None  # iterations of finished pre-training: a run that becomes longer keeps them
 
     def plans_of_run(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> dict[str, Any]:
-        """Return a copy of the plans with the deployed network as their architecture."""
+        """Return a copy of the plans whose architecture is the deployed network.
+
+        Raises:
+            UsageError: a network has no known name, or the method or the setting `deployed` needs a second student.
+        """
         first, second, deployed = self.config.network, self.config.student2, self.config.deployed
         if second == NONE and self.needs_student2:
             raise UsageError(
@@ -65,10 +71,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         if deployed == "mean":
             regions = plans_manager(plans).get_label_manager(dataset_json).has_regions
             return replace_architecture(plans, configuration, _mean_architecture(self.architectures, regions))
-        return replace_architecture(plans, configuration, self.architectures[-1 if deployed == "student2" else 0])
+        return replace_architecture(plans, configuration, self.architectures[1 if deployed == "student2" else 0])
 
     def initialize(self) -> None:
-        """Build student 1 (and what else the frame has), then student 2 and its optimiser."""
+        """Build student 1 and the rest of the frame, and then student 2 and its optimiser."""
         super().initialize()
         if len(self.architectures) > 1:
             network = self._build(self.architectures[1], self.enable_deep_supervision)
@@ -81,36 +87,41 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
             self._mean = MeanOfNetworks.of(members, self.label_manager.has_regions)
 
     def new_network(self) -> nn.Module:
-        """Return a freshly initialised network of student 1's architecture, on the device."""
+        """Return a new network with the architecture of student 1, on the device."""
         return self._build(self.architectures[0], self.enable_deep_supervision)
 
     @property
     def students(self) -> list[nn.Module]:
-        """Student 1, and student 2 where there is one."""
+        """Student 1, and student 2 where the run has a second student."""
         return [self.network] if self.network2 is None else [self.network, self.network2]
 
     @property
     def trained(self) -> list[tuple[nn.Module, torch.optim.Optimizer]]:
         """The students, each with its optimiser."""
-        return list(zip(self.students, filter(None, [self.optimizer, self.optimizer2]), strict=True))
+        pairs: list[tuple[nn.Module, torch.optim.Optimizer]] = [(self.network, self.optimizer)]
+        if self.optimizer2 is not None:
+            pairs.append((self.network2, self.optimizer2))
+        return pairs
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that the setting `deployed` names (before `initialize` the place-holder of student 1)."""
-        names = {"student2": "network2", "mean": "_mean", "teacher": "teacher"}
-        named: nn.Module | None = getattr(self, names.get(self.config.deployed, "network"), None)
-        return self.network if named is None else named
+        """The network that the setting `deployed` names; before `initialize` always student 1."""
+        named = {"student2": self.network2, "mean": self._mean}.get(self.config.deployed)
+        return super().deployed if named is None else named
 
     def outputs_of(self, network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Return the network's logits, finest first, for each batch of images; of student 2 the finest only.
+        """Return a student's logits for each batch of images: from student 1 all outputs, from student 2 the finest.
 
-        One forward pass for all of them where no sample sees another; networks with batch normalisation take them one
-        after the other, so that each batch has its own statistics (but not in distributed training, which knows one
-        forward pass a step).
+        One forward pass takes all batches together. A network with batch normalisation takes the batches one after the
+        other, so that each batch has its own statistics. Distributed training allows one forward pass per step and
+        therefore always takes them together.
 
         Args:
             network: a student.
             images: tensors (B_i, C_in, *S).
+
+        Returns:
+            For each batch the list of its logits (B_i, C, *S_j), the finest first.
         """
         heads = None if network is self.network else 1
         apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrap(network).modules())
@@ -123,9 +134,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     # ------------------------------------------------------------------ optimisers
 
     def learning_rate_factors(self, iteration: int) -> list[float]:
-        """Return the factor of each student's learning rate; the schedule starts anew after pre-training.
+        """Return the factor of each student's learning rate; the schedule starts again after pre-training.
 
-        Steps of AdamW do not feel the factor of a loss, so that its learning rate takes the factor over.
+        The step of AdamW does not depend on the scale of the loss. Its learning rate takes the factor of the loss
+        instead.
         """
         begin = self.pretrain_iterations if iteration >= self.pretrain_iterations else 0
         length = max(1, self.settings.num_iterations - begin)
@@ -137,12 +149,12 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         ]
 
     def loss_weights(self, iteration: int) -> tuple[float, float]:  # noqa: ARG002
-        """Return the factors of both students' losses."""
+        """Return the factors of the losses of student 1 and student 2."""
         return 1.0, 1.0
 
     @property
     def pretrain_iterations(self) -> int:
-        """Number of steps of pre-training: its share of the run, at least `pretrain_least` or half of the run."""
+        """Number of pre-training steps: the share of the run, but at least `pretrain_least` or half of the run."""
         if self._pretrained_for is not None:
             return self._pretrained_for
         total = self.settings.num_iterations
@@ -161,7 +173,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     # ------------------------------------------------------------------ state
 
     def state(self) -> dict[str, Any]:
-        """Return the state with student 2 in it."""
+        """Return the state, including student 2."""
         state = {**super().state(), "pretrain_iterations": self.pretrain_iterations}
         if self.optimizer2 is not None:
             state["student2"] = unwrap(self.network2).state_dict()
@@ -169,7 +181,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         return state
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a state with student 2 in it."""
+        """Restore a state that includes student 2."""
         super().load_state(state)
         pretrained = state.get("pretrain_iterations")
         self._pretrained_for = pretrained if pretrained is not None and self.iteration >= pretrained else None
@@ -179,6 +191,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
 
 
 def _mean_architecture(members: list[Architecture], sigmoid: bool) -> Architecture:
+    """Return the entry of the network that averages the predictions of its members."""
     return {
         "network_class_name": f"{MeanOfNetworks.__module__}.{MeanOfNetworks.__name__}",
         "arch_kwargs": {

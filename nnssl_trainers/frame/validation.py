@@ -1,4 +1,4 @@
-"""Prediction of a fold's validation cases after training, in this process, and their scores."""
+"""The prediction of a fold's validation cases after training, and the scores of these predictions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger("nnssl.train")
 
 
 def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilities: bool) -> None:  # noqa: ANN401
-    """Predict the validation cases of `trainer` with `network`; rank 0 writes `validation/summary.json`.
+    """Predict the validation cases of a fold in this process; the first process writes `validation/summary.json`.
 
     Args:
-        trainer: a trainer of the frame, trained or with loaded weights.
+        trainer: a trainer of the frame after training, or with loaded weights.
         network: the network to validate, without the wrappers of torch.compile and distributed training.
         save_probabilities: also write the class probabilities of each case.
 
@@ -33,7 +33,7 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
     folder = Path(trainer.output_folder) / VALIDATION_FOLDER
     rank = trainer.local_rank
     if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # masks of an earlier split would be scored with the new ones
+        shutil.rmtree(folder, ignore_errors=True)  # the scores would include old masks of an earlier split
         folder.mkdir(parents=True)
         write_json(folder / PLANS_JSON, trainer.plans_manager.plans)
         write_json(folder / DATASET_JSON, trainer.dataset_json)
@@ -50,15 +50,15 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         trainer.inference_allowed_mirroring_axes,
     )
     cases = sorted(trainer.do_split()[1])
-    mine = cases[rank :: distributed.get_world_size()] if trainer.is_ddp else cases
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, mine)
+    own_cases = cases[rank :: distributed.get_world_size()] if trainer.is_ddp else cases
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, own_cases)
 
     def load(case: str) -> tuple[torch.Tensor, dict[str, Any]]:
         data, _, _, properties = dataset.load_case(case)
         return torch.from_numpy(data[:].copy()), properties
 
-    done = predictor.predict_preprocessed(mine, load, folder, save_probabilities=save_probabilities)
-    for _ in tqdm(done, total=len(mine), desc=VALIDATION_FOLDER, disable=None):
+    done = predictor.predict_preprocessed(own_cases, load, folder, save_probabilities=save_probabilities)
+    for _ in tqdm(done, total=len(own_cases), desc=VALIDATION_FOLDER, disable=None):
         pass
     forget_patch_weights()
     if trainer.is_ddp:
@@ -67,11 +67,11 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         from nnssl.evaluation.api import evaluate
 
         truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
-        result = evaluate(truth, folder, chill=True, same_placement=False)  # training ignored the placement as well
+        result = evaluate(truth, folder, chill=True, same_placement=False)  # training did not check placement either
         dice = result.summary["foreground_mean"]["Dice"]
         trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
         names, means = result.summary["structures"], result.summary["mean"]
         parts = ", ".join(f"{names[label]} {means[label]['Dice']:.3f}" for label in names)
         log.info("validation of %d cases: mean foreground Dice %.4f (%s); %s", len(cases), dice, parts, folder)
         if dice == 0:
-            log.warning("warning: no voxel of the validation masks is right; see %s", folder / SUMMARY_JSON)
+            log.warning("warning: no predicted foreground voxel is right in validation; see %s", folder / SUMMARY_JSON)

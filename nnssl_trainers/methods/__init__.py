@@ -1,1 +1,1 @@
-"""The training methods, one file each: file name = registry key = documentation page = test."""
+"""The training methods; a method's file, registry key, documentation page and test have the same name."""

@@ -1,31 +1,34 @@
 """CCETrainer: Lu et al., Enhancing dual network based semi-supervised medical image segmentation, KBS 2025.
 
-Two students A and B of different architecture, no teacher. Both see the same labelled and unlabelled patches; p_m are
-student m's probabilities, ŷ_m = argmax p_m, H_m their entropy, z_m the features before the last layer. A step minimises
+Two students A and B have different architectures; the method has no teacher. Both students see the same labelled and
+unlabelled patches. p_m are the probabilities of student m, ŷ_m = argmax p_m, H_m is the entropy of p_m, and z_m are the
+features before the last layer. A step minimises
 
     L = Σ_m (L_s^m + L_cps^m + L_efs^m + L_ue^m) + λ(t)·L_c,   λ(t) = λ·exp(−5(1 − t/t_max)²)         (eq. 1, 3, 12)
 
-- L_s^m = CE + Dice + α·Σ M(p_m − y)²/ΣM on labels; M: exactly one student has p ≥ γ for a foreground class  (eq. 2-6)
-- L_cps^m = CE of p_m against the other student's labels where they have p > τ                              (eq. 7-8)
+- L_s^m = CE + Dice + α·Σ M(p_m − y)²/ΣM on labelled patches; M is 1 where exactly one student has p ≥ γ for a
+  foreground class                                                                                          (eq. 2-6)
+- L_cps^m = CE of p_m against the other student's labels, where the other student has p > τ                 (eq. 7-8)
 - L_efs^m = N/N_kept · CE of p_m against ŷ_A OR ŷ_B, without the voxels where both entropies exceed their own
   k-th percentile                                                                                          (eq. 9-11)
-- L_ue^m = mean e^(−D)·CE(p_m, softmax(f_o/T)) + mean D,  D = KL(p_o‖p_m), o the other student             (eq. 13-15)
-- L_c: features of uncertain voxels are drawn to the mean feature of the certain voxels of their class, where the
-  students agree and both entropies are low; only of the student with the higher Dice loss on labels       (eq. 16-20)
+- L_ue^m = mean e^(−D)·CE(p_m, softmax(f_o/T)) + mean D,  D = KL(p_o‖p_m), o is the other student          (eq. 13-15)
+- L_c draws the features of uncertain voxels to the mean feature of the certain voxels of their class. A certain voxel
+  has equal labels and low entropy in both students. L_c trains only the student with the higher Dice loss (eq. 16-20)
 
-The mean of both probabilities is deployed. Departures from the paper, and readings where it is silent:
-- Eq. 5 is "or" in the text, exclusive in another sentence and in the code: exclusive. Eq. 6 compares with labels.
-- More than two classes: voxels below τ do not count in eq. 8 (as background they would teach background), the larger
-  probability settles two foreground classes in eq. 11, and eq. 16-20 take means over classes and pairs of them.
-- Eq. 13-15 teach both students, as eq. 3 has L_u^A and L_u^B. Features are taken before the dropout, which leaves out
-  other channels in every sample, and 1 % of the uncertain voxels of a class is drawn (from the code).
-- nnU-Net's Dice and cross-entropy with deep supervision, augmentations, optimiser and learning rate; unlabelled patches
-  have the same intensity augmentations. Padding of unlabelled patches does not count, nor does the ignore label in L_s.
-- Regions: each is a problem of two classes; the entropies of all of them have one percentile, but that of eq. 16.
+The mean of both probabilities is deployed. Departures from the paper, and choices where the paper is silent:
+- The text around eq. 5 says "or"; another sentence and the code say exclusive or. This method uses the exclusive or.
+  Eq. 6 compares with the labels.
+- More than two classes: in eq. 8 voxels below τ do not count, because as background they would teach background. In
+  eq. 11 the larger probability decides between two foreground classes. Eq. 16-20 average over classes and their pairs.
+- Eq. 13-15 teach both students, because eq. 3 contains L_u^A and L_u^B. The features are those before the dropout,
+  which drops different channels in each sample. 1 % of a class's uncertain voxels is drawn, as in the code.
+- Dice, cross-entropy, deep supervision, augmentation, optimiser and learning rate are nnU-Net's; unlabelled patches get
+  the same intensity augmentations. Padding of unlabelled patches does not count, nor does the ignore label in L_s.
+- Each region is a problem with two classes; one percentile serves the entropies of all regions, except in eq. 16.
 
-`preset=paper` has the paper's networks, optimiser and loss on labels (CE + Dice of the foreground). The public code
-optimises something else (`preset=code`): CE + Dice + α·eq. 6 + an undocumented cosine distance of the students, and
-eq. 13 for student 1 alone with a hard target. Its EFS and contrast carry no gradient; it has no CPS.
+`preset=paper` uses the paper's networks, optimiser and loss on labels (CE + Dice of the foreground). The authors' code
+minimises another loss (`preset=code`): CE + Dice + α·eq. 6 + a cosine distance of the students that the paper does not
+mention, and eq. 13 for student 1 alone with a hard target. Its EFS and contrast carry no gradient; it has no CPS.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nnssl.config import DEFAULT_PRESET, Value, changed, hyper
+from nnssl.config import DEFAULT_PRESET, Value, hyper, redefine
 from nnssl.ingredients.consistency import (
     confident_disagreement_mse,
     cosine_distance,
@@ -56,7 +59,7 @@ from nnssl_trainers.parts.decoder_features import DecoderFeatures
 from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits, softmax
 
 THIRD_TERM: dict[str, Any] = {"attract": 1.0, "off": 0.0, "repel": "repel"}
-DRAWN_SHARE = 0.01  # of a class's uncertain voxels, from the public code
+DRAWN_SHARE = 0.01  # share of a class's uncertain voxels that the contrast draws, as in the authors' code
 PAPER: dict[str, Value] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "nesterov": False}
 PAPER |= {"weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
 PAPER |= {"learning_rate_factor": 0.1, "learning_rate_interval": 2500 / 6000}
@@ -65,57 +68,57 @@ CODE: dict[str, Value] = {"cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight
 
 @dataclass(frozen=True)
 class CCEConfig(TwoStudentsConfig):
-    """Settings of the dual network; `preset` also chooses the loss on labels, see the module's docstring."""
+    """The settings of the dual network; `preset` also chooses the loss on labels, see the docstring of this module."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": CODE}
-    network: str = changed(TwoStudentsConfig, "network", "resnet34_vnet")
-    student2: str = changed(TwoStudentsConfig, "student2", "vnet")
-    deployed: str = changed(TwoStudentsConfig, "deployed", "mean")
-    disagreement_weight: float = hyper(0.5, "weight of eq. 6 beside the labels", "α (eq. 2)", low=0.0)
-    confidence: float = hyper(0.6, "least probability of confident foreground", "γ (eq. 5)", low=0.0, high=1.0)
+    network: str = redefine(TwoStudentsConfig, "network", "resnet34_vnet")
+    student2: str = redefine(TwoStudentsConfig, "student2", "vnet")
+    deployed: str = redefine(TwoStudentsConfig, "deployed", "mean")
+    disagreement_weight: float = hyper(0.5, "weight of eq. 6 in the loss on labels", "α (eq. 2)", low=0.0)
+    confidence: float = hyper(0.6, "least probability of a confident foreground voxel", "γ (eq. 5)", low=0.0, high=1.0)
     disagreement_distance: Literal["mse", "kl"] = hyper(
-        "mse", "squared error or divergence in eq. 6", choices=("mse", "kl")
+        "mse", "distance in eq. 6: squared error or divergence", choices=("mse", "kl")
     )
     cps_weight: float = hyper(1.0, "weight of cross pseudo supervision", "L_cps (eq. 8)", low=0.0)
-    cps_threshold: float = hyper(0.6, "probability that a pseudo-label exceeds", "τ (eq. 7)", low=0.0, high=1.0)
+    cps_threshold: float = hyper(0.6, "probability that a pseudo-label must exceed", "τ (eq. 7)", low=0.0, high=1.0)
     efs_weight: float = hyper(1.0, "weight of entropy-filtered supervision", "L_efs (eq. 11)", low=0.0)
     entropy_percentile: float = hyper(70.0, "percentile above which entropy is high", "k", low=0.0, high=100.0)
     ue_weight: float = hyper(1.0, "weight of the uncertainty loss", "L_ue (eq. 13)", low=0.0)
-    ue_temperature: float = hyper(0.5, "temperature of its target", "T (eq. 15)", low=1e-3)
+    ue_temperature: float = hyper(0.5, "temperature of the uncertainty loss's target", "T (eq. 15)", low=1e-3)
     contrast_weight: float = hyper(0.1, "largest weight of the contrast of features", "λ_c (eq. 1)", low=0.0)
-    prototype_term: str = hyper("attract", "distance of prototypes in eq. 20", choices=tuple(THIRD_TERM))
-    rampup_share: float = hyper(0.0, "share of the run in which CPS, EFS and UE gain weight", low=0.0, high=1.0)
+    prototype_term: str = hyper("attract", "effect of eq. 20 on the prototypes", choices=tuple(THIRD_TERM))
+    rampup_share: float = hyper(0.0, "share of the run in which the weights of CPS, EFS and UE rise", low=0.0, high=1.0)
 
 
 class CCETrainer(TwoStudentsTrainer[CCEConfig]):
-    """Dual network with uncertainty-guided pseudo-labels; see the module's docstring for the algorithm."""
+    """The dual network with uncertainty-guided pseudo-labels; the docstring of this module describes the algorithm."""
 
     config_class = CCEConfig
     needs_student2 = True
 
     def initialize(self) -> None:
-        """Build the students, and keep their features where the contrast needs them."""
+        """Build the students, and keep their features if the contrast needs them."""
         super().initialize()
         self.features = [DecoderFeatures(unwrap(s)) for s in self.students] if self.config.contrast_weight else []
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted terms; in pre-training those of the labels alone."""
+        """Return the weighted terms of eq. 1; in pre-training only those of the labels."""
         _, image_u, mask_u = batch.unlabelled
         step, count = batch.iteration - self.pretrain_iterations, len(batch.image_l)
         images = batch.image_l if step < 0 else torch.cat([batch.image_l, image_u])
         outputs = [as_list(student(images)) for student in self.students]
         features = [kept.take(images.shape[2:])[count:] for kept in self.features]
         a, b = (class_logits(z[0], self.label_manager.has_regions) for z in outputs)
-        views = len(a) // len(images)  # of a patch: one, or as many as there are regions
-        n, mask = count * views, mask_u.repeat_interleave(views, 0)
-        known, unlabelled = zip(*(torch.split(z, [n, len(z) - n]) for z in (a, b)), strict=True)
-        terms, dice = self.supervised_terms([[z[:count] for z in each] for each in outputs], known, batch)
+        problems = len(a) // len(images)  # per patch: one, or one for each region
+        n, mask = count * problems, mask_u.repeat_interleave(problems, 0)
+        (a_l, a_u), (b_l, b_u) = (torch.split(z, [n, len(z) - n]) for z in (a, b))
+        terms, dice = self.supervised_terms([[z[:count] for z in each] for each in outputs], (a_l, b_l), batch)
         if step < 0:
             return terms
         counted = torch.cat([mask.new_ones(n, *mask.shape[1:]), mask])
         ramp = gaussian_rampup(step, self.config.rampup_share * self.settings.num_iterations)
-        probs = softmax((unlabelled[0].detach(), unlabelled[1].detach()))
-        terms |= {name: ramp * term for name, term in self.cross_terms(unlabelled, probs, mask).items()}
+        probs = softmax((a_u.detach(), b_u.detach()))
+        terms |= {name: ramp * term for name, term in self.cross_terms((a_u, b_u), probs, mask).items()}
         terms |= {name: ramp * term for name, term in self.uncertainty_terms((a, b), counted).items()}
         if self.config.preset == "code":
             terms["cosine"] = cosine_distance(*softmax((a, b)), counted)
@@ -126,7 +129,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
     def supervised_terms(
         self, outputs: list[list[Tensor]], logits: Pair, batch: Batch
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return L_s of both students, eq. 2-6, and their Dice losses."""
+        """Return L_s of both students, eq. 2-6, and the Dice loss of each student."""
         c, manager, probs = self.config, self.label_manager, softmax(logits)
         regions, heads = manager.has_regions, outputs[0][0].shape[1]
         labels, known = class_labels(full_size_target(batch), heads, regions, manager.ignore_label)
@@ -140,7 +143,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         return {f"supervised_{i}": loss for i, loss in enumerate(sums, start=1)}, dice
 
     def cross_terms(self, logits: Pair, probs: Pair, mask: Tensor) -> dict[str, Tensor]:
-        """Return L_cps and L_efs of both students, eq. 7-11; `probs` is their detached softmax."""
+        """Return L_cps and L_efs of both students, eq. 7-11; `probs` is the detached softmax of `logits`."""
         c, terms = self.config, {}
         pairs = list(enumerate(zip(logits, probs[::-1], strict=True), start=1))
         if c.cps_weight:
@@ -156,11 +159,11 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         return terms
 
     def uncertainty_terms(self, logits: Pair, mask: Tensor) -> dict[str, Tensor]:
-        """Return L_ue of the students that have one, eq. 13-15, on all patches."""
-        c, as_code = self.config, self.config.preset == "code"
-        pairs = [(1, *logits)] if as_code else [(1, *logits), (2, *logits[::-1])]
+        """Return L_ue on all patches, eq. 13-15, of both students; with the authors' code, of student 1 only."""
+        c, as_code, (a, b) = self.config, self.config.preset == "code", logits
         if not c.ue_weight:
             return {}
+        pairs = [(1, a, b)] if as_code else [(1, a, b), (2, b, a)]
         return {
             f"ue_{i}": c.ue_weight * kl_weighted_cross_entropy(own, peer, c.ue_temperature, mask, hard=as_code)
             for i, own, peer in pairs
@@ -173,7 +176,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         c = self.config
         weight = c.contrast_weight * gaussian_rampup(step, self.settings.num_iterations - self.pretrain_iterations)
         options = {"third_term": THIRD_TERM[c.prototype_term], "sample_fraction": DRAWN_SHARE, "mask": mask}
-        pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # by region
+        pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # one tensor for each region
         losses = []
         for z, own, peer in zip(features, pairs, pairs[::-1], strict=True):
             each = [

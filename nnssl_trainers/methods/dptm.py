@@ -1,30 +1,32 @@
 """DPTMTrainer: Mi et al., Dynamic thresholding and robust contrastive techniques, PLoS One 21(4): e0342567, 2026.
 
-Each step, with labelled patches (x_l, y_l) and unlabelled patches in a weak and a strong view (x_w, x_s), C classes:
+A step uses labelled patches (x_l, y_l), and unlabelled patches in a weak and in a strong view (x_w, x_s). C is the
+number of classes.
 
-1. The teacher, without a graph: P = softmax f'(x_w), confidence q = max_c P_c, pseudo-label ĉ = argmax_c P_c.
-2. The threshold map follows the confidence: M ← α·M + (1 − α)·mean q, first 1/C                            (eq. 5-6)
-   Class scales k_c = s_c / max_c' s_c' with s_c the mean of q over ĉ = c; absent classes keep theirs.       (eq. 7-8)
+1. The teacher predicts without a graph: P = softmax f'(x_w), confidence q = max_c P_c, pseudo-label ĉ = argmax_c P_c.
+2. The threshold map follows the confidence: M ← α·M + (1 − α)·mean q; M starts at 1/C                       (eq. 5-6)
+   Class scales k_c = s_c / max_c' s_c', where s_c is the mean of q over ĉ = c; an absent class keeps its scale (7-8)
    Thresholds M_c = k_c·M (eq. 9); weights γ = q·1[q > M_ĉ]                                                   (eq. 10)
 3. L_rem = −1/N Σ_v γ_v·log softmax(f(x_s)_v / τ)[ĉ_v] over the N voxels that are not padding               (eq. 11-12)
-4. L_cc = NT-Xent with temperature τ_c between the encoder features (deepest stage, mean over space) of all patches
-   that the student saw, x_l and x_s, and those of an augmented copy of x_l and x_w.                        (eq. 13-14)
-5. L = L_sup + λ_u·L_rem + λ_c·L_cc (eq. 4), L_sup = nnU-Net's loss of f(x_l), y_l                              (eq. 2)
+4. L_cc = NT-Xent with temperature τ_c between two sets of encoder features (deepest stage, mean over space): those of
+   the student's patches x_l and x_s, and those of an augmented copy of x_l and x_w                          (eq. 13-14)
+5. L = L_sup + λ_u·L_rem + λ_c·L_cc (eq. 4), where L_sup is nnU-Net's loss of f(x_l) against y_l                (eq. 2)
 6. After the optimiser step θ' ← β_t·θ' + (1 − β_t)·θ, β_t = min(1 − 1/(t + 1), β)                               (eq. 1)
 
-The teacher is deployed: the paper says only that inference is the plain network.
+The teacher is deployed; the paper says only that inference uses the plain network.
 
-The equations follow the paper's description of them in words. Departures, and readings where it is silent:
-- M has the pixels of centre-cropped slices in the paper. Patches at random places would mix places, so that M lies on a
-  grid over the whole scan, with no more cells along an axis than the median scan has voxels; a patch reads and writes
-  where it was cut, before rotation and scaling. `map_frame=patch` is the literal reading.
-- α, β, τ, τ_c and λ_u are not given: 0.99, 0.99, 0.5, 0.1, and 0.5 with a ramp-up over the first 20 % of the run.
-- The paper's cross-entropy, SGD with momentum 0.9, weight decay 5e-4, cosine schedule, batch of 16 and geometric
-  augmentations are nnU-Net's loss (`ce_only` leaves out Dice), optimiser, schedule, batch and augmentations here.
-- The contrastive copy has a crop, contrast, brightness, noise and a cut-out box; strengths are not given.
-- Padding counts nowhere: neither in M, s and N nor as a label.
-- Regions: each is the two classes p and 1 − p, all with one map and one pair of class scales.
-- Several processes: confidences are summed over all of them; L_cc contrasts the patches of one.
+The equations follow the description in the paper's text. Departures, and choices where the paper is silent:
+- The paper's M has the pixels of centre-cropped slices. Patches from random places would mix places. Here M is a grid
+  over the whole scan, with at most as many cells along an axis as the median scan has voxels. A patch reads and writes
+  the cells at its place before rotation and scaling. `map_frame=patch` follows the paper literally.
+- The paper does not give α, β, τ, τ_c and λ_u. They are 0.99, 0.99, 0.5, 0.1, and 0.5 with a ramp-up over the first
+  20 % of the run.
+- nnU-Net's loss (`ce_only` leaves Dice out), optimiser, schedule, batch and augmentation replace the paper's
+  cross-entropy, SGD with momentum 0.9 and weight decay 5e-4, cosine schedule, batch of 16 and geometric augmentation.
+- The contrastive copy has a crop, contrast, brightness, noise and a cut-out box; the paper does not give strengths.
+- Padding does not count: neither in M, s and N nor as a label.
+- Each region is a problem with the two classes p and 1 − p; all regions share one map and one pair of class scales.
+- With several processes, M and s use the confidences of all processes; L_cc contrasts the patches of one process.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, distributed, nn
 
-from nnssl.config import Value, changed, hyper
+from nnssl.config import Value, hyper, redefine
 from nnssl.ingredients.consistency import robust_cross_entropy
 from nnssl.ingredients.contrastive import nt_xent
 from nnssl.ingredients.perturb import augment_patches
@@ -49,42 +51,42 @@ from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTr
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 from nnssl_trainers.parts.region_logits import class_logits
 
-CELLS = {2: 64, 3: 32}  # along each axis of the threshold map, by number of axes
+CELLS = {2: 64, 3: 32}  # cells of the threshold map along each axis, by number of axes
 PAPER: dict[str, Value] = {"learning_rate": 0.01, "learning_rate_schedule": "cosine", "weight_decay": 5e-4}
 PAPER |= {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "ce_only": True}
 
 
 @dataclass(frozen=True)
 class DPTMConfig(StrongViewConfig, TeacherConfig):
-    """Settings of DPTM."""
+    """The settings of DPTM."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
 
-    ema_decay: float = changed(TeacherConfig, "ema_decay", 0.99, symbol="β (eq. 1)")
+    ema_decay: float = redefine(TeacherConfig, "ema_decay", 0.99, symbol="β (eq. 1)")
     pseudo_label_weight: float = hyper(0.5, "largest weight of the pseudo-labels", "λ_u (eq. 4)", low=0.0)
-    rampup_share: float = hyper(0.2, "share of the run over which that weight rises", low=0.0, high=1.0)
-    contrast_weight: float = hyper(0.1, "weight of the contrastive term; 0: without it", "λ_c (eq. 4)", low=0.0)
-    threshold_map: bool = hyper(True, "thresholds follow the confidence; off: fixed_threshold for all")
-    fixed_threshold: float = hyper(0.95, "the threshold without a map", low=0.0, high=1.0)
+    rampup_share: float = hyper(0.2, "share of the run over which pseudo_label_weight rises", low=0.0, high=1.0)
+    contrast_weight: float = hyper(0.1, "weight of the contrastive term; 0: no such term", "λ_c (eq. 4)", low=0.0)
+    threshold_map: bool = hyper(True, "thresholds follow the confidence; off: fixed_threshold everywhere")
+    fixed_threshold: float = hyper(0.95, "the threshold where threshold_map is off", low=0.0, high=1.0)
     threshold_momentum: float = hyper(0.99, "weight of the old threshold map", "α (eq. 6)", low=0.0, high=1.0)
-    map_frame: str = hyper("image", "whose places the map has: the scan's or the patch's", choices=("image", "patch"))
-    map_cells: int = hyper(0, "cells of the image's map along each axis; 0: 64 in 2-D, 32 in 3-D", low=0)
-    robust_entropy: bool = hyper(True, "weights and temperature; off: plain cross-entropy above the threshold")
+    map_frame: str = hyper("image", "the map covers the whole scan (image) or one patch", choices=("image", "patch"))
+    map_cells: int = hyper(0, "cells of the scan's map along each axis; 0: 64 in 2-D, 32 in 3-D", low=0)
+    robust_entropy: bool = hyper(True, "use weights and temperature; off: plain cross-entropy above the threshold")
     hard: bool = hyper(False, "weigh voxels above the threshold by 1 instead of their confidence", "γ (eq. 10)")
     temperature: float = hyper(0.5, "temperature of the student against pseudo-labels", "τ (eq. 12)", low=0.01)
     contrast_temperature: float = hyper(0.1, "temperature of the contrastive term", "τ_c (eq. 13)", low=0.01)
-    projection_dim: int = hyper(0, "outputs of a projection of the features by two layers; 0: none", low=0)
-    ce_only: bool = hyper(False, "cross-entropy without Dice on labels", "eq. 2")
+    projection_dim: int = hyper(0, "features after a projection by two layers; 0: no projection", low=0)
+    ce_only: bool = hyper(False, "the loss on labels is cross-entropy without Dice", "eq. 2")
 
 
 class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
-    """DPTM; see the module's docstring for the algorithm and its departures from the paper."""
+    """DPTM; the docstring of this module describes the algorithm and its departures from the paper."""
 
     config_class = DPTMConfig
     needs_boxes: ClassVar[bool] = True
 
     def initialize(self) -> None:
-        """Build student and teacher, the threshold map, and what the contrastive term needs."""
+        """Build student and teacher, the threshold map, and the parts of the contrastive term."""
         super().initialize()
         c, regions = self.config, self.label_manager.has_regions
         if c.ce_only:
@@ -105,7 +107,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
                 self.add_projection(self.features.width)
 
     def map_shape(self) -> list[int]:
-        """Return the cells of the threshold map along each axis."""
+        """Return the number of cells of the threshold map along each axis."""
         plan = self.configuration_manager
         if self.config.map_frame == "patch":
             return list(plan.patch_size)
@@ -113,7 +115,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         return [min(cells, max(1, round(size))) for size in plan.median_image_size_in_voxels]
 
     def add_projection(self, width: int) -> None:
-        """Put two layers behind the features, trained by the student's optimiser."""
+        """Add two layers after the features; the student's optimiser trains the layers."""
         layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection_dim)
         self.projection = nn.Sequential(*layers).to(self.device)
         self.train_with_student(self.projection)
@@ -121,7 +123,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
             self.projection = self.distribute(self.projection)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted terms of eq. 4; those with weight 0 are left out."""
+        """Return the weighted terms of eq. 4, without the terms whose weight is 0."""
         c = self.config
         weak, strong, mask = batch.unlabelled
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
@@ -139,13 +141,13 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         return terms
 
     def pseudo_label_loss(self, logits: Tensor, weak: Tensor, mask: Tensor, boxes: Tensor | None) -> Tensor:
-        """Return L_rem of the student's logits (B, C, *S) against the teacher on the weak view, eq. 5-12."""
+        """Return L_rem of the student's logits (B, C, *S) against the teacher's labels of the weak view, eq. 5-12."""
         c, regions = self.config, self.label_manager.has_regions
         with torch.no_grad():
             probs = class_logits(as_list(self.teacher(weak))[0], regions).softmax(1)
-        times = len(probs) // len(mask)
-        mask = mask.repeat_interleave(times, 0)
-        boxes = boxes.repeat_interleave(times, 0) if boxes is not None and c.map_frame == "image" else None
+        problems = len(probs) // len(mask)  # per patch: one, or one for each region
+        mask = mask.repeat_interleave(problems, 0)
+        boxes = boxes.repeat_interleave(problems, 0) if boxes is not None and c.map_frame == "image" else None
         if c.threshold_map:
             self.threshold_map.update(probs, boxes, mask)
         weights = self.threshold_map.weights(probs, boxes, c.hard or not c.robust_entropy)
@@ -153,18 +155,18 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         return robust_cross_entropy(class_logits(logits, regions), probs.max(1).indices, weights, temperature, mask)
 
     def state(self) -> dict[str, Any]:
-        """Return the state with the threshold map and the projection in it."""
+        """Return the state, including the threshold map and the projection."""
         parts = {"threshold_map": self.threshold_map, "projection": unwrap(self.projection)}
         return {**super().state(), **{name: part.state_dict() for name, part in parts.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over a state with a threshold map and a projection in it."""
+        """Restore a state that includes a threshold map and a projection."""
         super().load_state(state)
         self.threshold_map.load_state_dict(state["threshold_map"])
         unwrap(self.projection).load_state_dict(state["projection"])
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """Return the sum of the values of all processes, each of which gets it."""
+    """Sum the values over all processes in place, and return the sum, which is the same in every process."""
     distributed.all_reduce(values)
     return values

@@ -1,25 +1,26 @@
 """MeanTeacherTrainer: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017.
 
-Each step, with labelled patches (x_l, y_l) and unlabelled patches in a weak and a strong view (x_w, x_s):
+A step uses labelled patches (x_l, y_l), and unlabelled patches in a weak and in a strong view (x_w, x_s):
 
-1. The student θ predicts x_l and x_s, in one forward pass.
-2. The teacher θ' predicts x_w, without a graph.
-3. Loss = nnU-Net's Dice + cross-entropy on x_l  +  λ(t) · J, where
-   J = E[‖f(x_s, θ) − f(x_w, θ')‖²]  (section 2 of the paper, mean over voxels that are not padding, and classes),
-   λ(t) = λ_max · exp(−5(1 − t/T)²)  rises over the first T iterations (appendix B of the paper).
+1. The student θ predicts x_l and x_s in one forward pass.
+2. The teacher θ' predicts x_w without a graph.
+3. The loss is nnU-Net's Dice + cross-entropy on x_l  +  λ(t) · J, with
+   J = E[‖f(x_s, θ) − f(x_w, θ')‖²]  (section 2 of the paper; the mean over classes and voxels that are not padding) and
+   λ(t) = λ_max · exp(−5(1 − t/T)²), which rises over the first T iterations (appendix B of the paper).
 4. After the optimiser step θ' ← α_t θ' + (1 − α_t) θ with α_t = min(1 − 1/(t + 1), α).
 
-The teacher is deployed, as the paper evaluates it.
+The teacher is deployed because the paper evaluates the teacher.
 
 Departures from the paper:
-- J is taken on the unlabelled patches only; the paper takes it on all examples. The labelled patches have labels.
-- The paper's two noises η, η' are here nnU-Net's intensity augmentations: few in the weak view (none beyond geometry),
-  many in the strong one. Both views share the geometry, so that voxels correspond.
-- Supervised loss, optimiser and learning rate are nnU-Net's, so that the gain over nnU-Net can be read off.
-- T is a share of the run, so that short and long runs follow the same curve; α is 0.99 as usual for runs in this field
-  (the paper: 0.99 in the ramp-up, then 0.999).
-- λ_max is 1 (the paper: 100 times the share of labelled examples, for image classification); docs/results.md has a run
-  with 10, in which the student learned from its labels more slowly.
+- J uses the unlabelled patches only, because the labelled patches have labels. The paper uses all examples.
+- nnU-Net's intensity augmentations replace the two noises η, η' of the paper. The weak view has only geometric
+  augmentations; the strong view has many intensity augmentations. Both views share the geometry, so that their voxels
+  correspond.
+- Supervised loss, optimiser and learning rate are nnU-Net's, so that the gain over nnU-Net comes from the method.
+- T is a share of the run, so that short and long runs follow the same curve. α is 0.99, as is usual in this field (the
+  paper: 0.99 during the ramp-up, then 0.999).
+- λ_max is 1 (the paper: 100 times the share of labelled examples, for image classification). docs/results.md reports a
+  run with 10, in which the student learned more slowly from its labels.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PAPER |= {"learning_rate_schedule": "constant", "augmentation": "paper"}
 
 @dataclass(frozen=True)
 class MeanTeacherConfig(StrongViewConfig, TeacherConfig):
-    """Settings of Mean Teacher."""
+    """The settings of Mean Teacher."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
 
@@ -52,12 +53,12 @@ class MeanTeacherConfig(StrongViewConfig, TeacherConfig):
 
 
 class MeanTeacherTrainer(TeacherStudentTrainer[MeanTeacherConfig]):
-    """Mean Teacher; see the module's docstring for the algorithm and its departures from the paper."""
+    """Mean Teacher; the docstring of this module describes the algorithm and its departures from the paper."""
 
     config_class = MeanTeacherConfig
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the supervised and the consistency term of one step."""
+        """Return the supervised term and the consistency term of one step."""
         weak, strong, mask = batch.unlabelled
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
         target = self.teach(weak)

@@ -1,7 +1,7 @@
-"""SupervisedTrainer: nnU-Net on the labelled few, in the same frame and at the same budget as every other method.
+"""SupervisedTrainer: nnU-Net on the labelled scans alone, in the frame and with the iterations of the other methods.
 
-Each comparison has it beside it. Differences from nnU-Net's own trainer: the batches are a pure function of the seed,
-and the polynomial learning rate falls every iteration instead of every epoch.
+Every comparison of methods includes this baseline. Two things differ from nnU-Net's own trainer: each batch is a pure
+function of the seed, and the polynomial learning rate falls in every iteration, not in every epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 
 @dataclass(frozen=True)
 class SupervisedConfig(MethodConfig):
-    """Settings of the supervised baseline; the paper's are the defaults."""
+    """The settings of the supervised baseline; the defaults are the paper's settings."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": {}}
 
@@ -31,5 +31,5 @@ class SupervisedTrainer(SemiSupervisedTrainer[SupervisedConfig]):
     uses_unlabelled: ClassVar[bool] = False
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return nnU-Net's loss."""
+        """Return nnU-Net's loss of the labelled patches."""
         return {"supervised": self.supervised_loss(as_list(self.network(batch.image_l)), batch)}

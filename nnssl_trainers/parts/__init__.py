@@ -1,1 +1,1 @@
-"""What methods hold: losses on segmentations, features of networks, logits of regions."""
+"""Parts that methods use: segmentation losses, features of networks, logits of regions."""

@@ -1,4 +1,4 @@
-"""The features that a network makes its prediction of."""
+"""The features from which a network's last layer computes the logits."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from nnssl.errors import UsageError
 
 
 class DecoderFeatures:
-    """Keeps what enters the last layer of a network in training: the features of the decoder's finest stage.
+    """Keep the input of a network's last layer during training: the features of the decoder's finest stage.
 
-    A hook on that layer, so that the network is called, compiled, distributed and saved as without it. torch.compile
-    traces the hook, which has to be there before the first call, and gives the features out beside the logits.
-    DistributedDataParallel waits for the gradients of weights, and every weight before the features is one before the
-    logits. In evaluation nothing is kept.
+    A hook on that layer keeps the features. Calls, compilation, distribution and checkpoints of the network stay as
+    they are. torch.compile traces the hook and returns the features beside the logits; the hook must therefore be
+    registered before the first call. DistributedDataParallel also works: all weights that the features depend on are
+    weights that the logits depend on. In evaluation mode the hook keeps nothing.
 
     Args:
-        network: nnU-Net's, or one with `decoder.head`; not wrapped by torch.compile or DistributedDataParallel.
+        network: nnU-Net's network, or a network with `decoder.head`; without the wrappers of torch.compile and
+            DistributedDataParallel.
 
     Raises:
         UsageError: the network has no such layer.
@@ -31,13 +32,13 @@ class DecoderFeatures:
         if isinstance(layer, nn.Sequential):
             layer = layer[-1]
         elif layer is not None:
-            layer = getattr(decoder, "dropout", layer)  # V-Net's drops other channels in every sample
+            layer = getattr(decoder, "dropout", layer)  # V-Net's dropout drops different channels in each sample
         elif getattr(decoder, "seg_layers", None):
             layer = decoder.seg_layers[-1]
         if layer is None:
             raise UsageError(
                 f"the features of {type(network).__name__} are not known",
-                why="a network needs decoder.head, or decoder.seg_layers as nnU-Net's",
+                why="the network needs decoder.head, or decoder.seg_layers as in nnU-Net's networks",
                 run="--set contrast_weight=0, or another network",
             )
         self.channels_last = isinstance(layer, nn.Linear)
@@ -49,7 +50,7 @@ class DecoderFeatures:
             self.kept = arguments[0]
 
     def take(self, size: Sequence[int]) -> Tensor:
-        """Return the features (B, F, *S) of the last forward pass, cropped to a size *S, and forget them."""
+        """Return the features (B, F, *S) of the last forward pass, cropped to the size *S; once per pass."""
         assert self.kept is not None
         features, self.kept = self.kept, None
         features = features.movedim(-1, 1) if self.channels_last else features

@@ -1,4 +1,4 @@
-"""Features of the plan's network, taken from the forward pass that a step makes anyway."""
+"""Features of a network's encoder, taken from the forward pass that a step needs in any case."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from nnssl.errors import UsageError
 
 
 class EncoderFeatures:
-    """Keeps the pooled features of the deepest stage of a network's encoder whenever that runs.
+    """Keep the pooled features of the encoder's deepest stage in every forward pass.
 
-    A forward hook, so that labelled and unlabelled patches pass the encoder once. Put on before the first pass, it is
-    traced by `torch.compile` with the network; it adds no parameter and no key to checkpoints; DistributedDataParallel
-    sums up the gradients of all passes of a step as long as one of them went through its own forward.
+    A forward hook keeps the features, so that labelled and unlabelled patches pass the encoder only once. The hook must
+    be registered before the first pass; then `torch.compile` traces it with the network. The hook adds no parameter and
+    no key to checkpoints. DistributedDataParallel sums the gradients of all passes of a step if one of these passes
+    goes through its own forward.
 
     Args:
-        network: a network, not wrapped, whose encoder returns the features of all stages, deepest last, and tells their
-            numbers as `output_channels`: nnU-Net's and those of `nnssl.networks`. With `channels_last` the features
-            are the last axis.
+        network: a network without wrappers whose encoder returns the features of all stages, the deepest last, and has
+            the number of features of each stage as `output_channels`: a network of nnU-Net or of `nnssl.networks`.
+            Where the encoder has `channels_last`, the features are the last axis.
 
     Attributes:
-        width: number of features.
+        width: number of features of the deepest stage.
 
     Raises:
         UsageError: the network has no such encoder.
@@ -34,7 +35,7 @@ class EncoderFeatures:
             raise UsageError(
                 f"{type(network).__name__} has no encoder whose features can be contrasted",
                 where="architecture of the plans",
-                why="the networks of nnU-Net and of nnssl have one",
+                why="the networks of nnU-Net and of nnssl have such an encoder",
                 run="--set contrast_weight=0, or another network",
             )
         self.width = int(encoder.output_channels[-1])  # type: ignore[index]
@@ -46,7 +47,7 @@ class EncoderFeatures:
         self._latest = stages[-1].movedim(self._channel_axis, 1).float().flatten(2).mean(2)
 
     def take(self) -> Tensor:
-        """Return the features (B, width) of the latest pass, their mean over space, fp32, with its graph; once."""
+        """Return the features (B, width) of the last pass: the mean over space in fp32, with graph; once per pass."""
         features, self._latest = self._latest, None
         assert features is not None
         return features

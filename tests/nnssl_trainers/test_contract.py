@@ -13,7 +13,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnssl.config import config_with, written
+from nnssl.config import config_with, format_value
 from nnssl.registry import METHODS
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
@@ -40,7 +40,7 @@ def test_config_round_trip_and_symbols(name: str) -> None:
     cls = METHODS[name].load().config_class
     default = cls()
     assert config_with(cls, default.to_dict()) == default
-    assert config_with(cls, [f"{key}={written(value)}" for key, value in default.to_dict().items()]) == default
+    assert config_with(cls, [f"{key}={format_value(value)}" for key, value in default.to_dict().items()]) == default
     assert all(item.metadata["help"] for item in dataclasses.fields(cls))
 
 

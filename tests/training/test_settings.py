@@ -62,9 +62,9 @@ def test_tags_are_folder_names_and_never_shared(one: RunSettings, other: RunSett
 
 def _alike(one: RunSettings, other: RunSettings) -> bool:
     """Return whether two settings are written alike, as the number 1.0 and the text 1.0 are."""
-    from nnssl.config import written
+    from nnssl.config import format_value
 
-    words = [{name: written(value) for name, value in each.config.items()} for each in (one, other)]
+    words = [{name: format_value(value) for name, value in each.config.items()} for each in (one, other)]
     return words[0] == words[1] and one.seed == other.seed and one.num_iterations == other.num_iterations
 
 

@@ -6,7 +6,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from nnssl.errors import UsageError
-from nnssl.registry import METHODS, NETWORKS
+from nnssl.registry import METHODS
 from nnssl_trainers.frame.architecture import architecture, replace_architecture, unwrap
 from tests.conftest import tiny_plans
 
@@ -45,6 +45,14 @@ def test_unknown_networks_and_options_are_usage_errors(text: str) -> None:
     assert "mamba_unet" in caught.value.why
 
 
+def test_residual_needs_the_plain_network() -> None:
+    residual = architecture("network", "residual", plan(2))
+    assert residual["arch_kwargs"]["n_blocks_per_stage"] == [1, 3, 4]
+    assert "n_conv_per_stage" not in residual["arch_kwargs"]
+    with pytest.raises(UsageError, match="needs nnU-Net's plain network"):
+        architecture("network", "residual", {**plan(2), "architecture": residual})
+
+
 def test_plans_are_copied() -> None:
     plans = tiny_plans(2, [16, 16])
     changed = replace_architecture(plans, "2d", architecture("network", "vnet", plan(2)))
@@ -61,7 +69,7 @@ def test_every_method_takes_every_network(name: str, make_trainer) -> None:
     assert all(term.isfinite() for term in terms.values())
 
 
-def test_unwrapped_gives_the_network_itself() -> None:
+def test_a_network_without_wrappers_is_returned_itself() -> None:
     network = nn.Linear(1, 1)
     assert unwrap(network) is network
-    assert set(NETWORKS) >= {"vnet", "mamba_unet"}
+    assert unwrap(torch.compile(network)) is network

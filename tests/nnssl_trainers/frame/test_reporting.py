@@ -153,7 +153,7 @@ def test_through_a_pipe_the_first_ctrl_c_saves_and_the_run_goes_on(make_tiny, tm
         os.kill(run.pid, signal.SIGINT)
         assert run.wait(60) == 130
     text = out.read_text()
-    assert "saving and stopping after this iteration; Ctrl-C again ends at once" in text
+    assert "saving and stopping after this iteration; press Ctrl-C again to stop at once" in text
     assert "stopped by Ctrl-C; the run is saved" in text
     assert "the same command with --c continues it" in text
     assert "it/s" not in text  # no bar
@@ -175,7 +175,7 @@ def test_on_a_terminal_a_bar_and_a_second_ctrl_c_that_ends_at_once(make_tiny, tm
         text += os.read(ours, 4096)
     time.sleep(1)  # the loop has begun
     os.kill(run.pid, signal.SIGINT)
-    while b"Ctrl-C again ends at once" not in text:
+    while b"press Ctrl-C again to stop at once" not in text:
         text += os.read(ours, 4096)
     begun = time.monotonic()
     os.kill(run.pid, signal.SIGINT)

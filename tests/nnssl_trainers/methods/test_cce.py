@@ -19,10 +19,7 @@ from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
 from nnssl.networks.cce_pair import CCEPair
 from nnssl.system.files import read_json
-from nnssl_trainers.frame.architecture import architecture
 from nnssl_trainers.methods import cce
-from nnssl_trainers.parts.region_logits import class_labels, class_logits
-from tests.conftest import tiny_plans
 
 SMALL = {"network": "plan", "student2": "vnet"}
 
@@ -349,15 +346,6 @@ def test_impossible_students_are_errors(config, said: str, make_trainer) -> None
     assert said in str(raised.value)
 
 
-def test_residual_needs_the_plain_network() -> None:
-    (plan,) = tiny_plans(2, [16, 16])["configurations"].values()
-    residual = architecture("network", "residual", plan)
-    assert residual["arch_kwargs"]["n_blocks_per_stage"] == [1, 3, 4]
-    assert "n_conv_per_stage" not in residual["arch_kwargs"]
-    with pytest.raises(UsageError, match="needs nnU-Net's plain network"):
-        architecture("network", "residual", {**plan, "architecture": residual})
-
-
 @pytest.mark.parametrize("dim", [2, 3])
 def test_the_deployed_network_is_the_mean_and_fits_the_pair(dim: int, make_trainer) -> None:
     trainer = make_trainer("CCETrainer", dim, epoch=1, num_iterations=1)
@@ -375,24 +363,6 @@ def test_the_deployed_network_is_the_mean_and_fits_the_pair(dim: int, make_train
         with torch.no_grad():
             probs = torch.stack([student.eval()(image).softmax(1) for student in trainer.students]).mean(0)
             torch.testing.assert_close(network.eval()(image).softmax(1), probs)
-
-
-def test_regions_are_problems_of_two_classes() -> None:
-    z = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(9))
-    pairs = class_logits(z.half(), regions=True)
-    assert pairs.shape == (6, 2, 4, 5)
-    assert pairs.dtype == torch.float32
-    torch.testing.assert_close(pairs.softmax(1)[:, 1].unflatten(0, (2, 3)), z.half().float().sigmoid())
-    assert torch.equal(class_logits(z, regions=False), z)
-    target = torch.randint(2, (2, 4, 4, 5), generator=torch.Generator().manual_seed(10)).float()
-    labels, known = class_labels(target, 3, regions=True, ignore_label=4)
-    for b in range(2):
-        for r in range(3):
-            assert torch.equal(known[3 * b + r, 0], target[b, 3] == 0)
-            assert torch.equal(labels[3 * b + r], (target[b, r] * (target[b, 3] == 0)).long())
-    labels, known = class_labels(target[:, :3], 3, regions=True, ignore_label=None)
-    assert known.all()
-    assert torch.equal(labels.unflatten(0, (2, 3)), target[:, :3].long())
 
 
 def test_one_region_is_foreground_and_background(ready, monkeypatch) -> None:
@@ -415,10 +385,3 @@ def test_one_region_is_foreground_and_background(ready, monkeypatch) -> None:
         results.append(terms)
     for name, term in results[0].items():
         assert term.item() == pytest.approx(results[1][name].item(), rel=1e-4), name
-
-
-def test_the_ignore_label_does_not_count() -> None:
-    target = torch.tensor([[[[0.0, 1.0, 2.0]]]])
-    labels, known = class_labels(target, 2, regions=False, ignore_label=2)
-    assert labels.tolist() == [[[0, 1, 0]]]
-    assert known.tolist() == [[[[True, True, False]]]]

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.nn import functional
 
@@ -18,8 +16,6 @@ from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl.ingredients.refinement import enhance
 from nnssl.ingredients.supervised import masked_dice_ce
 from nnssl.system.files import read_json
-from nnssl_trainers.frame.teacher_student import copy_to_cpu_async, set_teacher_mode
-from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss
 
 SMALL_MAMBA = "mamba_unet:width=8,state_size=2"
 SMALL = {"student2": SMALL_MAMBA, "pretrain_least": 0}
@@ -64,15 +60,14 @@ def test_each_term_moves_its_own_student_only(dim: int, iteration: int, ready) -
         for network in (trainer.network, trainer.network2):
             network.zero_grad()
         term.backward(retain_graph=True)
-        own, other = (trainer.network, trainer.network2)[:: 1 if name.endswith("1") else -1]
-        assert gradients(own) > 0
-        assert gradients(other) == 0
+        moved = [gradients(network) > 0 for network in trainer.students]
+        assert moved == [name.endswith("1"), name.endswith("2")]
         assert gradients(trainer.teacher) == 0
 
 
 def reference_mixed(outputs, outside, inside, mask, w_out, w_in, weights, form):  # noqa: PLR0917
     total = 0.0
-    for weight, z in zip(weights, outputs, strict=False):
+    for weight, z in zip(weights[: len(outputs)], outputs, strict=True):
         y, q = (
             functional.interpolate(t.float(), z.shape[2:], mode="nearest-exact")[:, 0].long() for t in (outside, inside)
         )
@@ -113,24 +108,6 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
         assert terms[f"contrast_{i + 1}"].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_loss_of_a_mix_keeps_its_gradient_alone() -> None:
-    loss = MixedSegmentationLoss("squared_batch", (1.0, 0.5))
-    outputs = [torch.randn(2, 3, size, size).requires_grad_() for size in (32, 16)]
-    labels = [torch.randint(3, (2, 1, 32, 32)) for _ in range(2)]
-    kept: list[weakref.ref[torch.Tensor]] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(weakref.ref(tensor))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss(outputs, *labels, copy_paste_mask((32, 32)), 1.0, 0.5)
-        voxels = sum(tensor.numel() for tensor in (each() for each in kept) if tensor is not None)
-    assert sum(z.numel() for z in outputs) <= voxels < 1.01 * sum(z.numel() for z in outputs)
-    value.backward()
-    assert all(z.grad is not None for z in outputs)
-
-
 @pytest.mark.parametrize("mix", ["both", "one"])
 def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, ready) -> None:
     trainer, batch = ready(3, iteration=0, pretrain_mix=mix)
@@ -147,7 +124,7 @@ def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, ready) ->
     scales = trainer.loss.weight_factors
     losses = [
         reference_mixed(outputs, *pair, mask, 1, 1, scales, "linear_sample")
-        for outputs, pair in zip(z, labels, strict=False)
+        for outputs, pair in zip(z, labels[: len(z)], strict=True)
     ]
     assert terms["supervised_1"].item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
 
@@ -184,22 +161,6 @@ def test_phases_teacher_and_optimisers(optimizer: str, ready) -> None:
     assert trainer.optimizer2.param_groups[1]["weight_decay"] == 0.0  # decay rates and direct paths of the blocks
 
 
-@pytest.mark.parametrize(
-    ("total", "config", "expected"),
-    [
-        (40_000, {}, 10_000),
-        (3_000, {}, 1_500),
-        (6_000, {}, 2_000),
-        (1_000, {}, 500),
-        (1_000, {"pretrain_share": 0.75}, 750),
-        (1_000, {"pretrain_least": 0}, 250),
-        (1_000, {"pretrain_least": 0, "pretrain_share": 0.0}, 0),
-    ],
-)
-def test_length_of_pretraining(total: int, config, expected: int, make_trainer) -> None:
-    assert make_trainer("DSMTTrainer", 2, num_iterations=total, config=config).pretrain_iterations == expected
-
-
 def test_student_weights_of_equation_14(ready) -> None:
     trainer, _ = ready(num_iterations=30_000, pretrain_share=0.0)
     assert trainer.loss_weights(0) == (0.5, 0.5)
@@ -208,15 +169,6 @@ def test_student_weights_of_equation_14(ready) -> None:
     alone, _ = ready(student2="none")
     assert alone.loss_weights(3)[0] == 1.0
     assert ready()[0].loss_weights(1) == (1.0, 1.0)  # pre-training
-
-
-@pytest.mark.parametrize(("optimizer", "factor"), [("auto", 0.25), ("sgd", 1.0)])
-def test_the_learning_rate_of_adamw_takes_the_weight_of_the_loss(optimizer: str, factor: float, ready) -> None:
-    trainer, _ = ready(num_iterations=100, pretrain_share=0.0, optimizer=optimizer)
-    trainer.lr_scheduler.step(50)
-    for (_, one), own in zip(trainer.trained, (1.0, factor), strict=True):
-        for group in one.param_groups:
-            assert group["lr"] == pytest.approx(one.defaults["lr"] * 0.5**0.9 * own)
 
 
 @pytest.mark.parametrize(
@@ -329,113 +281,9 @@ def test_noise_reaches_the_students_but_not_the_teacher(ready) -> None:
     assert torch.equal(student[0][0], batch.image_l[0])
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_a_class_that_the_teacher_never_labels_is_named_once_an_epoch(ready, regions: bool) -> None:
-    trainer, batch = ready(2)
-    trainer.label_manager._has_regions = regions
-    labels = {"whole": [1, 2], "core": [2]} if regions else {"second": 2, "first": 1}
-    trainer.dataset_json = {**trainer.dataset_json, "labels": {"background": 0, **labels, "ignore": 3}}
-    assert trainer.epoch_warnings() == []
-    probs = torch.zeros(len(batch.image_u_w), 2 if regions else 3, *batch.image_u_w.shape[2:])
-    probs[:, 0 if regions else 1, :6, :6] = 1.0
-    trainer.teach = lambda _: probs
-    mask = torch.ones_like(probs[:, :1], dtype=torch.bool)
-    for _ in range(2):
-        trainer.pseudo_labels(batch.image_u_w, mask, True)()
-    (warning,) = trainer.epoch_warnings()
-    assert f"as {'core' if regions else 'second'}:" in warning
-    assert trainer.epoch_warnings() == []
-    probs[:, -1, 6:] = 1.0
-    trainer.pseudo_labels(batch.image_u_w, mask, False)()
-    assert trainer.epoch_warnings() == []
-
-
-def test_padding_is_background_and_small_components_go(ready) -> None:
-    trainer, batch = ready(2)
-    shape = batch.image_u_s.shape
-    probs = torch.zeros(shape[0], 3, *shape[2:])
-    probs[:, 0] = 0.5
-    probs[:, 1, :6, :6] = probs[:, 1, 12:14, 12:14] = probs[:, 2, 8:10, 0:2] = 1.0
-    trainer.teach = lambda _: probs
-    mask = torch.ones(shape[0], 1, *shape[2:], dtype=torch.bool)
-    mask[:, :, :, :2] = False
-    found = trainer.pseudo_labels(batch.image_u_s, mask, True)()
-    assert found.dtype == torch.int64
-    assert found.sum() == shape[0] * 6 * 4
-    everything = trainer.pseudo_labels(batch.image_u_s, mask, False)()
-    assert everything.sum() == shape[0] * (6 * 4 + 4)
-
-
-@pytest.mark.parametrize("deployed", ["student1", "teacher", "student2", "mean"])
-def test_plans_of_the_run_build_the_deployed_network(deployed: str, make_trainer) -> None:
-    trainer = make_trainer("DSMTTrainer", 2, epoch=2, num_iterations=2, config={**SMALL, "deployed": deployed})
-    trainer.run_training()
-    folder = Path(trainer.output_folder)
-    entry = read_json(folder.parent / "plans.json")["configurations"]["2d"]["architecture"]
-    network = get_network_from_plans(*entry.values(), 1, 3, allow_init=False, deep_supervision=False)
-    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
-    network.load_state_dict(checkpoint["network_weights"])
-    image = torch.randn(1, 1, 16, 16)
-    trainer.set_deep_supervision_enabled(False)
-    with torch.no_grad():
-        torch.testing.assert_close(network.eval()(image), trainer.deployed.eval()(image))
-    assert checkpoint["trainer_name"] == "nnUNetTrainer"
-
-
-def test_plans_that_were_given_are_not_changed(make_trainer) -> None:
-    trainer = make_trainer("DSMTTrainer", 2, config={"deployed": "student2"})
-    again = make_trainer("DSMTTrainer", 2)
-    plan = again.plans_manager.plans["configurations"]["2d"]["architecture"]
-    assert plan["network_class_name"].endswith("PlainConvUNet")
-    assert "MambaUNet" in trainer.plans_manager.plans["configurations"]["2d"]["architecture"]["network_class_name"]
-
-
-@pytest.mark.parametrize(("dim", "width"), [(2, 12), (3, 6)])  # the tiny plan has 4 features in its first stage
-def test_the_width_of_mamba_follows_the_plan(dim: int, width: int, make_trainer) -> None:
-    assert make_trainer("DSMTTrainer", dim).architectures[1]["arch_kwargs"]["width"] == width
-
-
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ({"student2": "none", "deployed": "student2"}, "no student 2"),
-        ({"student2": "none", "deployed": "mean"}, "no student 2"),
-        ({"network": "unet"}, "mamba_unet"),
-        ({"network": "none"}, "plan"),
-        ({"student2": "no.such.Network"}, "no.such.Network"),
-        ({"student2": "os.path"}, "os.path"),
-    ],
-)
-def test_impossible_students_are_errors(config, said: str, make_trainer) -> None:
-    with pytest.raises(UsageError) as raised:
-        make_trainer("DSMTTrainer", 2, config=config)
-    assert said in str(raised.value)
-
-
-def test_teacher_modes() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5), nn.Dropout2d(0.5))
-    for mode, batch_norm, dropout in (("bn_train_nodrop", True, False), ("train", True, True), ("eval", False, False)):
-        set_teacher_mode(network, mode)
-        assert [module.training for module in network] == [mode != "eval", batch_norm, dropout, dropout]
-
-
-def test_networks_with_batch_normalisation_take_the_mixes_apart(ready) -> None:
-    for network, passes in (("plan", 1), ("unet_bcp", 2)):
-        trainer, batch = ready(2, network=network)
-        seen = images_seen_by(trainer.network)
-        trainer.training_losses(batch)
-        assert len(seen) == passes
-        assert torch.cat(seen).shape == batch.image_l.shape
-
-
 def test_one_labelled_patch_is_both_halves(ready) -> None:
     trainer, batch = ready(2, iteration=0)
     single = dataclasses.replace(batch, image_l=batch.image_l[:1], target_l=[t[:1] for t in batch.target_l])
     seen = images_seen_by(trainer.network)
     trainer.training_losses(single)
     assert torch.equal(seen[0], batch.image_l[:1].expand(2, -1, -1, -1))
-
-
-def test_a_tensor_on_the_cpu_has_arrived() -> None:
-    tensor = torch.arange(4)
-    assert copy_to_cpu_async(tensor)() is tensor

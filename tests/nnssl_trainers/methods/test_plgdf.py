@@ -130,9 +130,9 @@ def test_pseudo_labels_are_the_argmax_of_the_mean_over_copies(ready) -> None:
     foreground = torch.tensor([[0.45, 0.70, 0.20, 0.52], [0.60, 0.40, 0.10, 0.49]])
     probs = torch.stack([1 - foreground, foreground], 1)
     trainer.teach = lambda _: probs
-    assert trainer.guess(probs).tolist() == [[[1, 1, 0, 1]]]
+    assert trainer.guess_labels(probs).tolist() == [[[1, 1, 0, 1]]]
     trainer.label_manager._has_regions = True
-    assert trainer.guess(probs)[:, 1].tolist() == [[1, 1, 0, 1]]
+    assert trainer.guess_labels(probs)[:, 1].tolist() == [[1, 1, 0, 1]]
 
 
 @pytest.mark.parametrize(("labelled", "unlabelled", "copies"), [(1, 3, 3), (2, 2, 2), (3, 1, 2)])
@@ -310,7 +310,7 @@ def test_noise_where_normalisation_leaves_other_deviations(make_tiny, make_train
         (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
         trainer = make_trainer("PLGDFTrainer", 2)
         trainer.initialize()
-        found[scheme] = (trainer.noisy(image) - image).abs().amax((1, 2, 3))
+        found[scheme] = (trainer.add_noise(image) - image).abs().amax((1, 2, 3))
     assert found["ZScoreNormalization"].tolist() == pytest.approx([0.2] * 3, abs=1e-5)
     torch.testing.assert_close(found["NoNormalization"], 0.2 * image.std((1, 2, 3)))
 

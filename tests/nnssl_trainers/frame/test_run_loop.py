@@ -1,4 +1,4 @@
-"""A run that is stopped or killed at any moment ends with the weights of the uninterrupted one."""
+"""A run ends with the same weights after a stop or a kill at any moment, and a stop or a divergence has a message."""
 
 from __future__ import annotations
 
@@ -13,33 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnssl.errors import EnvironmentProblem, StoppedBySignal, UsageError
+from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, StoppedByUser
 from nnssl.registry import find_method
 from nnssl.training import checkpoints
 from nnssl.training import settings as run_settings
+from tests.nnssl_trainers.frame.conftest import METHOD, RUN, same, weights
 
-METHOD = "DSMTTrainer"  # a teacher, two students, two optimisers, two phases
-RUN = {"num_iterations": 9, "seed": 5}
 KILLS = 20
-
-
-def weights(folder: Path, file: str = "checkpoint_final.pth") -> dict[str, torch.Tensor]:
-    return checkpoints.load(folder / file)["network_weights"]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
-
-
-@pytest.fixture
-def uninterrupted(make_trainer) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    trainer = make_trainer(METHOD, **RUN)
-    trainer.run_training()
-    folder = Path(trainer.output_folder)
-    result = weights(folder), json.loads("[" + ",".join((folder / "progress.jsonl").read_text().splitlines()) + "]")
-    for file in folder.iterdir():
-        file.unlink()
-    return result
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 4, 9])  # pre-training ends after 4
@@ -69,6 +49,81 @@ def test_stopped_and_continued(stop_after: int, uninterrupted, make_trainer) -> 
         assert {k: v for k, v in ours.items() if k not in timing} == {
             k: v for k, v in theirs.items() if k not in timing
         }
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_term(make_trainer) -> None:
+    trainer = make_trainer("MeanTeacherTrainer", 2)
+    losses = trainer.training_losses
+
+    def diverge_in_the_second_epoch(batch):
+        terms = losses(batch)
+        factor = float("nan") if batch.iteration == 4 else 1.0
+        return {**terms, "consistency": factor * terms["consistency"]}
+
+    trainer.training_losses = diverge_in_the_second_epoch
+    with pytest.raises(NnsslError, match="training diverged") as raised:
+        trainer.run_training()
+    assert raised.value.where == "epoch 1, iteration 6"
+    assert "consistency=nan" in raised.value.why
+    latest = checkpoints.load(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    assert latest["nnssl_semi"]["iteration"] == 3
+
+
+def test_steps_that_the_scaler_skipped_are_no_divergence(make_trainer) -> None:
+    trainer = make_trainer("SupervisedTrainer", 2)
+    trainer.initialize()
+    trainer.grad_scaler = object()
+    trainer._check_finite({"supervised": float("inf")})
+    with torch.no_grad():
+        next(trainer.network.parameters()).fill_(float("nan"))
+    with pytest.raises(NnsslError, match="training diverged"):
+        trainer._check_finite({"supervised": float("inf")})
+    trainer._check_finite({"supervised": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("by_user", "kind", "cause"), [(False, StoppedBySignal, "a signal"), (True, StoppedByUser, "Ctrl-C")]
+)
+def test_a_stop_outside_of_the_loop_is_immediate_and_tells_what_is_saved(by_user, kind, cause, make_trainer) -> None:
+    trainer = make_trainer("SupervisedTrainer", 2)
+    messages = []
+    for iteration, saved in ((0, False), (3, True), (6, True)):
+        trainer.iteration = iteration
+        if saved:
+            (Path(trainer.output_folder) / "checkpoint_latest.pth").touch()
+        with pytest.raises(kind) as stopped:
+            trainer.request_stop(by_user)
+        assert stopped.value.why == f"{iteration} of 6 iterations are done"
+        messages.append(stopped.value.what)
+    ends = ("nothing is saved", "the run is saved", "training is done")
+    assert messages == [f"stopped by {cause}; {end}" for end in ends]
+
+
+def test_an_unfinished_run_does_not_continue_from_a_slim_checkpoint(make_trainer) -> None:
+    first = make_trainer("SupervisedTrainer", 2)
+    first.initialize()
+    slim = Path(first.output_folder) / "checkpoint_best.pth"
+    first.save_checkpoint(str(slim))
+    second = make_trainer("SupervisedTrainer", 2)
+    second.load_checkpoint(str(slim))
+    with pytest.raises(EnvironmentProblem, match="holds the deployed network only"):
+        second.run_training()
+
+
+def test_nnunets_code_sees_the_deployed_network(make_trainer) -> None:
+    trainer = make_trainer("MeanTeacherTrainer", 2)
+    trainer.initialize()
+    student = trainer.network
+    with pytest.raises(RuntimeError, match="inside"), trainer.use_deployed_network():
+        assert trainer.network is trainer.teacher
+        raise RuntimeError("inside")
+    assert trainer.network is student
+
+
+def test_the_names_of_structures_have_the_order_of_the_dice(make_trainer) -> None:
+    trainer = make_trainer("SupervisedTrainer", 2)
+    trainer.dataset_json = {**trainer.dataset_json, "labels": {"background": 0, "rim": 2, "core": 1, "ignore": 3}}
+    assert trainer.structure_names() == ["core", "rim"]
 
 
 def test_number_of_workers_does_not_matter(uninterrupted, make_trainer, monkeypatch) -> None:
@@ -121,7 +176,7 @@ def session(
 
 def start(folder: Path, output: Path, kill_at_save: int | None = None, method: str = "fork") -> multiprocessing.Process:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nnssl_trainers.methods.mean_teacher", "tests.nnssl_trainers.frame.test_resume"])
+    context.set_forkserver_preload(["nnssl_trainers.methods.mean_teacher", "tests.nnssl_trainers.frame.test_run_loop"])
     environment = {name: value for name, value in os.environ.items() if name.startswith("nnUNet")}
     process = context.Process(target=session, args=(str(folder), str(output), environment, method, kill_at_save))
     process.start()
@@ -218,39 +273,3 @@ def test_killed_while_writing_a_checkpoint(save: int, reference_run) -> None:
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert same(finish(folder, output), reference)
-
-
-def test_truncated_latest_falls_back_to_the_one_before(make_trainer, uninterrupted) -> None:
-    first = make_trainer(METHOD, **RUN)
-    first.on_train_end = lambda: None
-    first.run_training()
-    latest = Path(first.output_folder) / "checkpoint_latest.pth"
-    latest.write_bytes(latest.read_bytes()[: latest.stat().st_size // 2])
-    second = make_trainer(METHOD, **RUN)
-    second.load_checkpoint(str(latest))
-    assert second.iteration == 6
-    second.run_training()
-    assert same(weights(latest.parent), uninterrupted[0])
-
-
-def test_both_checkpoints_truncated(make_trainer) -> None:
-    trainer = make_trainer(METHOD, **RUN)
-    latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
-    for path in (latest, checkpoints.previous(latest)):
-        path.write_bytes(b"PK")
-    with pytest.raises(EnvironmentProblem, match="cannot be read"):
-        trainer.load_checkpoint(str(latest))
-
-
-def test_other_settings_and_other_method_are_refused(make_trainer) -> None:
-    trainer = make_trainer(METHOD, **RUN)
-    trainer.run_training()
-    final = Path(trainer.output_folder) / "checkpoint_final.pth"
-    with pytest.raises(UsageError, match="other settings"):
-        make_trainer(METHOD, **{**RUN, "seed": 1}).load_checkpoint(str(final))
-    with pytest.raises(EnvironmentProblem, match="SupervisedTrainer"):
-        make_trainer("SupervisedTrainer", **RUN).load_checkpoint(str(final))
-    done = make_trainer(METHOD, **RUN)
-    done.load_checkpoint(str(final))
-    done.run_training()
-    assert same(done.deployed.state_dict(), weights(final.parent))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from nnssl.errors import DataError
+
+
+@pytest.fixture
+def ready(make_trainer):
+    """Return a function that makes an initialised trainer with two epochs of two iterations."""
+
+    def make(name: str = "MeanTeacherTrainer", **run):
+        trainer = make_trainer(name, 2, epoch=2, num_iterations=4, **run)
+        trainer.initialize()
+        return trainer
+
+    return make
+
+
+def test_the_stream_gives_training_and_validation_batches_in_turn(ready) -> None:
+    training, validation = ready().get_dataloaders()
+    assert training is validation
+    kinds = ["validation" if "validation" in batch else "training" for batch in training]
+    assert kinds == ["training", "training", "validation", "training", "training", "validation"]
+
+
+def test_a_batch_depends_on_seed_and_iteration_alone(ready) -> None:
+    whole = list(ready().get_dataloaders()[0])
+    continued = ready()
+    continued.iteration, continued.current_epoch = 3, 1
+    np.random.seed(99)
+    torch.manual_seed(99)
+    rest = list(continued.get_dataloaders()[0])
+    assert len(rest) == 2
+    for stream in ("labelled", "unlabelled"):
+        assert torch.equal(rest[0][stream]["data"], whole[4][stream]["data"])
+        assert not torch.equal(whole[3][stream]["data"], whole[4][stream]["data"])
+    assert torch.equal(rest[1]["validation"]["data"], whole[5]["validation"]["data"])
+    other = next(ready(seed=1).get_dataloaders()[0])
+    assert not torch.equal(other["labelled"]["data"], whole[0]["labelled"]["data"])
+
+
+def test_labelled_and_validation_cases_of_the_fold(ready) -> None:
+    trainer = ready()
+    assert trainer.do_split() == ([f"case_{i:02d}" for i in range(4)], ["case_04", "case_05"])
+    assert trainer.fold_cases().unlabelled == tuple(f"un_{i:02d}" for i in range(4))
+
+
+@pytest.mark.parametrize(("config", "expected"), [({}, 0.5), ({"strong_probability": 0.25}, 0.25)])
+def test_probability_of_the_strong_view(config, expected: float, ready) -> None:
+    assert ready(config=config).strong_probability == expected
+    assert ready("PLGDFTrainer").strong_probability == 0.0  # this method has no strong view
+
+
+def test_a_fold_without_unlabelled_scans_is_an_error_with_a_remedy(make_tiny, make_trainer) -> None:
+    folder = make_tiny(2)
+    (split,) = json.loads((folder / "splits_final.json").read_text())
+    (folder / "splits_final.json").write_text(json.dumps([{**split, "unlabelled": []}]))
+    trainer = make_trainer("MeanTeacherTrainer", 2)
+    trainer.initialize()
+    with pytest.raises(DataError, match="MeanTeacherTrainer needs unlabelled scans") as raised:
+        trainer.get_dataloaders()
+    assert "-tr SupervisedTrainer" in raised.value.run
+
+
+def test_unlabelled_scans_that_are_not_preprocessed_are_named(make_tiny, make_trainer) -> None:
+    folder = make_tiny(2)
+    for case in ("un_01", "un_03"):
+        (folder / "nnUNetPlans_2d_unlabelled" / f"{case}.pkl").unlink()
+    trainer = make_trainer("MeanTeacherTrainer", 2)
+    trainer.initialize()
+    with pytest.raises(DataError, match=r"2 unlabelled case\(s\) are not preprocessed") as raised:
+        trainer.get_dataloaders()
+    assert raised.value.why == "un_01, un_03"
+    assert raised.value.run == "nnssl_plan_and_preprocess -d Dataset905_Tiny -c 2d"
