@@ -143,7 +143,7 @@ def of_run(checkpoint: Mapping[str, Any], trainer: str, run: Mapping[str, Any], 
             "this checkpoint belongs to a run with other settings",
             where=folder,
             why=f"there: {ours['run']}\nhere:  {run}",
-            run="continue with the settings of the first command, or train again without --c",
+            run="continue with the settings of the first command, or start another run with -tag",
         )
     return ours
 

@@ -41,7 +41,7 @@ def data(raw_template, tmp_path, monkeypatch) -> SimpleNamespace:
     return SimpleNamespace(raw=raw, preprocessed=preprocessed)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stock(raw_template, tmp_path_factory, _few_intensity_samples) -> Path:
     """The folder that stock nnU-Net makes of the data set (with forked workers, which start faster)."""
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
