@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import find_root, list_files, list_folders, note_absent_parts
+from nnssl.dataset_conversion.engine.layout import find_root, list_files, list_folders, note_absent_parts, stem
 from nnssl.dataset_conversion.engine.records import Found, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
 from nnssl.names import IMAGES_TR, IMAGES_TS
@@ -60,7 +60,7 @@ def _scans(folder: Path, root: Path) -> list[Path]:
 
 
 def _record(path: Path, domain: str) -> SourceRecord:
-    case, place = path.name.removesuffix(".nii.gz"), path.parent
+    case, place = stem(path), path.parent
     if place.name in (IMAGES_TR, "imagesVa"):
         label = place.with_name(place.name.replace("images", "labels")) / path.name
         return SourceRecord(case, (ImageFile(path),), "labelled", ImageFile(label), domain=domain)

@@ -1,15 +1,20 @@
-"""`nnssl.convert`: a download becomes a raw data set. Everything is checked before a file is written."""
+"""`nnssl.convert`: a download, or a user's own scans, become a raw data set.
+
+The call checks everything before it writes a file.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnssl.dataset_conversion.engine.case_files import FOLDERS, MANIFEST, WORK
-from nnssl.dataset_conversion.engine.checks import Job, check_download
+from nnssl.dataset_conversion.engine.checks import Job
+from nnssl.dataset_conversion.engine.download import CheckedDownload, check_download
+from nnssl.dataset_conversion.engine.left_over import describe_left_out
 from nnssl.dataset_conversion.engine.table import Converter, find_converter
 from nnssl.dataset_conversion.engine.writer import find_foreign_files, read_completed, write_dataset
 from nnssl.errors import UsageError
@@ -30,6 +35,9 @@ class ConversionResult:
         converted: number of cases that this run wrote (a dry run: would write).
         kept: number of cases that an earlier run had completed.
         notes: what the user should know.
+        warnings: what the user should look at before the training.
+        skipped: unlabelled case that is left out -> its problems.
+        left_out: files below the source folder of a user's own data that are not converted.
     """
 
     folder: Path
@@ -40,7 +48,10 @@ class ConversionResult:
     test: int
     converted: int
     kept: int
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    skipped: Mapping[str, list[str]] = field(default_factory=dict)
+    left_out: tuple[Path, ...] = ()
 
     def lines(self) -> list[str]:
         """Return result, licence, citation and the next command, as lines to print."""
@@ -49,6 +60,7 @@ class ConversionResult:
         counts = f"{self.converted} {'to convert' if self.dry_run else 'converted'}, {self.kept} there already"
         return [
             *(f"note: {note}" for note in self.notes),
+            *(f"warning: {text}" for text in self.warnings),
             f"{self.folder}{' would be written' if self.dry_run else ''}",
             f"  {self.labelled} labelled, {self.unlabelled} unlabelled, {self.test} test cases: {counts}",
             f"licence:  {self.converter.licence}",
@@ -66,23 +78,26 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
     options: Mapping[str, Any] | None = None,
     protocol: str | None = None,
     fix_geometry: bool = False,
+    skip_unreadable: bool = False,
     same_scans_are_one_patient: bool | None = None,
     dry_run: bool = False,
     num_processes: int | None = None,
 ) -> ConversionResult:
-    """Convert a download into `nnUNet_raw/DatasetXXX_NAME`; a repeated call does what is missing.
+    """Convert a download, or a user's own scans, into `nnUNet_raw/DatasetXXX_NAME`.
 
-    The call checks everything before it writes a file: a problem leaves the disk as it was.
+    The call checks everything before it writes a file: a problem leaves the disk as it was. A repeated call does what
+    is missing.
 
     Args:
         data_set: what `nnssl_convert` takes, `acdc` for example.
-        source: the download folder.
+        source: the folder with the files to convert.
         dataset_id: 1 to 999.
         name: name after the id, None for the converter's own.
         options: values of the converter's options, by name.
         protocol: published protocol whose test patients go to imagesTs and whose lists go to splits_final.json.
         fix_geometry: give labels the spacing and origin of their image where size and direction agree. Labels on
             flipped or reordered axes are always brought to the image's axes.
+        skip_unreadable: leave out unlabelled scans that cannot be read or used; the result lists them.
         same_scans_are_one_patient: cases with the same voxels count as one patient instead of being an error; None
             for the converter's own setting.
         dry_run: check and count, write nothing.
@@ -90,7 +105,7 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
 
     Raises:
         UsageError: an option is wrong, or the id is taken.
-        DataError: the download has problems; the message lists them all.
+        DataError: the files have problems; the message lists them all.
         EnvironmentProblem: `nnUNet_raw` is not set or cannot be written.
     """
     converter = find_converter(data_set)
@@ -100,7 +115,7 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
         raise UsageError("-np must be at least 1", where=f"-np {processes}")
     source = Path(source).absolute()
     if not source.is_dir():
-        raise UsageError("the download folder does not exist", where=f"-i {source}")
+        raise UsageError("the folder with the files to convert does not exist", where=f"-i {source}")
     given = {option.name: option.default for option in converter.options} | dict(options or {})
     found = converter.load()(source, given)
     folder = raw / f"Dataset{dataset_id:03d}_{_checked_name(name or converter.dataset or found.name)}"
@@ -110,16 +125,20 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
         from nnssl.dataset_conversion.engine.arrangement import apply_protocol
 
         found, splits = apply_protocol(found, protocol)
-    job = Job(source, folder, found.allowed_values(), fix_geometry, read_completed(folder))
+    values, done = found.allowed_values(), read_completed(folder)
+    job = Job(source, folder, values, fix_geometry, done, skip_unreadable, found.file_ending)
     merge = converter.same_scans_are_one_patient if same_scans_are_one_patient is None else same_scans_are_one_patient
-    found, entries, notes = check_download(found, job, merge, processes, find_foreign_files(job))
+    checked = check_download(found, job, merge, processes, find_foreign_files(job))
+    found, entries = checked.found, checked.entries
     to_write = [record for record in found.records if not entries[record.case].outputs]
-    labelled, unlabelled, test = (sum(record.part == part for record in found.records) for part in FOLDERS)
     if not dry_run:
         write_dataset(
             converter, found, job, {record.case: entries[record.case] for record in to_write}, processes,
-            protocol=protocol, splits=splits, options=given,
+            protocol=protocol, splits=splits, options=given, skipped=checked.skipped,
         )  # fmt: skip
+    labelled, unlabelled, test = (sum(record.part == part for record in found.records) for part in FOLDERS)
+    used = (path for record in found.records for path in record.files())
+    left_out = describe_left_out(checked.left_out, used, source)
     return ConversionResult(
         folder,
         converter,
@@ -129,8 +148,29 @@ def convert(  # noqa: PLR0913 - the command's options, each with a default
         test,
         converted=len(to_write),
         kept=len(found.records) - len(to_write),
-        notes=tuple(dict.fromkeys([*found.notes, *notes])),
+        notes=tuple(dict.fromkeys([*found.notes, *checked.notes, *left_out])),
+        warnings=(*_warnings(converter, checked), *found.warnings),
+        skipped=checked.skipped,
+        left_out=tuple(checked.left_out),
     )
+
+
+def _warnings(converter: Converter, checked: CheckedDownload) -> list[str]:
+    """Return what the user should look at before the training."""
+    warnings = [f"left out by --skip_unreadable: {text}" for texts in checked.skipped.values() for text in texts]
+    records = checked.found.records
+    labelled = [record.case for record in records if record.part == "labelled"]
+    if len(labelled) == 1:
+        warnings.append(
+            f"only one labelled case, {labelled[0]}: nnssl learns from this case and validates on it as well, so the "
+            "validation score says nothing about other scans"
+        )
+    if converter.own_data and not any(record.part == "unlabelled" for record in records):
+        warnings.append(
+            "no unlabelled scans: semi-supervised methods need some; put them into the folder unlabelled/, or give "
+            "-unlabelled GLOB"
+        )
+    return warnings
 
 
 def _checked_name(name: str) -> str:

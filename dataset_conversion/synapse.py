@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.layout import find_root, list_files
+from nnssl.dataset_conversion.engine.layout import find_root, list_files, stem
 from nnssl.dataset_conversion.engine.records import Found, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
 
@@ -29,7 +29,7 @@ def find_cases(folder: Path, options: dict[str, Any]) -> Found:  # noqa: ARG001 
             match = IMAGE.fullmatch(path.name)
             if not match:
                 continue  # the check reports this file
-            case, image = path.name.removesuffix(".nii.gz"), (ImageFile(path),)
+            case, image = stem(path), (ImageFile(path),)
             if part == "Training":
                 label = path.parents[1] / "label" / f"label{match[1]}.nii.gz"
                 records.append(SourceRecord(case, image, "labelled", ImageFile(label)))

@@ -61,6 +61,7 @@ TESTED_BY = {
 ACROSS_MODULES = {
     "cli/test_awkward_data.py",
     "cli/test_json.py",
+    "cli/test_own_data.py",
     "dataset_conversion/test_broken.py",
     "nnssl_trainers/test_gpu.py",
     "nnssl_trainers/test_label_leak.py",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nnssl.data.geometry import Geometry, geometry_of_image, relate_grids
 from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job
+from nnssl.dataset_conversion.engine.pictures import PNG, save_picture
 from nnssl.dataset_conversion.engine.records import Part, Source, SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile, image_of
 from nnssl.errors import EnvironmentProblem
@@ -46,10 +47,10 @@ def write_case(task: tuple[SourceRecord, ConvertedCase], job: Job) -> None:
     outputs = {}
     try:
         for number, channel in enumerate(record.channels):
-            name = f"{images}/{record.case}_{number:04d}{ENDING}"
+            name = f"{images}/{record.case}_{number:04d}{job.file_ending}"
             outputs[name] = _write_channel(job, name, channel, entry.grid if number in entry.turned_channels else None)
         if record.label:
-            name = f"{labels}/{record.case}{ENDING}"
+            name = f"{labels}/{record.case}{job.file_ending}"
             label = _converted_label(record.label.read(), entry.grid, job.values)
             outputs[name] = _write_file(job, name, partial(_save, label))
     except (OSError, RuntimeError) as error:
@@ -91,6 +92,9 @@ def _has_three_axes(path: Path) -> bool:
 
 
 def _save(image: Any, target: Path) -> None:  # noqa: ANN401 - a SimpleITK image
+    if target.name.endswith(PNG):
+        save_picture(image, target)
+        return
     sitk.WriteImage(image, str(target))
     voxel_bytes = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
     if _unpacked_bytes(target) < HEADER_BYTES + voxel_bytes:  # ITK raises no error when a write falls short

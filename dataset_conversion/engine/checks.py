@@ -1,14 +1,13 @@
-"""The check of a download before anything is written: every file is read once, one list holds every problem."""
+"""The check of one case before anything is written: every file of the case is read once."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,17 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnssl.data.geometry import Geometry, GridRelation, geometry_of_image, has_right_angles, relate_grids
-from nnssl.data.raw import clashing_names
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
 from nnssl.data.scans import count_not_finite
 from nnssl.dataset_conversion.engine.label_values import describe_unknown_values, present_values
+from nnssl.dataset_conversion.engine.layout import relative_name
 from nnssl.dataset_conversion.engine.placement import describe_differences
-from nnssl.dataset_conversion.engine.records import Found, Source, SourceRecord
+from nnssl.dataset_conversion.engine.records import Source, SourceRecord
 from nnssl.dataset_conversion.engine.sources import NIFTI, UnreadableError
-from nnssl.errors import DataError
 from nnssl.system.files import content_hash
-from nnssl.system.workers import run_parallel
 
-MOST_LABELS = 127  # of a data set without label names
 FORMAT = 1  # part of every recipe: with a new number the next run converts every case again
 FIX_FORMAT = 2  # the same for cases under --fix_geometry; rule 1 gave an image's header to labels on flipped axes too
-CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
-VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".h5", ".hdf5", ".img", ".hdr")
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,8 @@ class Job:
         values: value in the download -> value in the data set; empty keeps every value from 0 to 255.
         fix_geometry: give labels the spacing and origin of their image if both have the same size and direction.
         done: the cases that earlier runs completed.
+        skip_unreadable: leave out unlabelled cases that have problems.
+        file_ending: ending of the files of the data set.
     """
 
     source: Path
@@ -80,6 +76,8 @@ class Job:
     values: dict[int, int]
     fix_geometry: bool
     done: dict[str, ConvertedCase]
+    skip_unreadable: bool = False
+    file_ending: str = ".nii.gz"
 
 
 @dataclass
@@ -91,109 +89,14 @@ class Checked:
         problems: what must be repaired, one line each.
         notes: what the conversion does with the case beyond copying, one line each.
         uses_grid: whether a file of the case must be brought to the axes of the first channel.
+        unknown_values: label values that the data set does not have.
     """
 
     entry: ConvertedCase | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     uses_grid: bool = False
-
-
-def check_download(
-    found: Found, job: Job, merge: bool, num_processes: int, foreign: Iterable[str]
-) -> tuple[Found, dict[str, ConvertedCase], list[str]]:
-    """Check everything that a converter found.
-
-    Args:
-        found: the cases.
-        job: source, target and options.
-        merge: cases with the same voxels become scans of one patient instead of a problem.
-        num_processes: worker processes.
-        foreign: problems with files that stand in the data set folder already.
-
-    Returns:
-        The cases, with the labels that occur where `found` names none; case -> what the check learned; notes.
-
-    Raises:
-        DataError: there are problems; the message lists all of them.
-    """
-    problems = [*found.problems, *find_name_problems(found), *foreign]
-    left_over = find_strangers(found, job.source)
-    if found.strict and found.records:  # without cases the folder is wrong, and the list would hold every file
-        problems += [f"{relative_name(path, job.source)} does not belong to the layout" for path in left_over]
-    outcomes: dict[str, Checked] = run_parallel(
-        partial(check_case, job=job),
-        {f"{number} {record.case}": record for number, record in enumerate(found.records)},
-        num_processes,
-        "checking the files",
-    )
-    results = list(outcomes.values())
-    problems += [text for outcome in results for text in outcome.problems]
-    notes = [text for outcome in results for text in outcome.notes]
-    if left_over and not found.strict:
-        notes.append(f"{len(left_over)} other image file(s) below {job.source} are not converted")
-    pairs = zip(found.records, results, strict=True)
-    entries = {record.case: outcome.entry for record, outcome in pairs if outcome.entry}
-    known = [record for record in found.records if record.case in entries]
-    for group in find_repeated(entries, known):
-        text = f"the same voxels are in {', '.join(record.case for record in group)}"
-        one_part = len({record.part for record in group}) == 1
-        if merge and one_part:
-            found = _with_one_patient(found, group)
-            notes.append(f"{text}: they count as one patient")
-        else:
-            other = ", or add --same_scans_are_one_patient" if one_part else ""
-            problems.append(f"{text}: remove all but one{other}")
-    left = sorted(set(job.done) - {record.case for record in found.records})
-    if left:
-        problems.append(
-            f"{job.folder} holds {len(left)} case(s) that this conversion does not make ({', '.join(left[:5])}): "
-            f"remove the folder, or choose another -d"
-        )
-    if problems:
-        raise DataError(
-            f"the files of -i have {len(problems)} problem(s); nothing was written",
-            where=job.source,
-            why="\n".join(dict.fromkeys(problems)),
-            run="repair these problems, then run the same command again",
-        )
-    return _with_labels(found, entries), entries, notes
-
-
-def _with_labels(found: Found, entries: Mapping[str, ConvertedCase]) -> Found:
-    """Return the cases; if neither layout nor user names the labels, with the labels that occur.
-
-    Raises:
-        DataError: a value is so large that the values cannot be class numbers.
-    """
-    if found.labels:
-        return found
-    present = {value for entry in entries.values() for value in entry.values}
-    if max(present, default=0) > MOST_LABELS:
-        raise DataError(
-            "the label values are not class numbers",
-            where=next(
-                f"{record.case}, {record.label.files()[0]}"
-                for record in found.records
-                if record.label and max(entries[record.case].values, default=0) > MOST_LABELS
-            ),
-            why=f"values {', '.join(map(str, sorted(present)[:10]))}; expected are 0, 1, 2, … up to {MOST_LABELS}",
-            run="write class numbers; for image files use nnssl_convert folder -label_values 0 255",
-        )
-    labels = {"background": 0} | {f"label_{value}": value for value in range(1, max(present, default=0) + 1)}
-    return dataclasses.replace(found, labels=labels)
-
-
-def _with_one_patient(found: Found, group: list[SourceRecord]) -> Found:
-    patients = {record.person for record in group}
-    first = min(patients)
-    records = [
-        dataclasses.replace(record, patient=first, named=record.person)
-        if record.person in patients - {first}
-        else record
-        for record in found.records
-    ]
-    return dataclasses.replace(found, records=tuple(records))
+    unknown_values: tuple[float, ...] = ()
 
 
 def check_case(record: SourceRecord, job: Job) -> Checked:
@@ -256,57 +159,6 @@ def recipe_of(record: SourceRecord, job: Job, inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def relative_name(path: Path, root: Path) -> str:
-    """Return a path below the download folder as text, with forward slashes."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-
-
-def find_name_problems(found: Found) -> list[str]:
-    """Return problems of the cases as a whole, before any file is opened."""
-    rule = "cannot be a case name, which has only ASCII letters, digits, '_', '-' and '.': rename the file or folder"
-    problems = [f"'{record.case}' {rule}" for record in found.records if not CASE_NAME.fullmatch(record.case)]
-    by_name: dict[str, list[str]] = {}
-    parts: dict[str, set[bool]] = {}
-    for record in found.records:
-        by_name.setdefault(record.case.casefold(), []).append(record.case)
-        parts.setdefault(record.person, set()).add(record.part == "test")
-    problems += [
-        f"{len(names)} cases have the name {names[0]}, letter case aside: rename or remove all but one"
-        for names in by_name.values()
-        if len(names) > 1
-    ]
-    problems += clashing_names(record.case for record in found.records if record.part != "test")
-    wanted = len(found.channel_names)
-    problems += [
-        f"{record.case}: {len(record.channels)} channel(s), {wanted} are expected"
-        for record in found.records
-        if len(record.channels) != wanted
-    ]
-    if not any(record.part == "labelled" for record in found.records) and not found.problems:
-        problems.append("no labelled case was found; training needs at least one")
-    both = sorted(patient for patient, kinds in parts.items() if len(kinds) > 1)
-    return problems + [f"patient {patient} is in the test part and elsewhere" for patient in both]
-
-
-def find_strangers(found: Found, source: Path) -> list[Path]:
-    """Return the image files below the download folder that do not belong to the layout."""
-    used = {path for record in found.records for path in record.files()} | set(found.ignored)
-    inside = (path for path in sorted(source.rglob("*")) if path.name.lower().endswith(VOLUME_ENDINGS))
-    return [path for path in inside if not _is_hidden(path, source) and not ({path, *path.parents} & used)]
-
-
-def find_repeated(entries: Mapping[str, ConvertedCase], records: Iterable[SourceRecord]) -> list[list[SourceRecord]]:
-    """Return the groups of cases that hold the same voxels and belong to several patients."""
-    groups: dict[str, list[SourceRecord]] = {}
-    for record in records:
-        groups.setdefault(entries[record.case].voxels, []).append(record)
-    return [group for group in groups.values() if len({record.person for record in group}) > 1]
-
-
-def _is_hidden(path: Path, source: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.relative_to(source).parts)
-
-
 def _outputs_are_whole(entry: ConvertedCase, folder: Path) -> bool:
     return bool(entry.outputs) and all(
         (folder / name).is_file() and content_hash(folder / name) == digest for name, digest in entry.outputs.items()
@@ -366,6 +218,7 @@ def _check_label(source: Source, geometry: Geometry | None, job: Job, outcome: C
     values = present_values(sitk.GetArrayViewFromImage(label))
     unknown = sorted(values - set(job.values or range(256)))
     if unknown:
+        outcome.unknown_values = tuple(unknown)
         outcome.problems.append(describe_unknown_values(name, unknown, job.values))
     elif values == {0}:
         outcome.notes.append(f"{name} is background only")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def stem(path: Path) -> str:
     """Return the name of a file without its image ending; other dots belong to the name, as in `1.2.840.nii.gz`."""
     ending = next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
     return path.name[: len(path.name) - len(ending)]
+
+
+def without_channel_number(name: str) -> str:
+    """Return a name without nnU-Net's channel number at the end: `CASE` for `CASE_0000`."""
+    return re.sub(r"_\d{4}$", "", name)
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """Return a path below the download folder as text, with forward slashes."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def number_labels(names: Sequence[str] | None) -> tuple[dict[str, int], list[str]]:

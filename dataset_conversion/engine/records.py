@@ -20,7 +20,7 @@ class Source(Protocol):
         ...
 
     def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
-        """Return the volume as a 3-D `SimpleITK.Image` with one component."""
+        """Return the volume as a 3-D `SimpleITK.Image`; only colour pictures have more than one component."""
         ...
 
 
@@ -75,8 +75,11 @@ class Found:
         problems: problems of the layout: missing folders, wrong nesting, tables that lack a row.
         ignored: files that belong to the layout but are not converted.
         notes: what the user should know, though it is no problem.
+        warnings: what the user should look at before the training.
         name: name of the data set if the download itself tells one.
         strict: whether an image file below the folder that is neither used nor ignored is a problem.
+        channels_per_file: number of channels that one source holds: 3 for colour pictures.
+        file_ending: ending of the files of the data set.
     """
 
     records: tuple[SourceRecord, ...]
@@ -87,8 +90,11 @@ class Found:
     problems: tuple[str, ...] = ()
     ignored: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     name: str = ""
     strict: bool = True
+    channels_per_file: int = 1
+    file_ending: str = ".nii.gz"
 
     def allowed_values(self) -> dict[int, int]:
         """Return value in the download -> value in the data set; empty if every value is allowed."""

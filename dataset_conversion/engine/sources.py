@@ -37,7 +37,7 @@ class ImageFile:
     def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
         """Return the volume; a fourth axis of length 1 is dropped."""
         check_compression(self.path)
-        image = _read(self.path)
+        image = read_image(self.path)
         if image.GetDimension() == 4 and image.GetSize()[3] == 1:
             image = image[:, :, :, 0]
         if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
@@ -74,7 +74,7 @@ class Frame:
         voxels = np.asarray(stored[..., self.index])
         scaled = voxels.dtype == np.float64 and stored.dtype != np.float64  # slope and intercept were applied
         voxels = voxels.astype(np.float32 if scaled else voxels.dtype.newbyteorder("="), copy=False)
-        header = _header(self.path)
+        header = read_header(self.path)
         axes = np.reshape(header.GetDirection(), (4, 4))[:3, :3]
         return image_of(voxels.T, header.GetSpacing()[:3], header.GetOrigin()[:3], axes.ravel().tolist())
 
@@ -85,7 +85,7 @@ def number_of_frames(path: Path) -> int:
     Raises:
         UnreadableError: the file cannot be read, or has no fourth axis.
     """
-    size = _header(path).GetSize()
+    size = read_header(path).GetSize()
     if len(size) != 4:
         raise UnreadableError(f"has {len(size)} axes, 4 are expected")
     return int(size[3])
@@ -193,14 +193,24 @@ def _is_complete(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 
     return gzip_is_complete(path)
 
 
-def _read(path: Path) -> Any:  # noqa: ANN401
+def read_image(path: Path) -> Any:  # noqa: ANN401
+    """Return the image of a file, with as many axes and components as the file has.
+
+    Raises:
+        UnreadableError: ITK cannot read the file.
+    """
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise UnreadableError(str(explain_read_error(error))) from error
 
 
-def _header(path: Path) -> Any:  # noqa: ANN401
+def read_header(path: Path) -> Any:  # noqa: ANN401
+    """Return an ITK reader that has read the header of a file.
+
+    Raises:
+        UnreadableError: ITK cannot read the header.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

@@ -59,6 +59,7 @@ class Converter:
         citation: reference that the owner asks users to cite.
         options: options beyond those of every converter.
         same_scans_are_one_patient: default of `--same_scans_are_one_patient`.
+        own_data: whether users bring their own scans, so that scans without labels are expected.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Converter:
     citation: str
     options: tuple[Option, ...] = ()
     same_scans_are_one_patient: bool = False
+    own_data: bool = False
 
     def load(self) -> Callable[[Path, dict[str, Any]], Found]:
         """Import the file of the converter and return its `find_cases`."""
@@ -195,21 +197,27 @@ CONVERTERS: dict[str, Converter] = {
         ),
         Converter(
             name="folder",
-            title="any images, labels and unlabelled images",
+            title="your own images, labels and unlabelled images",
             dataset="Folder",
             owner="you",
             licence=OWNERS_TERMS,
             citation="the data set that the images come from",
+            own_data=True,
             options=(
                 Option(
-                    "-images", "globs of the labelled images below -i, one a channel", str, "+", ("images/*",), "GLOB"
+                    "-images",
+                    "globs of the labelled images below -i, one for each channel; more such sets may follow",
+                    str,
+                    "+",
+                    ("images/*",),
+                    "GLOB",
                 ),
                 Option(
                     "-labels",
-                    "glob of the labels; its * matches what that of the images does",
+                    "globs of the labels; their * matches what that of the images does",
                     str,
-                    None,
-                    "labels/*",
+                    "+",
+                    ("labels/*",),
                     "GLOB",
                 ),
                 Option(
@@ -222,6 +230,14 @@ CONVERTERS: dict[str, Converter] = {
                     alias="-unlabeled",
                 ),
                 Option("-test", "globs of the test images (default: test/*)", str, "+", None, "GLOB"),
+                Option(
+                    "-test_labels",
+                    "globs of the labels of test images, for nnssl_evaluate (default: test_labels/*)",
+                    str,
+                    "+",
+                    None,
+                    "GLOB",
+                ),
                 Option(
                     "-patient",
                     r"regular expression that finds the patient in the name of a case, 'patient\d+' for "

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.dataset_conversion.engine.case_files import ENDING, FOLDERS, MANIFEST, WORK, write_case
-from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job, relative_name
+from nnssl.dataset_conversion.engine.case_files import FOLDERS, MANIFEST, WORK, write_case
+from nnssl.dataset_conversion.engine.checks import ConvertedCase, Job
+from nnssl.dataset_conversion.engine.layout import relative_name
 from nnssl.dataset_conversion.engine.records import Found
 from nnssl.dataset_conversion.engine.table import Converter
 from nnssl.errors import EnvironmentProblem
@@ -24,7 +25,7 @@ from nnssl.names import CASES_KEY, DATASET_JSON, FILE_ENDING_KEY, LABELS_KEY, SP
 from nnssl.system.files import read_object, write_json
 from nnssl.system.workers import run_parallel
 
-WRITTEN_NAMES = re.compile(r"images\w+/.+_\d{4}\.nii\.gz|labels\w+/.+\.nii\.gz")
+WRITTEN_NAMES = re.compile(r"images\w+/.+_\d{4}\.(nii\.gz|png)|labels\w+/.+\.(nii\.gz|png)")
 
 
 def write_dataset(  # noqa: PLR0913 - what was found, how it is written, and what the files record of it
@@ -37,6 +38,7 @@ def write_dataset(  # noqa: PLR0913 - what was found, how it is written, and wha
     protocol: str | None,
     splits: list[dict[str, Any]],
     options: Mapping[str, Any],
+    skipped: Mapping[str, list[str]],
 ) -> None:
     """Write the cases of `entries`, then splits, manifest and dataset.json.
 
@@ -49,6 +51,7 @@ def write_dataset(  # noqa: PLR0913 - what was found, how it is written, and wha
         protocol: published protocol of the data set, None without one.
         splits: the folds of that protocol; empty leaves a user's splits_final.json alone.
         options: the converter's options, for the manifest.
+        skipped: case that is left out -> why, for the manifest.
 
     Raises:
         EnvironmentProblem: another process writes the data set, or the disk is full.
@@ -68,6 +71,7 @@ def write_dataset(  # noqa: PLR0913 - what was found, how it is written, and wha
             "protocol": protocol,
             "options": dict(options),
             "ignored": sorted(relative_name(path, job.source) for path in found.ignored),
+            "skipped": dict(skipped),
             CASES_KEY: {case: cases[case].as_record() for case in sorted(cases)},
         }
         write_json(job.folder / MANIFEST, manifest)
@@ -171,7 +175,7 @@ def _describe_dataset(converter: Converter, found: Found, folder: Path, protocol
         LABELS_KEY: labels,
         **({"regions_class_order": list(found.regions_class_order)} if found.regions_class_order else {}),
         "numTraining": sum(record.part == "labelled" for record in found.records),
-        FILE_ENDING_KEY: ENDING,
+        FILE_ENDING_KEY: found.file_ending,
         "converted_by": f"nnssl_convert {converter.name} (nnssl-semi {__version__})",
         **({"protocol": protocol} if protocol else {}),
         CASES_KEY: cases,

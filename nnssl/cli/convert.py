@@ -1,4 +1,4 @@
-"""`nnssl_convert`: converts a public data set, as its owner distributes it, into nnU-Net's raw layout."""
+"""`nnssl_convert`: converts a public data set, or a user's own scans, into nnU-Net's raw layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from nnssl.cli.runtime import parser, print_json, run
 from nnssl.dataset_conversion.engine.table import CONVERTERS, Converter
 
-ABOUT = "Convert a downloaded data set into nnUNet_raw, with imagesUn, patients and domains. Checks everything first."
+ABOUT = (
+    "Convert a public data set or your own scans into nnUNet_raw, with imagesUn and patients. Checks everything first."
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -16,7 +18,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = parser("nnssl_convert", ABOUT)
     commands = command.add_subparsers(dest="converter", required=True, metavar="CONVERTER")
     for converter in CONVERTERS.values():
-        about = f"Convert {converter.title}, from: {converter.owner}. Licence: {converter.licence}."
+        terms = "" if converter.own_data else f", from: {converter.owner}. Licence: {converter.licence}"
+        about = f"Convert {converter.title}{terms}."
         sub = commands.add_parser(converter.name, help=converter.title, description=about, allow_abbrev=False)
         _add_options(sub, converter)
     return command
@@ -24,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None:
     add = command.add_argument
-    add("-i", required=True, metavar="DIR", help="the download folder")
+    add("-i", required=True, metavar="DIR", help="the folder with the files to convert")
     add("-d", required=True, type=int, metavar="ID", help="id of the new data set, 1 to 999")
     add("-o", metavar="NAME", help="name after the id (default: that of the data set)")
     for option in converter.options:
@@ -37,16 +40,13 @@ def _add_options(command: argparse.ArgumentParser, converter: Converter) -> None
     add("-protocol", metavar="NAME", help="published protocol: its test patients to imagesTs, its lists as fold 0")
     geometry = "labels take spacing and origin of their image where size and direction agree"
     add("--fix_geometry", action="store_true", help=geometry)
+    add("--skip_unreadable", action="store_true", help="leave out unlabelled scans that cannot be read or used")
     add("--same_scans_are_one_patient", action="store_true", default=converter.same_scans_are_one_patient,
         help="cases with the same voxels count as one patient instead of being an error")  # fmt: skip
     add("--dry_run", action="store_true", help="check everything, write nothing")
     add("-np", type=int, metavar="N", help="processes (default: nnU-Net's, at most one a CPU)")
-    add(
-        "--json",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="print the result, or the error, as one JSON object",
-    )
+    text = "print the result, or the error, as one JSON object"
+    add("--json", action="store_true", default=argparse.SUPPRESS, help=text)
 
 
 def body(arguments: argparse.Namespace) -> None:
@@ -62,6 +62,7 @@ def body(arguments: argparse.Namespace) -> None:
         options={option.name: getattr(arguments, option.name) for option in converter.options},
         protocol=arguments.protocol,
         fix_geometry=arguments.fix_geometry,
+        skip_unreadable=arguments.skip_unreadable,
         same_scans_are_one_patient=arguments.same_scans_are_one_patient,
         dry_run=arguments.dry_run,
         num_processes=arguments.np,

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from nnssl.data.labels import find_label_problems, parse_labels
-from nnssl.data.raw import RawCase, RawDataset, clashing_names
+from nnssl.data.raw import RawCase, RawDataset, clashing_names, overlooked_folders, reserved_names
 from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
 from nnssl.host import reader_of
-from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR
+from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR, LABELS_TS
 from nnssl.system.workers import run_parallel
 
 __all__ = ["ChannelIntensity", "ScanFacts", "check_dataset", "shift_warnings"]
@@ -100,6 +100,7 @@ def _repair(raw: RawDataset, on_other_axes: bool) -> str:
         "-labels": [f"{LABELS_TR}/*{raw.file_ending}"],
         "-unlabelled": [f"{IMAGES_UN}/*{number}{raw.file_ending}" for number in numbers if raw.unlabelled],
         "-test": [f"{IMAGES_TS}/*{number}{raw.file_ending}" for number in numbers if raw.test],
+        "-test_labels": [f"{LABELS_TS}/*{raw.file_ending}"] if raw.test and (raw.folder / LABELS_TS).is_dir() else [],
         "-channel": raw.channel_names,
         "-label_names": _plain_label_names(raw),
     }
@@ -152,6 +153,7 @@ def _folder_problems(raw: RawDataset) -> list[str]:
             places = " and in ".join(str(kinds[kind][name].images[0].parent) for kind in (first, second))
             problems.append(f"{name} stands in {places}: keep the scan in one folder, or rename one of two scans")
     problems += clashing_names([*raw.labelled, *raw.unlabelled])
+    problems += reserved_names([*raw.labelled, *raw.unlabelled, *raw.test], raw.file_ending)
     learned = {case.patient: case.name for kind in ("unlabelled", "labelled") for case in kinds[kind].values()}
     for case in raw.test.values():
         other = learned.get(case.patient, case.name)
@@ -206,6 +208,10 @@ def _log_warnings(raw: RawDataset, warnings: list[str]) -> None:
     strangers = sorted(set(raw.dataset_json.get(CASES_KEY, {})) - known)
     if strangers:
         warnings.append(f"dataset.json: 'cases' names {len(strangers)} unknown case(s): {', '.join(strangers[:5])}")
+    warnings += [
+        f"the folder {name} is not read: unlabelled scans stand in {IMAGES_UN}/, as CASE_0000{raw.file_ending}"
+        for name in overlooked_folders(raw.folder)
+    ]
     if warnings:
         log.warning("%d warning(s) about the raw data set:\n%s", len(warnings), _shortened(warnings))
 

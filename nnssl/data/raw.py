@@ -28,6 +28,8 @@ IMAGE_ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".hdr", ".img", ".dcm", ".h5", ".hdf5",
     ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg",
 )  # fmt: skip
+TIFF_ENDINGS = (".tif", ".tiff")
+RESERVED = {"dataset", "plans", "summary", "predict_from_raw_data_args"}  # JSON files beside predicted masks
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,20 @@ class RawDataset:
         return {case.name: case.patient for part in (self.labelled, self.unlabelled) for case in part.values()}
 
 
+def reserved_names(cases: Iterable[str], file_ending: str) -> list[str]:
+    """Return one problem for each case whose mask would replace a file that nnU-Net writes beside the masks.
+
+    nnU-Net keeps the voxel size of a TIFF mask `CASE.tif` in `CASE.json`.
+    """
+    if file_ending.lower() not in TIFF_ENDINGS:
+        return []
+    return [
+        f"the case {name} cannot have this name: the voxel size of its mask would replace nnU-Net's {name}.json; "
+        "rename the case"
+        for name in sorted(set(cases) & RESERVED)
+    ]
+
+
 def clashing_names(cases: Iterable[str]) -> list[str]:
     """Return one problem for each two cases whose preprocessed files would replace each other.
 
@@ -78,6 +94,11 @@ def clashing_names(cases: Iterable[str]) -> list[str]:
         for name in sorted(names)
         if f"{name}_seg" in names
     ]
+
+
+def overlooked_folders(folder: Path) -> list[str]:
+    """Return the folders beside `imagesUn` whose names say that they hold unlabelled scans, which nobody reads."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and "unlab" in path.name.lower())
 
 
 def channels_of(dataset_json: Mapping[str, Any]) -> dict[str, str]:
@@ -182,7 +203,7 @@ def _cases(folder: Path, dataset_json: Mapping[str, Any], labels: Path | None = 
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
     images: dict[str, list[Path]] = {}
     strangers = []
-    aside = (".json",) if ending.lower() in (".tif", ".tiff") else ()  # nnU-Net keeps the spacing of these in CASE.json
+    aside = (".json",) if ending.lower() in TIFF_ENDINGS else ()  # nnU-Net keeps the spacing of these in CASE.json
     for file in sorted(folder.glob("*")) if folder.is_dir() else []:
         match = pattern.fullmatch(file.name)
         if match:

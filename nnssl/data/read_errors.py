@@ -58,6 +58,7 @@ TABLE = (
         "the content is no image of the type that the file name promises",
         f"give the file the ending of its type, or {COPY_AGAIN}",
     ),
+    _Row("unknown pixeltype", "the pixel type is unusual", "save the picture in grey or colour, without transparency"),
     _Row("unable to allocate", "", "let fewer processes read at a time (-np), or free memory"),
 )
 

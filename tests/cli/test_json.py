@@ -57,7 +57,8 @@ SCHEMAS = {
     },
     "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
     "convert": keys(folder=TEXT, converter=TEXT, dataset=TEXT, dry_run=FLAG, labelled=COUNT, unlabelled=COUNT,
-                    test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, licence=TEXT, citation=TEXT),
+                    test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, warnings=TEXTS, skipped=DICT, left_out=TEXTS,
+                    licence=TEXT, citation=TEXT),
 }  # fmt: skip
 ERROR = keys(error=TEXT, where=TEXT, why=TEXT, run=TEXT, exit_code=COUNT)
 

@@ -312,6 +312,7 @@ def test_the_command_of_the_error_brings_all_files_to_the_axes_of_the_first_chan
 ) -> None:
     from nnssl.cli.convert import main
 
+    write(folder / "labelsTs" / "t1.nii.gz", TRUE_LABEL)
     for file in (U1, LABEL):
         sitk.WriteImage(reorient(sitk.ReadImage(str(folder / file)), orientation), str(folder / file))
     with pytest.raises(DataError) as caught:
@@ -326,6 +327,7 @@ def test_the_command_of_the_error_brings_all_files_to_the_axes_of_the_first_chan
     made = folder.with_name("Dataset008_Tiny")
     facts = check(made)
     assert set(facts) == {"l1", "l2", "l3", "u1", "u2", "t1"}
+    assert (made / "labelsTs" / "t1.nii.gz").is_file()
     for key in ("labels", "channel_names", "numTraining"):
         assert (
             json.loads((made / "dataset.json").read_text())[key]
@@ -417,6 +419,7 @@ def test_tiny_rounding_of_spacing_is_no_problem(folder: Path) -> None:
         (lambda f: write(f / LABEL, np.zeros(SHAPE, np.uint8)), "is background only"),
         (lambda f: write(f / U1, np.full(SHAPE, 3.0, np.float32)), "has the value 3 in every voxel"),
         (lambda f: edit_json(f, cases={"typo": {"patient": "a"}}), "1 unknown case(s): typo"),
+        (lambda f: (f / "unlabeled").mkdir(), "the folder unlabeled is not read: unlabelled scans stand in imagesUn/"),
     ],
 )
 def test_oddities_are_logged_only(

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.raw import channels_of, dataset_name, patient_of, read_raw_dataset
+from nnssl.data.raw import (
+    channels_of,
+    clashing_names,
+    dataset_name,
+    overlooked_folders,
+    patient_of,
+    read_raw_dataset,
+    reserved_names,
+)
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 
 DESCRIPTION = {
@@ -197,3 +205,21 @@ def test_channels_and_patients() -> None:
     assert patient_of("a", DESCRIPTION) == "anna"
     assert patient_of("b", DESCRIPTION) == "b"
     assert patient_of("a", {"cases": {"a": {"domain": "site1"}}}) == "a"
+
+
+@pytest.mark.parametrize(("ending", "problems"), [(".tif", 1), (".TIFF", 1), (".nii.gz", 0)])
+def test_names_of_the_files_beside_tiff_masks_are_reserved(ending: str, problems: int) -> None:
+    assert len(reserved_names(["summary", "a"], ending)) == problems
+
+
+def test_names_clash_in_both_orders_of_the_alphabet() -> None:
+    assert [text.split(" cannot")[0] for text in clashing_names(["X_seg", "b", "X", "a_seg", "X_seg_seg"])] == [
+        "the cases X and X_seg",
+        "the cases X_seg and X_seg_seg",
+    ]
+
+
+def test_folders_of_unlabelled_scans_that_nobody_reads(folder: Path) -> None:
+    for name in ("unlabeled", "imagesUnlabelled", "imagesUn", "labelsVa"):
+        (folder / name).mkdir(exist_ok=True)
+    assert overlooked_folders(folder) == ["imagesUnlabelled", "unlabeled"]

@@ -19,7 +19,11 @@ def test_convert_is_the_public_function() -> None:
 def test_the_result_counts_what_was_written_and_kept(world: tuple[Path, Path]) -> None:
     source, folder = world
     result = convert("folder", source, 5, num_processes=1)
-    assert result == ConversionResult(folder, CONVERTERS["folder"], False, 3, 0, 0, converted=3, kept=0, notes=())
+    (warning,) = result.warnings
+    assert warning.startswith("no unlabelled scans")
+    assert result == ConversionResult(
+        folder, CONVERTERS["folder"], False, 3, 0, 0, converted=3, kept=0, warnings=(warning,)
+    )
     write(source / "unlabelled" / "d.nrrd", scan(9))
     result = convert("folder", str(source), 5, num_processes=1)
     assert (result.labelled, result.unlabelled, result.converted, result.kept) == (3, 1, 1, 3)

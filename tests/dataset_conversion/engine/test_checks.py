@@ -8,22 +8,15 @@ import pytest
 
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.dataset_conversion.engine.checks import (
-    ConvertedCase,
     Job,
     check_case,
-    check_download,
-    find_name_problems,
-    find_repeated,
-    find_strangers,
     recipe_of,
 )
-from nnssl.dataset_conversion.engine.records import Found, SourceRecord
+from nnssl.dataset_conversion.engine.records import SourceRecord
 from nnssl.dataset_conversion.engine.sources import ImageFile
-from nnssl.errors import DataError
 from tests.dataset_conversion.miniatures import (
     ORIGIN,
     SPACING,
-    convert_folder,
     label,
     scan,
     write,
@@ -146,54 +139,3 @@ def test_the_recipe_changes_with_everything_that_decides_the_files(tmp_path: Pat
     assert recipes[0] == "82789950bc8ffbff01fb297323aa59b3048bcad328e7cc981f1d0df2d14ca092"
     # An older rule of --fix_geometry could mirror a label: cases that it wrote must be converted again.
     assert recipes[3] != "d39c275868a263e454b0e5ea5d490432d2b93c24de10f957c3a60732bd1542e2"
-
-
-def test_problems_of_names() -> None:
-    found = Found(
-        (record("a"), record("A"), record("ä"), record("t", part="test", patient="p"), record("u", patient="p")),
-        ("CT",),
-        {},
-    )
-    problems = find_name_problems(found)
-    assert [text.split(":")[0] for text in problems[1:]] == [
-        "2 cases have the name a, letter case aside",
-        "patient p is in the test part and elsewhere",
-    ]
-    assert problems[0].startswith("'ä' cannot be a case name")
-    two_channels = Found((record("a", part="test"),), ("T1", "T2"), {})
-    assert find_name_problems(two_channels) == [
-        "a: 1 channel(s), 2 are expected",
-        "no labelled case was found; training needs at least one",
-    ]
-
-
-def test_files_outside_the_layout(tmp_path: Path) -> None:
-    for name in ("used.nii.gz", "more.NII", "notes.txt", ".hidden.nii", "left/out.nrrd"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    used = record("a", channels=(ImageFile(tmp_path / "used.nii.gz"),))
-    found = Found((used,), ("CT",), {}, ignored=(tmp_path / "left",))
-    assert find_strangers(found, tmp_path) == [tmp_path / "more.NII"]
-
-
-def test_repeated_scans_of_one_patient_are_no_group() -> None:
-    entries = {case: ConvertedCase("", voxels, {}) for case, voxels in (("a", "1"), ("b", "1"), ("c", "2"))}
-    records = [record(case) for case in "abc"]
-    assert find_repeated(entries, records) == [records[:2]]
-    assert find_repeated(entries, [dataclasses.replace(one, patient="p") for one in records]) == []
-
-
-def test_labels_that_occur_get_names(tmp_path: Path) -> None:
-    found = Found((labelled(tmp_path),), ("CT",), {}, strict=False)
-    checked, entries, notes = check_download(found, job(tmp_path, values={}), False, 1, [])
-    assert checked.labels == {"background": 0, "label_1": 1}
-    assert (list(entries), notes) == (["a"], [])
-    with pytest.raises(DataError, match=r"1 problem\(s\)") as caught:
-        check_download(found, job(tmp_path), False, 1, ["a foreign file"])
-    assert caught.value.why == "a foreign file"
-
-
-def test_label_values_that_are_no_class_numbers_name_the_file(world: tuple[Path, Path], capsys) -> None:
-    write(world[0] / "labels" / "b.nrrd", label([200]))
-    assert convert_folder(world[0]) == 3
-    assert f"b, {world[0] / 'labels' / 'b.nrrd'}" in capsys.readouterr().err
