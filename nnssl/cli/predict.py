@@ -20,7 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of `nnssl_predict`."""
     made = parser("nnssl_predict", "Segment a folder of scans with a trained model.")
     add = made.add_argument
-    add("-i", required=True, help="folder of CASE_0000 files, or one such file; one channel needs no number")
+    add("-i", required=True, help="folder of CASE_0000 files, or one such file; CASE suffices where it is one file")
     add("-o", required=True, help="folder for the masks (made if need be)")
     add("-d", help="data set, name or id; the model options are needed only where several models are trained")
     add("-tr", help="trainer")

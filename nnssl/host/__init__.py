@@ -266,6 +266,9 @@ def reader_of(dataset_json: dict[str, Any], example: str | None, *, verbose: boo
     return found
 
 
+READERS_OF_PICTURES = ("NaturalImage2DIO",)  # one file holds all channels of a case
+
+
 def companion_file(path: Path) -> Path | None:
     """Return the file in which nnU-Net keeps the voxel size of a mask or label, None for formats with a header.
 

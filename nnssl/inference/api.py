@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from nnssl.data.raw import channels_of
 from nnssl.errors import DataError, UsageError
-from nnssl.host import companion_file
+from nnssl.host import READERS_OF_PICTURES, companion_file
 from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
-from nnssl.names import DATASET_JSON, FILE_ENDING_KEY
-from nnssl.system.files import DATASET_KEYS, check_writable, read_object, write_json
+from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON
+from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -180,12 +180,12 @@ class DiskJob:
     progress: ProgressStyle = "off"
     scans: Sequence[Sequence[Path]] | None = None
 
-    def cases(self, ending: str, channels: int) -> list[ScanToPredict]:
+    def cases(self, ending: str, files: int) -> list[ScanToPredict]:
         """Return the cases of this part, once the output is known to be writable.
 
         Args:
             ending: of the files that the model was trained on, with its dot.
-            channels: image channels of the model.
+            files: image files of a case.
 
         Raises:
             UsageError: `output` is the folder of the scans, `part_id` is not below `num_parts`, or a count is negative.
@@ -199,21 +199,21 @@ class DiskJob:
             raise UsageError("-npp and -nps count threads, from 0")
         if self.scans is not None:
             cases = cases_of_list(self.scans, self.output, ending)
-        elif self.has_several(channels):
+        elif self.has_several(files):
             cases = cases_of_list([[file] for file in self.source], self.output, ending)
         elif len(self.source) == 1 and not self.source[0].is_file():
             if self.output.resolve() == self.source[0].resolve():
                 raise UsageError("the output is the folder of the scans", where=self.output, run="choose another -o")
-            cases = cases_in_folder(self.source[0], self.output, ending, channels)
+            cases = cases_in_folder(self.source[0], self.output, ending, files)
         else:
             cases = [case_of_files(self.source, self.output, ending)]
         _check_companions(cases)
         check_writable(cases[0].mask.parent, "the output folder", "choose another folder with -o")
         return cases[self.part_id :: self.num_parts]
 
-    def has_several(self, channels: int) -> bool:
+    def has_several(self, files: int) -> bool:
         """Return whether the source lists scans, not the channels of one scan."""
-        return channels == 1 and len(self.source) > 1
+        return files == 1 and len(self.source) > 1
 
     def is_done(self, case: ScanToPredict) -> bool:
         """Return whether everything this job writes for the case is there."""
@@ -273,8 +273,9 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     """
     model, settings = _chosen(options)
     description = read_object(model.path / DATASET_JSON, keys=DATASET_KEYS)
-    channels = len(channels_of(description))
-    cases = job.cases(str(description[FILE_ENDING_KEY]), channels)
+    reader = read_object(model.path / PLANS_JSON, keys=PLANS_KEYS)["image_reader_writer"]
+    files = 1 if reader in READERS_OF_PICTURES else len(channels_of(description))  # of a case
+    cases = job.cases(str(description[FILE_ENDING_KEY]), files)
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
     from nnssl.inference.predictor import Predictor, using_threads
 
@@ -294,7 +295,7 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
             progress=job.progress,
         )
     masks = [case.mask for case in cases]
-    single = not (from_folder or job.scans is not None or job.has_several(channels))
+    single = not (from_folder or job.scans is not None or job.has_several(files))
     return DiskResult(masks, len(todo), folder, model, predictor.folds, str(predictor.device), single)
 
 

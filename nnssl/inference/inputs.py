@@ -32,14 +32,14 @@ class ScanToPredict:
         return self.mask.with_name(self.name)
 
 
-def cases_in_folder(folder: Path, output: Path, ending: str, channels: int = 0) -> list[ScanToPredict]:
+def cases_in_folder(folder: Path, output: Path, ending: str, files: int = 0) -> list[ScanToPredict]:
     """Return the cases `NAME_0000<ending>`, `NAME_0001<ending>`, … of a folder, sorted by name.
 
     Args:
         folder: with the scans.
         output: folder of the masks.
         ending: of the files that the model was trained on, with its dot.
-        channels: image channels of the model; with one channel `NAME<ending>` is a case, too.
+        files: image files of a case; with one file `NAME<ending>` is a case, too.
 
     Raises:
         DataError: the folder does not exist or holds no case, two files are the same case, or an image has another
@@ -55,7 +55,7 @@ def cases_in_folder(folder: Path, output: Path, ending: str, channels: int = 0) 
             images.setdefault(match[1], []).append(file)
         else:
             others.append(file)
-    plain = [file for file in others if channels == 1 and file.name.endswith(ending) and file.is_file()]
+    plain = [file for file in others if files == 1 and file.name.endswith(ending) and file.is_file()]
     strangers = [file.name for file in others if file not in plain and file.name.endswith((ending, *IMAGE_ENDINGS))]
     if strangers:
         raise DataError(

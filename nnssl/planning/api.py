@@ -173,6 +173,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     warnings += shift_warnings(scope.compared_facts())
     if not scope.unlabelled:
         warnings.append("no unlabelled scans in imagesUn/: only SupervisedTrainer can learn from this data set")
+    if len(raw.labelled) == 1:
+        warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
     for warning in warnings:
         log.warning("warning: %s", warning)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())

@@ -57,20 +57,20 @@ def test_names_that_do_not_fit(tmp_path, files, message, why):
 def test_one_channel_needs_no_channel_number(tmp_path):
     for name in ("a.nii.gz", "b_0000.nii.gz", ".hidden.nii.gz", "notes.txt"):
         (tmp_path / name).touch()
-    cases = cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=1)
+    cases = cases_in_folder(tmp_path, Path("out"), ".nii.gz", files=1)
     assert [(case.name, case.mask) for case in cases] == [
         ("a", Path("out/a.nii.gz")),
         ("b", Path("out/b.nii.gz")),
     ]
     with pytest.raises(DataError, match=r"1 image.*not named"):
-        cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=2)
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz", files=2)
 
 
 def test_a_scan_with_and_without_channel_number_is_two_files_for_one_mask(tmp_path):
     for name in ("a.nii.gz", "a_0000.nii.gz"):
         (tmp_path / name).touch()
     with pytest.raises(DataError, match="two files are the case a") as caught:
-        cases_in_folder(tmp_path, Path("out"), ".nii.gz", channels=1)
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz", files=1)
     assert caught.value.why == "a_0000.nii.gz, a.nii.gz"
 
 
@@ -97,7 +97,7 @@ def test_missing_folder_and_missing_file(tmp_path):
 
 
 def test_good_scans_pass(tmp_path):
-    write_scans(tmp_path, channels=2)
+    write_scans(tmp_path, files=2)
     check(tmp_path, channels=2)
 
 
