@@ -293,6 +293,11 @@ def cases_of(batch_maker: Any) -> CaseDataset:  # noqa: ANN401 - nnUNetDataLoade
     return batch_maker._data
 
 
+def drawn_cases(batch_maker: Any) -> list[str]:  # noqa: ANN401 - nnUNetDataLoader
+    """Return the cases of the batch that the batch maker would make with the present state of numpy's generator."""
+    return list(batch_maker.get_indices())
+
+
 def augmentation_workers() -> int:
     """Return nnU-Net's number of data loading processes for one GPU; `nnUNet_n_proc_DA` overrides it."""
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA

@@ -178,6 +178,7 @@ TRAINING: tuple[HostName, ...] = (
     ),
     *attributes(LOADER, f"{FRAME}.data_streams", "unlabelled patches have no ignore label", "has_ignore"),
     *attributes(LOADER, LOOKUPS, "finding the case that cannot be read", "_data"),
+    *callables(LOADER, LOOKUPS, "naming the cases of a batch that cannot be made", get_indices=""),
     *texts(
         f"{LOADER}.generate_train_batch",
         "nnssl.planning.preprocessing",

@@ -12,6 +12,7 @@ NNUNET_PROCESSES = 8  # nnU-Net's number where the variable is not set
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 MEMORY_FACTS = Path("/proc/meminfo")
+MEMORY_EVENTS = Path("/proc/vmstat")
 
 
 def cpu_count() -> int:
@@ -44,6 +45,15 @@ def free_memory_bytes() -> int | None:
         for line in MEMORY_FACTS.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    return None
+
+
+def oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for lack of memory, None where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in MEMORY_EVENTS.read_text(encoding="ascii").splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
     return None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, UsageError
+from nnssl.system.resources import oom_kills
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,10 +31,49 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 PARENT_CHECK_S = 0.5
 STOP_TIMEOUT_S = 2.0
 QUIET_PROGRESS_S = 10.0
+SHARED_MEMORY = "/dev/shm"
+LITTLE_SHARED_MEMORY_BYTES = 64 << 20
 
 
 class WorkerTraceback(Exception):
     """The traceback of a failed worker as text: the cause of the error that the parent raises."""
+
+
+def portable_error(error: NnsslError) -> NnsslError:
+    """Return the error, or one of nnssl's own classes with the same parts where pickle cannot carry the error."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # pickle raises what the error's class raises
+        kind: type[NnsslError] = next(base for base in type(error).__mro__ if base.__module__ == NnsslError.__module__)
+        return kind(error.what, where=error.where, why=error.why, run=error.run)
+    return error
+
+
+def cause_of_death(exit_code: int | None) -> str:
+    """Return the name of the signal that ended a process, or its exit code in words."""
+    if exit_code is not None and exit_code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-exit_code).name
+    return f"exit code {exit_code}"
+
+
+def reason_of_death(cause: str, oom_kills_before: int | None) -> str:
+    """Return what the system says about the death of a worker; an empty text where it says nothing.
+
+    Args:
+        cause: the result of `cause_of_death`.
+        oom_kills_before: the result of `oom_kills` when the workers started.
+    """
+    now = oom_kills()
+    if cause == "SIGKILL" and now is not None and oom_kills_before is not None and now > oom_kills_before:
+        return "memory ran out: since then the kernel has killed processes for lack of memory"
+    if cause == "SIGBUS":
+        with contextlib.suppress(OSError):
+            shared = os.statvfs(SHARED_MEMORY)
+            free_bytes = shared.f_bavail * shared.f_frsize
+            if free_bytes < LITTLE_SHARED_MEMORY_BYTES:
+                return f"shared memory is full: {free_bytes >> 20} MiB are free in {SHARED_MEMORY}"
+    return ""
 
 
 def check_main_guard() -> None:
@@ -81,6 +122,7 @@ def run_parallel(
         return _run_in_process(function, tasks, description)
     if START_METHOD != "fork":
         check_main_guard()
+    oom_kills_before = oom_kills()
     with _blosc2_without_threads(), _progress(description, len(tasks)) as advance:
         results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
         for case, how in died.items():
@@ -90,8 +132,7 @@ def run_parallel(
         raise EnvironmentProblem(
             f"{description}: the worker process died twice on {case} ({how})",
             where=case,
-            why="SIGKILL usually means that the system ran out of memory" if how == "SIGKILL" else "",
-            run=f"the same command with fewer processes (-np {max(1, num_processes // 2)}), or with more memory",
+            why=reason_of_death(how, oom_kills_before) or "the second time it was the only worker",
         )
     results |= retried
     return {case: results[case] for case in tasks}
@@ -106,15 +147,16 @@ def _run_in_process(function: Callable[[T], R], tasks: Mapping[str, T], descript
             except NnsslError:
                 raise
             except Exception as error:
-                raise _error_of_case(case, description, error) from error
+                raise _error_of_case(case, description, error, 1) from error
             advance()
     return results
 
 
-def _error_of_case(case: str, description: str, error: Exception) -> NnsslError:
+def _error_of_case(case: str, description: str, error: Exception, num_processes: int) -> NnsslError:
     """Return the error that names the case that failed."""
     if isinstance(error, MemoryError):
-        return OutOfMemory(f"{description}: out of memory on {case}", where=case, run="use fewer processes (-np 1)")
+        run = f"the same command with fewer processes (-np {num_processes // 2})" if num_processes > 1 else ""
+        return OutOfMemory(f"{description}: out of memory on {case}", where=case, why=str(error), run=run)
     return NnsslError(f"{description}: {case} failed", where=case, why=f"{type(error).__name__}: {error}")
 
 
@@ -151,9 +193,12 @@ class _Pool(Generic[T, R]):
                     try:
                         kind, content, text = worker.pipe.recv()
                     except (EOFError, OSError):
-                        died[worker.case] = _cause_of_death(worker.process)
+                        worker.process.join(STOP_TIMEOUT_S)
+                        died[worker.case] = cause_of_death(worker.process.exitcode)
                         self._remove(worker)
                         continue
+                    except Exception as error:  # pickle raises what the class of the result raises
+                        raise _error_of_case(worker.case, self.description, error, self.size) from error
                     if kind == "error":
                         raise content from WorkerTraceback(text)
                     results[worker.case] = content
@@ -167,7 +212,7 @@ class _Pool(Generic[T, R]):
         context: Any = multiprocessing.get_context(START_METHOD)
         our_end, their_end = context.Pipe()
         process = context.Process(
-            target=_answer_tasks, args=(self.function, their_end, self.description, os.getpid()), daemon=True
+            target=_answer_tasks, args=(self.function, their_end, self.description, self.size, os.getpid()), daemon=True
         )
         process.start()
         their_end.close()
@@ -193,31 +238,32 @@ class _Pool(Generic[T, R]):
             worker.pipe.send((case, self.tasks[case]))
 
     def _remove(self, worker: _Worker) -> None:
-        worker.process.join(STOP_TIMEOUT_S)
+        _end_processes([worker.process])
         worker.pipe.close()
         self.workers.remove(worker)
 
     def _stop(self) -> None:
         for worker in self.workers:
             worker.process.terminate()
+        _end_processes([worker.process for worker in self.workers])
         for worker in self.workers:
-            worker.process.join(STOP_TIMEOUT_S)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
             worker.pipe.close()
 
 
-def _cause_of_death(process: BaseProcess) -> str:
-    process.join(STOP_TIMEOUT_S)
-    code = process.exitcode
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
+def _end_processes(processes: list[BaseProcess]) -> None:
+    """Wait for processes that were told to end, and kill those that have not ended after `STOP_TIMEOUT_S` in all."""
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
-def _answer_tasks(function: Callable[[Any], Any], pipe: Connection, description: str, parent: int) -> None:
+def _answer_tasks(
+    function: Callable[[Any], Any], pipe: Connection, description: str, num_processes: int, parent: int
+) -> None:
     """Answer tasks from the pipe until the parent stops this process or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -229,9 +275,9 @@ def _answer_tasks(function: Callable[[Any], Any], pipe: Connection, description:
             try:
                 pipe.send(("result", function(task), ""))
             except NnsslError as error:
-                pipe.send(("error", error, traceback.format_exc()))
+                pipe.send(("error", portable_error(error), traceback.format_exc()))
             except Exception as error:
-                pipe.send(("error", _error_of_case(case, description, error), traceback.format_exc()))
+                pipe.send(("error", _error_of_case(case, description, error, num_processes), traceback.format_exc()))
 
 
 def _exit_with_parent(parent: int) -> None:

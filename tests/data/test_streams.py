@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.data import streams
 from nnssl.data.streams import IterationBatches, OrderedBatches, seeded
 from nnssl.errors import EnvironmentProblem
 
@@ -18,6 +19,9 @@ class Draws:
 
     def __init__(self, die_at: int | None = None) -> None:
         self.made, self.die_at = 0, die_at
+
+    def get_indices(self) -> list[str]:
+        return [f"case_{np.random.randint(1000)}" for _ in range(2)]
 
     def generate_train_batch(self) -> dict[str, Any]:
         self.made += 1
@@ -80,6 +84,22 @@ def test_a_worker_that_dies_while_the_trainer_computes_is_named_too() -> None:
     with pytest.raises(EnvironmentProblem, match="data loading process died"), stream.translate_worker_death():
         os.kill(stream._iterator._workers[0].pid, signal.SIGKILL)
         time.sleep(5)
+
+
+def test_a_remedy_is_named_only_where_its_condition_holds(monkeypatch) -> None:
+    def message(workers: int, kills: list[int]) -> tuple[str, str]:
+        monkeypatch.setattr(streams, "oom_kills", lambda: kills[0])
+        monkeypatch.setattr("nnssl.system.workers.oom_kills", lambda: kills[1])
+        batches = IterationBatches({"labelled": Draws(die_at=1)}, 0)
+        with pytest.raises(EnvironmentProblem) as error:
+            list(OrderedBatches(batches, [("train", i) for i in range(6)], workers, pin_memory=False))
+        return error.value.why, error.value.run
+
+    assert message(2, [3, 3]) == ("", "the same command with --c")
+    why, run = message(2, [3, 4])
+    assert "memory ran out" in why
+    assert run == "the same command with --c, with fewer workers: export nnUNet_n_proc_DA=1"
+    assert message(1, [3, 4])[1] == "the same command with --c"
 
 
 def test_workers_leave_signals_to_the_trainer() -> None:

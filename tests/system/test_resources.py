@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.system import resources
-from nnssl.system.resources import available_cpus, cpu_count, free_memory_bytes, worker_processes
+from nnssl.system.resources import available_cpus, cpu_count, free_memory_bytes, oom_kills, worker_processes
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,10 @@ def test_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert free_memory_bytes() is None
     (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   5000 kB\n")
     assert free_memory_bytes() == 5000 * 1024
+
+
+def test_the_kernels_count_of_processes_that_it_killed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(resources, "MEMORY_EVENTS", tmp_path / "vmstat")
+    assert oom_kills() is None
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 12\n")
+    assert oom_kills() == 12

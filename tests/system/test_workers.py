@@ -72,8 +72,21 @@ def test_a_worker_killed_twice_names_case_and_signal(tmp_path):
 
     with pytest.raises(EnvironmentProblem, match=r"case_2.*SIGKILL") as caught:
         run_parallel(die, tasks(8), 4, "preprocessing")
-    assert "-np 2" in caught.value.run
+    assert caught.value.why == "the second time it was the only worker"
+    assert caught.value.run == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "3", "4", "5", "6", "7"]
+
+
+def test_lack_of_memory_is_said_only_where_the_kernel_counted_it(monkeypatch):
+    def die(number: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    counts = iter([5, 6])
+    monkeypatch.setattr(workers, "oom_kills", lambda: next(counts))
+    with pytest.raises(EnvironmentProblem) as caught:
+        run_parallel(die, tasks(2), 2, "preprocessing")
+    assert caught.value.why.startswith("memory ran out")
 
 
 def test_a_worker_that_exits_is_not_a_result():
@@ -121,8 +134,57 @@ def test_memory_errors_have_their_exit_code(processes):
     def fill(number: int) -> int:
         raise MemoryError
 
-    with pytest.raises(OutOfMemory, match="case_"):
+    with pytest.raises(OutOfMemory, match="case_") as caught:
         run_parallel(fill, tasks(3), processes, "reading")
+    assert caught.value.run == ("the same command with fewer processes (-np 1)" if processes == 2 else "")
+
+
+class OddDataError(DataError):
+    """Pickle cannot make this error again from its one argument."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}", where="scan 5")
+
+
+class OddResult:
+    def __init__(self, content: int) -> None:
+        self.content = content
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return OddResult, ()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_error_that_pickle_cannot_make_again_keeps_its_parts(processes):
+    def fail(number: int) -> int:
+        raise OddDataError("one", "two")
+
+    with pytest.raises(DataError, match="one and two") as caught:
+        run_parallel(fail, tasks(2), processes, "reading")
+    assert caught.value.where == "scan 5"
+
+
+def test_a_result_that_pickle_cannot_make_again_names_its_case():
+    with pytest.raises(NnsslError, match=r"case_\d failed") as caught:
+        run_parallel(OddResult, tasks(2), 2, "reading")
+    assert "TypeError" in caught.value.why
+
+
+def test_stubborn_workers_are_killed_together(tmp_path):
+    def ignore(number: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        (tmp_path / str(os.getpid())).touch()
+        while number == 0 and len(list(tmp_path.iterdir())) < 4:
+            time.sleep(0.01)
+        if number == 0:
+            raise DataError("stop")
+        time.sleep(60)
+
+    with pytest.raises(DataError):
+        run_parallel(ignore, tasks(4), 4, "sleeping")
+    stopped = max(path.stat().st_mtime for path in tmp_path.iterdir())
+    assert time.time() - stopped < 5
+    assert wait_until_gone([int(path.name) for path in tmp_path.iterdir()], 0.5) == []
 
 
 def test_a_result_that_cannot_be_sent_is_an_error():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.data.streams import seeded
 from nnssl.errors import DataError
+from nnssl.host import drawn_cases
 
 
 @pytest.fixture
@@ -77,3 +79,13 @@ def test_unlabelled_scans_that_are_not_preprocessed_are_named(make_tiny, make_tr
         trainer.get_dataloaders()
     assert raised.value.why == "un_01, un_03"
     assert raised.value.run == "nnssl_plan_and_preprocess -d Dataset905_Tiny -c 2d"
+
+
+@pytest.mark.parametrize("name", ["MeanTeacherTrainer", "DPTMTrainer"])
+def test_the_cases_of_a_batch_are_found_again(ready, name: str) -> None:
+    training, _ = ready(name).get_dataloaders()
+    for maker in training._loader.dataset.makers.values():
+        with seeded(1, 2):
+            cases = maker.generate_train_batch()["keys"]
+        with seeded(1, 2):
+            assert drawn_cases(maker) == list(cases)
