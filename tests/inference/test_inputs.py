@@ -97,7 +97,7 @@ def test_missing_folder_and_missing_file(tmp_path):
 
 
 def test_good_scans_pass(tmp_path):
-    write_scans(tmp_path, files=2)
+    write_scans(tmp_path, channels=2)
     check(tmp_path, channels=2)
 
 
