@@ -31,6 +31,8 @@ PROGRESS_JSONL = "progress.jsonl"
 CHECKPOINT_LATEST = "checkpoint_latest.pth"
 CHECKPOINT_BEST = "checkpoint_best.pth"
 CHECKPOINT_FINAL = "checkpoint_final.pth"
+CHECKPOINT_SUPERVISED = "checkpoint_supervised.pth"
+SUPERVISED_TRAINER = "SupervisedTrainer"
 CHECKPOINT_PATTERN = "checkpoint_*.pth"
 
 # Names of plans and of runs.

@@ -89,6 +89,16 @@ METHODS: dict[str, Method] = {
             teachers=1,
         ),
         Method(
+            name="fixmatch",
+            class_name="FixMatchTrainer",
+            paper="Sohn et al., FixMatch: Simplifying semi-supervised learning with consistency and confidence, "
+            "NeurIPS 2020; Yang et al., Revisiting weak-to-strong consistency in semi-supervised semantic "
+            "segmentation, CVPR 2023",
+            needs=("unlabelled",),
+            activations=2.0,
+            teachers=1,
+        ),
+        Method(
             name="dsmt",
             class_name="DSMTTrainer",
             paper="Su, Sun, Adamyk, DSMT-Net: Dual-student mean teacher network with pixel-level pseudo-label "

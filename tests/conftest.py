@@ -159,10 +159,20 @@ MakeTrainer = Callable[..., Any]
 
 @pytest.fixture
 def make_trainer(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> MakeTrainer:
-    """Return a function that makes a trainer on the tiny data set; two epochs of `epoch` iterations by default."""
+    """Return a function that makes a trainer on the tiny data set; two epochs of `epoch` iterations by default.
+
+    Without `staged` the method begins with the first iteration, without a supervised stage and without a look at the
+    labelled patches, where the settings do not ask for them.
+    """
 
     def make(
-        class_name: str, dim: int = 3, epoch: int = 3, num_iterations: int = 6, device: str = "cpu", **run: Any
+        class_name: str,
+        dim: int = 3,
+        epoch: int = 3,
+        num_iterations: int = 6,
+        device: str = "cpu",
+        staged: bool = False,
+        **run: Any,
     ) -> Any:
         import torch
 
@@ -174,8 +184,11 @@ def make_trainer(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> MakeTr
             folder = make_tiny(dim)
         monkeypatch.setattr(run_settings, "ITERATIONS_PER_EPOCH", epoch)
         plans = json.loads((folder / "nnUNetPlans.json").read_text())
+        method = find_method(class_name).load()
+        if not staged and hasattr(method.config_class, "supervised_share"):
+            run["config"] = {"supervised_share": 0.0, "ready_dice": 0.0, **run.get("config", {})}
         plans["nnssl_semi"] = {"run": run_settings.RunSettings(num_iterations=num_iterations, **run).to_dict()}
-        trainer = find_method(class_name).load()(
+        trainer = method(
             plans,
             "3d_fullres" if dim == 3 else "2d",
             0,

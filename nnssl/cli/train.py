@@ -31,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
     add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
+    add("-start_from", metavar="RUN", help="finished run, fold or checkpoint whose weights the method starts from")
     add("--c", action="store_true", help="continue from the last checkpoint")
     add("--val", action="store_true", help="only validate a finished run")
     add("--val_best", action="store_true", help="validate checkpoint_best.pth instead of the last weights")
@@ -45,29 +46,21 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
+    same = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device", "num_gpus")
+    same += ("disable_checkpointing", "pretrained_weights", "start_from")
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
         parse_fold(arguments.fold),
         trainer=arguments.tr,
         plans=arguments.p,
-        labelled=arguments.labelled,
-        protocol=arguments.protocol,
-        num_iterations=arguments.num_iterations,
-        seed=arguments.seed,
-        tag=arguments.tag,
-        overwrite=arguments.overwrite,
-        bf16=arguments.bf16,
         settings=[*([f"network={arguments.network}"] if arguments.network else []), *arguments.set],
-        device=arguments.device,
-        num_gpus=arguments.num_gpus,
         continue_training=arguments.c,
         only_validation=arguments.val,
         validate_best=arguments.val_best,
         save_probabilities=arguments.npz,
-        disable_checkpointing=arguments.disable_checkpointing,
-        pretrained_weights=arguments.pretrained_weights,
         run_validation=not arguments.no_val,
+        **{name: getattr(arguments, name) for name in same},
     )
     if arguments.json:
         print_json(dataclasses.asdict(result))

@@ -34,8 +34,8 @@ from nnssl.host import CaseDataset, cases_of, drawn_cases
 from nnssl.system.resources import oom_kills
 from nnssl.system.workers import WorkerTraceback, cause_of_death, portable_error, reason_of_death
 
-Index = tuple[str, int]  # ("train" | "validation", iteration)
-STREAM_NUMBERS = {"labelled": 0, "unlabelled": 1, "validation": 2}
+Index = tuple[str, int]  # ("train" | "validation" | "look", iteration)
+STREAM_NUMBERS = {"labelled": 0, "unlabelled": 1, "validation": 2, "look": 3}
 STOP_GRACE_S = 2.0  # a worker that still computes this long after the stop of its stream ends at once
 TORCHS_REPORT_OF_DEATH = re.compile(r"DataLoader worker \(pid")
 
@@ -65,7 +65,7 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 class IterationBatches(Dataset[dict[str, Any]]):
-    """Map ("train", i) to the labelled and unlabelled batch of iteration i, ("validation", j) to a validation batch.
+    """Map ("train", i) to the labelled and unlabelled batch of iteration i, and (stream, j) to another stream's batch.
 
     Args:
         makers: nnU-Net's batch makers under the names of `STREAM_NUMBERS`.
@@ -84,7 +84,7 @@ class IterationBatches(Dataset[dict[str, Any]]):
         parts of an exception on the way between processes.
         """
         kind, iteration = index
-        names = ("validation",) if kind == "validation" else ("labelled", "unlabelled")
+        names = ("labelled", "unlabelled") if kind == "train" else (kind,)
         batch = {}
         for name in names:
             if name in self.makers:

@@ -99,3 +99,67 @@ def predominant_mixup(
     weights = weights.to(unlabelled.device, non_blocking=True)
     factors = weights.view(-1, *[1] * (unlabelled.ndim - 1)).to(unlabelled.dtype)
     return factors * unlabelled + (1 - factors) * labelled, weights
+
+
+def cutmix_rectangle(
+    spatial_shape: Sequence[int],
+    probability: float = 0.5,
+    area: tuple[float, float] = (0.02, 0.4),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+    generator: torch.Generator | None = None,
+    sides: Sequence[int] | None = None,
+) -> Tensor:
+    """Return a mask that is 0 in a random box and 1 outside the box.
+
+    Share a ~ U(area) of the patch, ratios ρ_i ~ U(aspect) of all axes but the last (whose ratio is 1): the side along
+    axis i of length n_i is n_i · a^(1/n) · ρ_i / (Πρ)^(1/n) voxels, rounded. Sides that do not fit are drawn again.
+
+    Args:
+        spatial_shape: lengths *S of the patch, in voxels.
+        probability: of a box; without one the mask is 1 everywhere.
+        area: least and largest share of the box in the patch, in (0, 1).
+        aspect: least and largest ratio of a side to the last side, relative to the patch; > 0.
+        generator: CPU generator; None = torch's global generator.
+        sides: the box's sides in voxels instead of drawn ones.
+
+    Returns:
+        (1, 1, *S), fp32, on the CPU.
+
+    Reference: Yang et al., UniMatch, CVPR 2023, whose public code for medical images draws the box; in 2-D and 3-D the
+    same formula.
+    """
+    mask = torch.ones(1, 1, *spatial_shape)
+    if torch.rand((), generator=generator).item() < probability:
+        while sides is None:
+            drawn = cutmix_sides(
+                spatial_shape,
+                _uniform(area, generator),
+                [_uniform(aspect, generator) for _ in spatial_shape[1:]],
+            )
+            sides = drawn if all(side <= n for side, n in zip(drawn, spatial_shape, strict=True)) else None
+        starts = [
+            int(torch.randint(n - side + 1, (), generator=generator))
+            for side, n in zip(sides, spatial_shape, strict=True)
+        ]
+        box = [slice(start, start + side) for start, side in zip(starts, sides, strict=True)]
+        mask[(slice(None), slice(None), *box)] = 0
+    return mask
+
+
+def cutmix_sides(spatial_shape: Sequence[int], area: float, ratios: Sequence[float]) -> list[int]:
+    """Return the sides in voxels of a box with a share of the patch; see `cutmix_rectangle`.
+
+    Args:
+        spatial_shape: lengths *S of the patch, in voxels.
+        area: share of the box in the patch, in (0, 1).
+        ratios: side of each axis but the last relative to the last side, in units of the patch; > 0.
+    """
+    count, factors = len(spatial_shape), [*ratios, 1.0]
+    mean = math.prod(factors) ** (1 / count)
+    pairs = zip(spatial_shape, factors, strict=True)
+    return [max(1, int(n * area ** (1 / count) * factor / mean)) for n, factor in pairs]
+
+
+def _uniform(bounds: tuple[float, float], generator: torch.Generator | None) -> float:
+    low, high = bounds
+    return low + (high - low) * torch.rand((), generator=generator).item()

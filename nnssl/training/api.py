@@ -32,6 +32,7 @@ from nnssl.training.job import Job, run_job
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
 from nnssl.training.settings import RunSettings, check_tag
+from nnssl.training.start import find_start, name_of_start
 
 log = logging.getLogger("nnssl.train")
 CPU_RUN = "-device cpu (with plans made by -hardware cpu)"
@@ -79,6 +80,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     save_probabilities: bool = False,
     disable_checkpointing: bool = False,
     pretrained_weights: str | None = None,
+    start_from: str | Path | None = None,
     run_validation: bool = True,
     progress: Literal["bar", "lines", "off"] | None = None,
 ) -> TrainResult:
@@ -106,7 +108,9 @@ def train(  # noqa: PLR0913 - the public API names every option
         validate_best: validate checkpoint_best.pth instead of the last weights.
         save_probabilities: also write the validation cases' probabilities.
         disable_checkpointing: write no checkpoint.
-        pretrained_weights: nnU-Net checkpoint to start from.
+        pretrained_weights: nnU-Net checkpoint to start from; its segmentation layers and teachers are left out.
+        start_from: finished run, fold or checkpoint with the same plans, of nnssl or of stock nnU-Net; all networks of
+            the method start from its weights, and the supervised stage and other pre-training fall away.
         run_validation: score the validation cases at the end.
         progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
 
@@ -130,9 +134,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         )
     tag = None if tag is None else check_tag(tag)
     goes_on = continue_training or only_validation
-    _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
-    if overwrite and goes_on:
-        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
+    best_unsaved = validate_best and disable_checkpointing
+    _check_options(continue_training, only_validation, overwrite, best_unsaved, pretrained_weights, start_from)
     root = environment_folder(PREPROCESSED_VARIABLE, must_exist=True)
     results = environment_folder(RESULTS_VARIABLE)
     preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
@@ -140,6 +143,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         _check_protocol(preprocessed, protocol, configuration)
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
+    start = find_start(start_from, results / preprocessed.name, fold, plan, configuration) if start_from else None
     config = config_with(method.load().config_class, settings)  # imports torch, so that other checks come first
     asked = {
         "num_iterations": num_iterations,
@@ -147,6 +151,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         "labelled": str(budget) if budget else None,
         "bf16": bf16 or None,
         "config": config.changes(),
+        "start_from": name_of_start(start, results) if start else None,
     }
     given = {name: value for name, value in asked.items() if value is not None and value != {}}
     name = ModelName(trainer, plan["plans_name"], configuration)
@@ -180,6 +185,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         command=command_line(preprocessed.name, name, fold, run, num_gpus, pretrained_weights, flags),
         resume=str(place.resume) if place.resume else None,
         pretrained_weights=pretrained_weights,
+        start_from=str(start) if start else None,
         do_training=not only_validation,
         validate=("best" if validate_best else "last") if run_validation else None,
         save_probabilities=save_probabilities,
@@ -205,13 +211,24 @@ def _device(name: str, num_gpus: int, bf16: bool) -> str:
     return str(device)
 
 
-def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pretrained: str | None) -> None:
+def _check_options(
+    resume: bool,
+    only_validation: bool,
+    overwrite: bool,
+    best_unsaved: bool,
+    pretrained: str | None,
+    start_from: str | Path | None,
+) -> None:
     if resume and only_validation:
         raise UsageError("--c and --val exclude each other", run="--c trains on and validates; --val only validates")
+    if overwrite and (resume or only_validation):
+        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
     if best_unsaved:
         raise UsageError("--val_best needs checkpoints", where="--disable_checkpointing")
     if pretrained and (resume or only_validation):
         raise UsageError("-pretrained_weights is for the start of a run", where="--c, --val")
+    if pretrained and start_from:
+        raise UsageError("-pretrained_weights and -start_from exclude each other", run="leave one of them out")
     if pretrained and not Path(pretrained).is_file():
         raise EnvironmentProblem("there are no such weights", where=pretrained)
 

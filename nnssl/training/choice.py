@@ -213,6 +213,7 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
         ("-seed", run.seed, default.seed),
         ("-num_gpus", num_gpus, 1),
         ("-pretrained_weights", pretrained, None),
+        ("-start_from", run.start_from, default.start_from),
     ):
         words += [flag, str(value)] if value != usual else []
     words += ["--set", *(f"{key}={format_value(value)}" for key, value in run.config.items())] if run.config else []

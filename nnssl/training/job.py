@@ -40,7 +40,8 @@ class Job:
         device: `cpu`, `cuda` or `mps`.
         command: the command line of the run, for its record.
         resume: checkpoint to continue from, None for a new run.
-        pretrained_weights: checkpoint to start from.
+        pretrained_weights: checkpoint to start from, without its segmentation layers.
+        start_from: checkpoint to start from, with all weights.
         do_training: train; False validates only.
         validate: `last`, `best`, or None for no validation.
         save_probabilities: also write the probabilities of the validation cases.
@@ -57,6 +58,7 @@ class Job:
     command: str
     resume: str | None = None
     pretrained_weights: str | None = None
+    start_from: str | None = None
     do_training: bool = True
     validate: str | None = "last"
     save_probabilities: bool = False
@@ -101,6 +103,8 @@ def _work(job: Job, world_size: int = 1) -> None:
             trainer.load_checkpoint(job.resume)
         elif job.pretrained_weights:
             trainer.load_pretrained(job.pretrained_weights)
+        elif job.start_from:
+            trainer.load_start(job.start_from)
         with _recorded(job, trainer):
             if job.do_training:
                 trainer.run_training()
@@ -165,8 +169,18 @@ def _begun(job: Job, trainer: Any, folder: Path) -> RunRecord:  # noqa: ANN401
         data=DataHashes.of(preprocessed, trainer.fold_cases()),
         seconds_per_iteration=earlier.seconds_per_iteration if earlier else None,
         scores=earlier.scores if earlier else None,
+        supervised_key=_supervised_key(trainer, earlier),
+        unlabelled_from=earlier.unlabelled_from if earlier else None,
     )
     return record if job.do_training or earlier is None else dataclasses.replace(record, state=earlier.state)
+
+
+def _supervised_key(trainer: Any, earlier: RunRecord | None) -> str:  # noqa: ANN401
+    """Return the key by which other runs may start from this one; a run that became longer is like no other run."""
+    if earlier is None:
+        key: str = trainer.supervised_key()
+        return key
+    return earlier.supervised_key if earlier.settings.num_iterations == trainer.settings.num_iterations else ""
 
 
 def _write_end(record: RunRecord, folder: Path, state: State, trainer: Any) -> None:  # noqa: ANN401
@@ -174,6 +188,7 @@ def _write_end(record: RunRecord, folder: Path, state: State, trainer: Any) -> N
 
     peak = torch.cuda.max_memory_allocated() if trainer.device.type == "cuda" else 0
     try:
+        record = dataclasses.replace(record, unlabelled_from=trainer.unlabelled_from)
         record.ended(folder, state, trainer.iteration, peak).write(folder)
     except EnvironmentProblem as error:  # a full disk must not hide how the run itself ended
         log.warning("warning: the record of the run could not be written: %s", error.why)

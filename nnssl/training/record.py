@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from nnssl.data.splits import FoldCases
-from nnssl.names import DATASET_JSON, PROGRESS_JSONL, RUN_JSON, SEMI_KEY, SPLITS_JSON, SUMMARY_JSON, VALIDATION_FOLDER
+from nnssl.names import (
+    CHECKPOINT_FINAL,
+    CHECKPOINT_SUPERVISED,
+    DATASET_JSON,
+    FOLD_PREFIX,
+    PROGRESS_JSONL,
+    RUN_JSON,
+    SEMI_KEY,
+    SPLITS_JSON,
+    SUMMARY_JSON,
+    SUPERVISED_TRAINER,
+    VALIDATION_FOLDER,
+)
 from nnssl.system.files import content_hash, settings_hash, write_json
 from nnssl.system.resources import cpu_count
 from nnssl.training.settings import RunSettings
@@ -159,6 +171,9 @@ class RunRecord:
         data: hashes of the data.
         seconds_per_iteration: mean over the run, None before the first epoch ends.
         scores: of the validation, None where the run was not validated.
+        supervised_key: hash of all that decided the weights after the supervised training in this run; empty where no
+            other run can start from these weights.
+        unlabelled_from: iteration from which on unlabelled patches counted, None where they never did.
     """
 
     dataset: str
@@ -174,6 +189,8 @@ class RunRecord:
     data: DataHashes = field(default_factory=DataHashes)
     seconds_per_iteration: float | None = None
     scores: Scores | None = None
+    supervised_key: str = ""
+    unlabelled_from: int | None = None
 
     def write(self, folder: Path) -> None:
         """Write `run.json` into the fold's folder, in one piece."""
@@ -217,6 +234,28 @@ class RunRecord:
             seconds_per_iteration=seconds_per_iteration(folder),
             scores=Scores.of_summary(folder / VALIDATION_FOLDER / SUMMARY_JSON),
         )
+
+
+def find_supervised(dataset_results: Path, key: str, own: Path) -> Path | None:
+    """Return the checkpoint with the weights that supervised training with this key ended with, None if there is none.
+
+    That is the end of a finished supervised run, or of the supervised stage of another method's run.
+
+    Args:
+        dataset_results: the data set's folder in nnUNet_results.
+        key: what `supervised_key` of the records has to be; empty finds nothing.
+        own: the fold's folder that asks, which does not count.
+    """
+    for file in sorted(dataset_results.glob(f"*/{FOLD_PREFIX}*/{RUN_JSON}")) if key else ():
+        record = RunRecord.read(file.parent)
+        if record is None or record.supervised_key != key or file.parent == own:
+            continue
+        finished = file.with_name(CHECKPOINT_FINAL)
+        whole = record.trainer == SUPERVISED_TRAINER and record.state == "done" and finished.is_file()
+        stage = file.with_name(CHECKPOINT_SUPERVISED)
+        if whole or stage.is_file():
+            return finished if whole else stage
+    return None
 
 
 def plans_hash(plans: Mapping[str, Any]) -> str:

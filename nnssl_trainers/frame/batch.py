@@ -22,6 +22,7 @@ class Batch:
         iteration: number of optimiser steps before this batch.
         box_u: place of each unlabelled patch in its scan, (B, n, 2), see `LocatedPatches`; None unless the method sets
             `needs_boxes`.
+        more_strong: further strong views like `image_u_s`, of methods with more than one.
     """
 
     image_l: Tensor
@@ -31,6 +32,12 @@ class Batch:
     mask_u: Tensor | None
     iteration: int
     box_u: Tensor | None = None
+    more_strong: tuple[Tensor, ...] = ()
+
+    @property
+    def strong_views(self) -> list[Tensor]:
+        """All strong views (B, C, *S) of the unlabelled patches."""
+        return [self.unlabelled[1], *self.more_strong]
 
     @property
     def unlabelled(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnssl.config import ConfigT, config_with
 from nnssl.errors import UsageError
 from nnssl.host import plans_manager
+from nnssl.names import CHECKPOINT_SUPERVISED
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import LATEST
 from nnssl.training.settings import RunSettings
@@ -53,6 +54,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self.iteration = 0
         self.record = EpochLog(Path(self.output_folder))
         self._terms: dict[str, Tensor] = {}
+        self._counted_steps = 0  # that are in the sums of the terms
         self._resumable = True
 
     def plans_of_run(
@@ -117,6 +119,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             "optimizer": self.optimizer.state_dict(),
             "grad_scaler": scaler.state_dict() if scaler is not None else None,
             "terms": {name: value.item() for name, value in self._terms.items()},
+            "counted_steps": self._counted_steps,
             "rng": checkpoints.rng_state(),
             "logging": checkpoints.plain(self.logger.get_checkpoint()),
             "best_ema": self._best_ema,
@@ -130,6 +133,9 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         if self.grad_scaler is not None and state["grad_scaler"] is not None:
             self.grad_scaler.load_state_dict(state["grad_scaler"])
         self._terms = {name: torch.tensor(value, device=self.device) for name, value in state["terms"].items()}
+        self._counted_steps = state.get(
+            "counted_steps", self.iteration - self.settings.epoch_end(self.current_epoch - 1)
+        )
         checkpoints.set_rng_state(state["rng"])
         self.logger.load_checkpoint(state["logging"])
         self._best_ema = state["best_ema"]
@@ -153,6 +159,8 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         }
         if full:
             ours["state"] = self.state()
+        if path.name == CHECKPOINT_SUPERVISED:
+            ours["students"] = [unwrap(network).state_dict() for network, _ in self.trained]
         checkpoint = {
             "network_weights": unwrap(self.deployed).state_dict(),
             "optimizer_state": None,

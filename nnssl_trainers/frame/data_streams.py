@@ -17,8 +17,11 @@ from nnssl.data.views import make_reproducible, two_views
 from nnssl.errors import DataError, UsageError
 from nnssl.host import augmentation_workers
 from nnssl.names import UNLABELLED_SUFFIX
+from nnssl.training import checkpoints
 from nnssl_trainers.frame.augmentation import use_paper_augmentation
 from nnssl_trainers.frame.run_loop import RunLoop
+
+LOOK_BATCHES = 8  # of labelled patches without augmentation, before an iteration that looks at them
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,31 @@ class StrongViewConfig(MethodConfig):
     )
 
 
+@dataclass(frozen=True)
+class UnlabelledConfig(MethodConfig):
+    """The setting of every method that learns from unlabelled patches."""
+
+    unlabelled_weight: float = hyper(
+        1.0, "factor of every loss on unlabelled patches; 0: all runs but these losses (regime control)", low=0.0
+    )
+
+
 class DataStreams(RunLoop[ConfigT]):
     """The part of the frame that provides batches; a batch depends only on seed, stream, rank and iteration."""
 
     uses_unlabelled: ClassVar[bool] = True
     needs_boxes: ClassVar[bool] = False
     cases: FoldCases | None = None
+
+    @property
+    def strong_views(self) -> int:
+        """Number of strong views of each unlabelled patch."""
+        return 1
+
+    @property
+    def draws_unlabelled(self) -> bool:
+        """Whether the training stream holds unlabelled patches now."""
+        return self.uses_unlabelled
 
     @property
     def strong_probability(self) -> float:
@@ -93,13 +115,13 @@ class DataStreams(RunLoop[ConfigT]):
             "labelled": self._batch_maker(labelled, initial_patch_size, training, share),
             "validation": self._batch_maker(validation, plan.patch_size, validating, share),
         }
-        if self.uses_unlabelled:
-            views = two_views(training, self.strong_probability)
+        if self.draws_unlabelled:
+            views = two_views(training, self.strong_probability, self.strong_views)
             maker = LocatedPatches if self.needs_boxes else nnUNetDataLoader
-            loaders["unlabelled"] = self._batch_maker(self._unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
-            loaders[
-                "unlabelled"
-            ].has_ignore = False  # nnU-Net would look for labelled voxels, and these scans have none
+            unlabelled = self._batch_maker(self.unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
+            unlabelled.has_ignore = False  # nnU-Net would look for labelled voxels, and these scans have none
+            loaders["unlabelled"] = unlabelled
+            loaders["look"] = self._batch_maker(labelled, plan.patch_size, validating, 1.0)
         stream = OrderedBatches(
             IterationBatches(loaders, self.settings.seed, self.local_rank),
             self._order(self.current_epoch, self.iteration),
@@ -126,7 +148,23 @@ class DataStreams(RunLoop[ConfigT]):
             transforms=transforms,
         )
 
-    def _unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+    def reopen_streams(self) -> None:
+        """Open the streams anew, because what they hold has changed."""
+        self.dataloader_train.close()
+        rng = checkpoints.rng_state()
+        self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        checkpoints.set_rng_state(rng)
+
+    def looks_before(self, iteration: int) -> bool:  # noqa: ARG002
+        """Return whether batches of labelled patches without augmentation come before the batch of an iteration."""
+        return False
+
+    def unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+        """Return the preprocessed unlabelled cases of this run.
+
+        Raises:
+            DataError: there are none, or some are not preprocessed.
+        """
         cases, folder = self.fold_cases().unlabelled, Path(self.preprocessed_dataset_folder + UNLABELLED_SUFFIX)
         run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
         run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
@@ -150,6 +188,9 @@ class DataStreams(RunLoop[ConfigT]):
     def _order(self, first_epoch: int, first_iteration: int) -> Iterator[Index]:
         for epoch in range(first_epoch, self.num_epochs):
             start = max(self.settings.epoch_end(epoch - 1), first_iteration)
-            yield from (("train", i) for i in range(start, self.settings.epoch_end(epoch)))
+            for i in range(start, self.settings.epoch_end(epoch)):
+                if self.looks_before(i):
+                    yield from (("look", LOOK_BATCHES * i + j) for j in range(LOOK_BATCHES))
+                yield "train", i
             first = epoch * self.num_val_iterations_per_epoch
             yield from (("validation", first + j) for j in range(self.num_val_iterations_per_epoch))

@@ -32,9 +32,19 @@ class EpochLog:
         lines = self.jsonl.read_text(encoding="utf-8").splitlines() if self.jsonl.is_file() else []
         self.rows = [row for row in map(json.loads, lines) if row["iteration"] <= iteration]
 
+    def take_over(self, folder: Path, iteration: int) -> None:
+        """Write the rows of another run up to `iteration` into both files of this log."""
+        other = EpochLog(folder)
+        other.rewind(iteration)
+        self.rows = other.rows
+        self._write()
+
     def append(self, row: Row) -> None:
         """Add a row and write both files."""
         self.rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
         write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         text = io.StringIO()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from nnssl.config import ConfigT
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, StoppedByUser
@@ -106,13 +106,14 @@ class RunLoop(Checkpointing[ConfigT]):
         clock, waited, first = time.perf_counter(), self.dataloader_train.seconds_waited, self.iteration
         self.set_training_mode()
         while self.iteration < epoch_end:
+            self.before_step()
             self.train_step(next(self.dataloader_train))
             if line := reporter.step():
                 self._tell(line)
             if self._stop_requested and not self.is_ddp:
                 self.save_checkpoint(str(Path(self.output_folder) / LATEST))
                 raise self._stop_error()
-        terms = {name: value.item() / (epoch_end - start) for name, value in self._terms.items()}
+        terms = {name: value.item() / self._counted_steps for name, value in self._terms.items()}
         self._check_finite(terms)
         seconds = time.perf_counter() - clock
         speed = {
@@ -127,6 +128,9 @@ class RunLoop(Checkpointing[ConfigT]):
         if self._any_rank(self._stop_requested):
             raise self._stop_error()
 
+    def before_step(self) -> None:
+        """Do what has to happen before the optimiser step of the current iteration."""
+
     def _any_rank(self, flag: bool) -> bool:
         """Return whether any process has set the flag; all processes must leave the loop after the same step."""
         if not self.is_ddp:
@@ -137,6 +141,7 @@ class RunLoop(Checkpointing[ConfigT]):
 
     def add_terms(self, terms: dict[str, Tensor]) -> None:
         """Add the detached loss terms of one step to the sums of the epoch; the sums stay on the device."""
+        self._counted_steps += 1
         for name, value in terms.items():
             self._terms[name] = self._terms[name] + value.float() if name in self._terms else value.float()
 
@@ -155,7 +160,7 @@ class RunLoop(Checkpointing[ConfigT]):
     def on_epoch_start(self) -> None:
         """Start the sums of the loss terms anew, and log the learning rate."""
         super().on_epoch_start()
-        self._terms = {}
+        self._terms, self._counted_steps = {}, 0
         self.lr_scheduler.step(self.iteration)
         self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
 
@@ -247,10 +252,10 @@ class RunLoop(Checkpointing[ConfigT]):
             unwrap(network).decoder.deep_supervision = enabled  # type: ignore[union-attr]
 
     @contextmanager
-    def use_deployed_network(self) -> Iterator[None]:
-        """Let `self.network`, which nnU-Net's code reads, be the deployed network inside the `with` block."""
+    def use_network(self, network: nn.Module) -> Iterator[None]:
+        """Let `self.network`, which nnU-Net's code reads, be another network inside the `with` block."""
         trained = self.network
-        self.network = self.deployed
+        self.network = network
         try:
             yield
         finally:
@@ -262,8 +267,12 @@ class RunLoop(Checkpointing[ConfigT]):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return nnU-Net's validation numbers of the deployed network on one batch."""
-        with self.use_deployed_network():
-            result: dict[str, Any] = super().validation_step(batch["validation"])
+        return self.score_batch(self.deployed, batch["validation"])
+
+    def score_batch(self, network: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return nnU-Net's validation numbers of a network on one batch: loss, and voxels of each class."""
+        with self.use_network(network):
+            result: dict[str, Any] = super().validation_step(batch)
         return result
 
     def on_train_end(self) -> None:

@@ -23,6 +23,14 @@ class TrainingStep(DataStreams[ConfigT]):
     def after_step(self) -> None:
         """Do the work that follows an optimiser step, for example an update of the teacher."""
 
+    def losses_of_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss terms that this step minimises; a run in stages chooses them by its stage."""
+        return self.training_losses(batch)
+
+    def finish_step(self) -> None:
+        """Do the work after an optimiser step; a run in stages chooses it by its stage."""
+        self.after_step()
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Do one optimiser step, and return the loss (0-d) without waiting for the device.
 
@@ -34,11 +42,11 @@ class TrainingStep(DataStreams[ConfigT]):
         for _, optimizer in self.trained:
             optimizer.zero_grad(set_to_none=True)
         with self.precision():
-            terms = self.training_losses(ready)
+            terms = self.losses_of_step(ready)
             loss = torch.stack(list(terms.values())).sum()
         self._optimise(loss)
         self.iteration += 1
-        self.after_step()
+        self.finish_step()
         self.add_terms({name: value.detach() for name, value in terms.items()})
         return {"loss": loss.detach()}
 
@@ -86,9 +94,10 @@ class TrainingStep(DataStreams[ConfigT]):
 
         target = batch["labelled"]["target"]
         weak = strong = mask = boxes = None
+        more: list[Tensor] = []
         if "unlabelled" in batch:
             boxes = move(batch["unlabelled"]["boxes"]) if self.needs_boxes else None
-            weak, strong = move(batch["unlabelled"]["data"]).chunk(2, dim=1)
+            weak, strong, *more = move(batch["unlabelled"]["data"]).chunk(1 + self.strong_views, dim=1)
             mask = move(batch["unlabelled"]["target"]) >= 0
         return Batch(
             image_l=move(batch["labelled"]["data"]),
@@ -98,4 +107,5 @@ class TrainingStep(DataStreams[ConfigT]):
             mask_u=mask,
             iteration=self.iteration,
             box_u=boxes,
+            more_strong=tuple(more),
         )

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from nnssl.config import MethodConfig, hyper
+from nnssl.config import hyper
 from nnssl.ingredients.ema import ema_update, warmed_up_decay
 from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
-from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
+from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
+
+FAR_BELOW = -30.0  # logit of a class that no loss on unlabelled patches may push away
 
 
 @dataclass(frozen=True)
-class TeacherConfig(MethodConfig):
+class TeacherConfig(StagedConfig):
     """The settings of every method with an EMA teacher."""
 
     ema_decay: float = hyper(0.99, "weight of the old teacher in the moving average", "α", low=0.0, high=1.0)
@@ -59,13 +61,14 @@ def copy_to_cpu_async(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
+class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
     """The frame of methods with an EMA teacher; the setting `deployed` can name the student instead of the teacher."""
 
     def initialize(self) -> None:
         """Build the student, and then a teacher with the same weights."""
         super().initialize()
         self.taught_voxels: Tensor | None = None  # pseudo-labelled voxels of each foreground class in this epoch
+        self.lost_classes: list[bool] = []  # of each foreground class: the teacher labelled none in the last epoch
         self.teacher: Any = self.new_network()
         self.teacher.load_state_dict(unwrap(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
@@ -79,8 +82,8 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
 
     @property
     def deployed(self) -> nn.Module:
-        """The network that the setting `deployed` names; before `initialize` always the student."""
-        if self.config.deployed == "teacher" and hasattr(self, "teacher"):
+        """The network that the setting `deployed` names; in the supervised stage and before it the student."""
+        if self.config.deployed == "teacher" and self._second_stage:
             teacher: nn.Module = self.teacher
             return teacher
         student: nn.Module = self.network
@@ -91,10 +94,30 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
         super().set_training_mode()
         set_teacher_mode(self.teacher, self.config.teacher_mode)
 
+    @property
+    def labelling_networks(self) -> list[nn.Module]:
+        """The teacher, which labels the unlabelled patches."""
+        return [self.teacher]
+
+    def begin_second_stage(self) -> None:
+        """Begin the second stage; a teacher starts equal to a trained student."""
+        super().begin_second_stage()
+        if self.starts_trained:
+            unwrap(self.teacher).load_state_dict(unwrap(self.network).state_dict())
+
+    @property
+    def teacher_decay(self) -> float:
+        """Weight of the old teacher in this step; it rises first where the student started from random weights."""
+        decay = self.config.ema_decay
+        return decay if self.starts_trained else warmed_up_decay(self.iteration, decay)
+
+    def follow_student(self) -> None:
+        """Move the teacher towards the student."""
+        ema_update(unwrap(self.teacher), unwrap(self.network), self.teacher_decay)
+
     def after_step(self) -> None:
         """Move the teacher towards the student."""
-        decay = warmed_up_decay(self.iteration, self.config.ema_decay)
-        ema_update(unwrap(self.teacher), unwrap(self.network), decay)
+        self.follow_student()
 
     def predict_together(self, labelled: Tensor, unlabelled: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the student's outputs on labelled and unlabelled patches from one forward pass.
@@ -139,29 +162,63 @@ class TeacherStudentTrainer(SemiSupervisedTrainer[TeacherConfigT]):
                 found = largest_component(found.flatten(0, 1), 2).view_as(found)
             elif largest_only:
                 found = largest_component(found[:, 0], classes)[:, None]
-            voxels = found.flatten(2).sum((0, 2)) if regions else found.flatten().bincount(minlength=classes)[1:]
-            self.taught_voxels = voxels if self.taught_voxels is None else self.taught_voxels + voxels
+            self.count_taught_voxels(found)
             found = found.pin_memory() if self.device.type == "cuda" else found
             return found.to(self.device, non_blocking=True).long()
 
         return wait
 
+    def count_taught_voxels(self, labels: Tensor) -> None:
+        """Count pseudo-labels (B, 1, *S), or regions (B, R, *S), without waiting for the device."""
+        if self.label_manager.has_regions:
+            voxels = labels.flatten(2).sum((0, 2))
+        else:
+            voxels = torch.stack([(labels == k).sum() for k in range(1, self.label_manager.num_segmentation_heads)])
+        self.taught_voxels = voxels if self.taught_voxels is None else self.taught_voxels + voxels
+
+    def without_lost_classes(self, logits: Tensor) -> Tensor:
+        """Return logits (B, C, *S) of unlabelled patches that no loss can push away from a class of `lost_classes`.
+
+        The logit of such a class is a constant far below the others, so that it gets no gradient.
+        """
+        if not any(self.lost_classes):
+            return logits
+        first = [] if self.label_manager.has_regions else [False]
+        lost = torch.tensor([*first, *self.lost_classes]).to(logits.device, non_blocking=True)
+        return logits.masked_fill(lost.view(-1, *[1] * (logits.ndim - 2)), FAR_BELOW)
+
+    def note_lost_classes(self) -> None:
+        """Find the classes that the teacher labelled nowhere since the last call."""
+        voxels, self.taught_voxels = self.taught_voxels, None
+        self.lost_classes = [] if voxels is None else [not count for count in voxels.tolist()]
+
+    def _finish_epoch(self, terms: dict[str, float], speed: dict[str, float]) -> None:
+        self.note_lost_classes()
+        super()._finish_epoch(terms, speed)
+
     def epoch_warnings(self) -> list[str]:
         """Return the general warnings, and one that names the classes that the teacher never labelled in this epoch."""
-        voxels, self.taught_voxels = self.taught_voxels, None
         general = super().epoch_warnings()
-        if voxels is None or voxels.all():
+        if not any(self.lost_classes):
             return general
-        counts = zip(self.structure_names(), voxels.tolist(), strict=True)
-        missing = ", ".join(name for name, count in counts if not count)
-        hint = "the students will forget what the teacher does not label; train longer (-num_iterations)"
+        lost = zip(self.structure_names(), self.lost_classes, strict=True)
+        missing = ", ".join(name for name, is_lost in lost if is_lost)
+        hint = "unlabelled scans cannot teach what the teacher does not label; train longer (-num_iterations)"
         return [*general, f"the teacher has labelled no voxel of this epoch as {missing}: {hint}"]
 
     def state(self) -> dict[str, Any]:
         """Return the state, including the teacher."""
-        return {**super().state(), "teacher": unwrap(self.teacher).state_dict()}
+        return {
+            **super().state(),
+            "teacher": unwrap(self.teacher).state_dict(),
+            "lost_classes": self.lost_classes,
+            "taught_voxels": None if self.taught_voxels is None else self.taught_voxels.tolist(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore a state that includes a teacher."""
         super().load_state(state)
         unwrap(self.teacher).load_state_dict(state["teacher"])
+        self.lost_classes = state.get("lost_classes", [])
+        voxels = state.get("taught_voxels")
+        self.taught_voxels = None if voxels is None else torch.tensor(voxels, device=self.device)

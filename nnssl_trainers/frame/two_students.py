@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnssl.config import MethodConfig, hyper
+from nnssl.config import hyper
 from nnssl.errors import UsageError
 from nnssl.host import plans_manager
 from nnssl.networks import build_network
@@ -19,11 +19,11 @@ from nnssl_trainers.frame.architecture import NONE, PLAN, Architecture, architec
 from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.frame.checkpointing import plan_of
 from nnssl_trainers.frame.optimization import build_optimizer, schedule_factor
-from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
+from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
 
 
 @dataclass(frozen=True)
-class TwoStudentsConfig(MethodConfig):
+class TwoStudentsConfig(StagedConfig):
     """The settings of every method with two students; `network` names the network of student 1."""
 
     student2: str = hyper("mamba_unet", f"network of student 2: the values of `network`, or {NONE}")
@@ -35,7 +35,7 @@ class TwoStudentsConfig(MethodConfig):
 TwoStudentsConfigT = TypeVar("TwoStudentsConfigT", bound=TwoStudentsConfig)
 
 
-class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
+class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
     """The frame of methods with two students: student 1 is the frame's `network`, student 2 is `network2`.
 
     Both students take a step at the same time. The plans of the run describe the deployed network, so that prediction
@@ -72,6 +72,10 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
             regions = plans_manager(plans).get_label_manager(dataset_json).has_regions
             return replace_architecture(plans, configuration, _mean_architecture(self.architectures, regions))
         return replace_architecture(plans, configuration, self.architectures[1 if deployed == "student2" else 0])
+
+    def student_architectures(self) -> list[dict[str, Any]]:
+        """Return the plans entry of each student's network."""
+        return self.architectures
 
     def initialize(self) -> None:
         """Build student 1 and the rest of the frame, and then student 2 and its optimiser."""
@@ -134,30 +138,37 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
     # ------------------------------------------------------------------ optimisers
 
     def learning_rate_factors(self, iteration: int) -> list[float]:
-        """Return the factor of each student's learning rate; the schedule starts again after pre-training.
+        """Return the factor of each student's learning rate; the schedule starts again with each stage and phase.
 
         The step of AdamW does not depend on the scale of the loss. Its learning rate takes the factor of the loss
         instead.
         """
-        begin = self.pretrain_iterations if iteration >= self.pretrain_iterations else 0
-        length = max(1, self.settings.num_iterations - begin)
+        begin, length = self.stage_at(iteration)
+        step = -1 if self.method_begin is None else iteration - self.method_begin
+        if self.pretrain_iterations and step >= self.pretrain_iterations:
+            begin, length = begin + self.pretrain_iterations, max(1, length - self.pretrain_iterations)
         factor = schedule_factor(self.config, (iteration - begin) / length)
-        weights, optimizers = self.loss_weights(iteration), [optimizer for _, optimizer in self.trained]
+        weights, optimizers = self.loss_weights(step), [optimizer for _, optimizer in self.trained]
         return [
             factor * weight if isinstance(optimizer, torch.optim.AdamW) else factor
             for weight, optimizer in zip(weights[: len(optimizers)], optimizers, strict=True)
         ]
 
-    def loss_weights(self, iteration: int) -> tuple[float, float]:  # noqa: ARG002
-        """Return the factors of the losses of student 1 and student 2."""
+    def loss_weights(self, step: int) -> tuple[float, float]:  # noqa: ARG002
+        """Return the factors of the losses of student 1 and student 2 at a step of the method; -1: before it."""
         return 1.0, 1.0
 
     @property
     def pretrain_iterations(self) -> int:
-        """Number of pre-training steps: the share of the run, but at least `pretrain_least` or half of the run."""
+        """Number of pre-training steps: the share of the run, but at least `pretrain_least` or half of the run.
+
+        A method that starts from trained students has none.
+        """
+        if self.starts_trained:
+            return 0
         if self._pretrained_for is not None:
             return self._pretrained_for
-        total = self.settings.num_iterations
+        total = self.method_iterations
         return max(round(self.config.pretrain_share * total), min(self.config.pretrain_least, total // 2))
 
     def restart_optimizers(self) -> None:
@@ -184,7 +195,7 @@ class TwoStudentsTrainer(SemiSupervisedTrainer[TwoStudentsConfigT]):
         """Restore a state that includes student 2."""
         super().load_state(state)
         pretrained = state.get("pretrain_iterations")
-        self._pretrained_for = pretrained if pretrained is not None and self.iteration >= pretrained else None
+        self._pretrained_for = pretrained if pretrained is not None and self.method_step >= pretrained else None
         if self.optimizer2 is not None:
             unwrap(self.network2).load_state_dict(state["student2"])
             self.optimizer2.load_state_dict(state["optimizer2"])

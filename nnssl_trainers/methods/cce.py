@@ -54,6 +54,7 @@ from nnssl.ingredients.supervised import foreground_dice, masked_cross_entropy
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
+from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
 from nnssl_trainers.parts.decoder_features import DecoderFeatures
 from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits, softmax
@@ -61,9 +62,9 @@ from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits,
 THIRD_TERM: dict[str, Any] = {"attract": 1.0, "off": 0.0, "repel": "repel"}
 DRAWN_SHARE = 0.01  # share of a class's uncertain voxels that the contrast draws, as in the authors' code
 PAPER: dict[str, Value] = {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "nesterov": False}
-PAPER |= {"weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
+PAPER |= PAPER_CLOCK | {"weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
 PAPER |= {"learning_rate_factor": 0.1, "learning_rate_interval": 2500 / 6000}
-CODE: dict[str, Value] = {"cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight": 0.0}
+CODE: dict[str, Value] = PAPER_CLOCK | {"cps_weight": 0.0, "efs_weight": 0.0, "contrast_weight": 0.0}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         if step < 0:
             return terms
         counted = torch.cat([mask.new_ones(n, *mask.shape[1:]), mask])
-        ramp = gaussian_rampup(step, self.config.rampup_share * self.settings.num_iterations)
+        ramp = gaussian_rampup(step, self.config.rampup_share * self.method_iterations)
         probs = softmax((a_u.detach(), b_u.detach()))
         terms |= {name: ramp * term for name, term in self.cross_terms((a_u, b_u), probs, mask).items()}
         terms |= {name: ramp * term for name, term in self.uncertainty_terms((a, b), counted).items()}
@@ -174,7 +175,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
     ) -> dict[str, Tensor]:
         """Return λ(t)·L_c, eq. 16-20, of the student with the higher Dice loss (student 2 on a tie)."""
         c = self.config
-        weight = c.contrast_weight * gaussian_rampup(step, self.settings.num_iterations - self.pretrain_iterations)
+        weight = c.contrast_weight * gaussian_rampup(step, self.method_iterations - self.pretrain_iterations)
         options = {"third_term": THIRD_TERM[c.prototype_term], "sample_fraction": DRAWN_SHARE, "mask": mask}
         pairs = [torch.unflatten(p, 0, (len(mask), -1)).unbind(1) for p in probs]  # one tensor for each region
         losses = []

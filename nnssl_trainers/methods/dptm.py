@@ -47,13 +47,14 @@ from nnssl.ingredients.thresholds import DynamicThresholdMap
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list
 from nnssl_trainers.frame.data_streams import StrongViewConfig
+from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 from nnssl_trainers.parts.region_logits import class_logits
 
 CELLS = {2: 64, 3: 32}  # cells of the threshold map along each axis, by number of axes
 PAPER: dict[str, Value] = {"learning_rate": 0.01, "learning_rate_schedule": "cosine", "weight_decay": 5e-4}
-PAPER |= {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "ce_only": True}
+PAPER |= PAPER_CLOCK | {"optimizer": "sgd", "momentum": 0.9, "nesterov": False, "ce_only": True}
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
             first, second = self.projection(torch.cat([seen, self.features.take()])).chunk(2)
             terms["contrast"] = c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
         if c.pseudo_label_weight:
-            weight = c.pseudo_label_weight * sigmoid_rampup(
-                batch.iteration, c.rampup_share * self.settings.num_iterations
-            )
+            weight = c.pseudo_label_weight * sigmoid_rampup(batch.iteration, c.rampup_share * self.method_iterations)
             terms["pseudo_label"] = weight * self.pseudo_label_loss(unlabelled[0], weak, mask, batch.box_u)
         return terms
 

@@ -47,6 +47,7 @@ from nnssl.ingredients.refinement import enhance, neighbourhood
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, full_size_target, split_in_half
+from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
 from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss
@@ -54,7 +55,7 @@ from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss
 PAPER: dict[str, Value] = {"network": "bcp", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 PAPER |= {"nesterov": False, "weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
 PAPER |= {"learning_rate_factor": 0.9, "learning_rate_interval": 1 / 12}  # every 2,500 of 30,000 iterations
-PAPER |= {"pretrain_mix": "one", "pretrain_least": 0, "contrast_rampup": 0}
+PAPER |= PAPER_CLOCK | {"pretrain_mix": "one", "pretrain_least": 0, "contrast_rampup": 0}
 
 
 @dataclass(frozen=True)
@@ -153,15 +154,15 @@ class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConf
                 contrast[f"contrast_{i + 1}"] = weight * delta * torch.stack(distances).mean()
         return terms | contrast
 
-    def loss_weights(self, iteration: int) -> tuple[float, float]:
+    def loss_weights(self, step: int) -> tuple[float, float]:
         """Return α(t) and β(t) = 1 − α(t); α rises from 0.5 to 1 over self-training, and is 1 without student 2."""
-        step, length = self.self_training_progress(iteration)
+        step, length = self.self_training_progress(step)
         alpha = 1.0 if self.network2 is None else 0.5 + 0.5 * step / max(1, length)
         return (1.0, 1.0) if step < 0 else (alpha, 1.0 - alpha)
 
-    def self_training_progress(self, iteration: int) -> tuple[int, int]:
-        """Return the number of finished steps of self-training at an iteration, and the number of all its steps."""
-        return iteration - self.pretrain_iterations, self.settings.num_iterations - self.pretrain_iterations
+    def self_training_progress(self, step: int) -> tuple[int, int]:
+        """Return the number of finished steps of self-training at a step, and the number of all its steps."""
+        return step - self.pretrain_iterations, self.method_iterations - self.pretrain_iterations
 
     @torch.no_grad()
     def enhance_predictions(self, probs: list[list[Tensor]], images: list[Tensor]) -> list[list[Tensor]]:
@@ -186,7 +187,7 @@ class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConf
 
     def after_step(self) -> None:
         """Update the teacher; at the end of pre-training T = S1, and the optimisers lose their momentum."""
-        pretraining = self.iteration <= self.pretrain_iterations
+        pretraining = self.method_step <= self.pretrain_iterations
         ema_update(unwrap(self.teacher), unwrap(self.network), 0.0 if pretraining else self.config.ema_decay)
-        if self.iteration == self.pretrain_iterations:
+        if self.method_step == self.pretrain_iterations:
             self.restart_optimizers()

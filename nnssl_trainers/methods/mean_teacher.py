@@ -36,10 +36,11 @@ from nnssl.ingredients.consistency import probability_mse
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl_trainers.frame.batch import Batch
 from nnssl_trainers.frame.data_streams import StrongViewConfig
+from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 
 PAPER: dict[str, Value] = {"optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0, "ema_decay": 0.999}
-PAPER |= {"learning_rate_schedule": "constant", "augmentation": "paper"}
+PAPER |= PAPER_CLOCK | {"learning_rate_schedule": "constant", "augmentation": "paper"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class MeanTeacherTrainer(TeacherStudentTrainer[MeanTeacherConfig]):
         weak, strong, mask = batch.unlabelled
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
         target = self.teach(weak)
-        length = self.config.rampup_share * self.settings.num_iterations
+        length = self.config.rampup_share * self.method_iterations
         weight = self.config.consistency_weight * gaussian_rampup(batch.iteration, length)
         consistency = probability_mse(self.probabilities(unlabelled[0]), target, mask)
         return {"supervised": self.supervised_loss(labelled, batch), "consistency": weight * consistency}

@@ -43,13 +43,14 @@ from torch import Tensor
 
 from nnssl.config import Value, hyper, redefine
 from nnssl.ingredients.consistency import multiscale_consistency, sharpening_loss
-from nnssl.ingredients.ema import ema_update, shrink, warmed_up_decay
+from nnssl.ingredients.ema import ema_update, shrink
 from nnssl.ingredients.mixing import predominant_mixup
 from nnssl.ingredients.perturb import add_clipped_noise
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.networks.outputs import resize_outputs
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
+from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.segmentation_loss import SegmentationLoss
 
@@ -57,14 +58,14 @@ UNIT_VARIANCE = ("ZScoreNormalization", "CTNormalization")  # these schemes give
 EXTRA_DECAY, STAIRS = 2e-4, 40  # from the authors' code
 PAPER: dict[str, Value] = {"network": "vnet_multiscale", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 PAPER |= {"nesterov": False, "weight_decay": 1e-4, "learning_rate_schedule": "constant", "augmentation": "paper"}
-PAPER |= {"rampup_share": 1.0}
+PAPER |= PAPER_CLOCK | {"rampup_share": 1.0}
 
 
 @dataclass(frozen=True)
 class PLGDFConfig(TeacherConfig):
     """The settings of PLGDF; `preset=code` also changes the formulas, see the docstring of this module."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": {}}
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": PAPER_CLOCK}
     deployed: str = redefine(TeacherConfig, "deployed", "student")
     ema_decay: float = redefine(TeacherConfig, "ema_decay", 0.99, symbol="α_t")
     teacher_mode: str = redefine(TeacherConfig, "teacher_mode", "train")
@@ -155,7 +156,7 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
 
     def rampup(self, iteration: int) -> float:
         """Return w(t) / w, eq. 11; the authors' code rounds t down to the last of its stairs."""
-        length = self.config.rampup_share * self.settings.num_iterations
+        length = self.config.rampup_share * self.method_iterations
         reached = iteration * STAIRS // length * length / STAIRS if self.as_code and length else iteration
         return gaussian_rampup(reached, length)
 
@@ -165,7 +166,7 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
         if self.as_code:
             ema_update(teacher, student, decay)
             shrink(student, EXTRA_DECAY)
-        ema_update(teacher, student, warmed_up_decay(self.iteration, decay), buffers=not self.as_code)
+        ema_update(teacher, student, self.teacher_decay, buffers=not self.as_code)
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:

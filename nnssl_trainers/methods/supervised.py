@@ -30,6 +30,10 @@ class SupervisedTrainer(SemiSupervisedTrainer[SupervisedConfig]):
     config_class = SupervisedConfig
     uses_unlabelled: ClassVar[bool] = False
 
+    def supervised_key(self) -> str:
+        """Return the key by which other methods find this run, to start from it."""
+        return self.key_of_supervised(self.settings.num_iterations)
+
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return nnU-Net's loss of the labelled patches."""
         return {"supervised": self.supervised_loss(as_list(self.network(batch.image_l)), batch)}

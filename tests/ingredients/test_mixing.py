@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.ingredients.mixing import copy_paste, copy_paste_mask, predominant_mixup
+from nnssl.ingredients.mixing import copy_paste, copy_paste_mask, cutmix_rectangle, cutmix_sides, predominant_mixup
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -124,3 +124,39 @@ def test_mixup_is_reproducible_and_checks_alpha() -> None:
     assert torch.equal(predominant_mixup(u, z, 0.75, seeded(5))[0], predominant_mixup(u, z, 0.75, seeded(5))[0])
     with pytest.raises(ValueError, match="alpha must be positive"):
         predominant_mixup(u, z, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "area", "ratios", "sides"),
+    [
+        ((256, 256), 0.02, [1.0], [36, 36]),
+        ((256, 256), 0.4, [1.0], [161, 161]),
+        ((256, 256), 0.2, [0.3], [62, 209]),
+        ((64, 64, 64), 0.125, [1.0, 1.0], [32, 32, 32]),
+        ((4, 4), 0.001, [1.0], [1, 1]),
+    ],
+)
+def test_sides_of_the_cutmix_box(shape: tuple[int, ...], area: float, ratios: list[float], sides: list[int]) -> None:
+    assert cutmix_sides(shape, area, ratios) == sides
+
+
+def test_cutmix_pastes_a_box_of_the_partner() -> None:
+    labels = torch.arange(16.0).view(1, 1, 4, 4)
+    for seed in range(50):
+        mask = cutmix_rectangle((4, 4), 1.0, generator=seeded(seed), sides=(2, 2))
+        if box_of(mask)[0] == [1, 0]:
+            break
+    pasted = copy_paste(labels, -labels, mask)[0, 0].tolist()
+    assert pasted == [[0, 1, 2, 3], [-4, -5, 6, 7], [-8, -9, 10, 11], [12, 13, 14, 15]]
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (16, 24, 20)])
+def test_cutmix_boxes_keep_their_share_and_are_absent_as_often_as_asked(shape: tuple[int, ...]) -> None:
+    generator = seeded(11)
+    shares = [1 - cutmix_rectangle(shape, generator=generator).mean().item() for _ in range(300)]
+    present = [share for share in shares if share]
+    assert 0.4 < len(present) / 300 < 0.6
+    assert 0.01 < min(present) < 0.06
+    assert 0.3 < max(present) <= 0.4
+    assert cutmix_rectangle(shape, 0.0).min() == 1
+    box_of(cutmix_rectangle(shape, 1.0, generator=generator))

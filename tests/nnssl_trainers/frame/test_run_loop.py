@@ -114,7 +114,7 @@ def test_nnunets_code_sees_the_deployed_network(make_trainer) -> None:
     trainer = make_trainer("MeanTeacherTrainer", 2)
     trainer.initialize()
     student = trainer.network
-    with pytest.raises(RuntimeError, match="inside"), trainer.use_deployed_network():
+    with pytest.raises(RuntimeError, match="inside"), trainer.use_network(trainer.deployed):
         assert trainer.network is trainer.teacher
         raise RuntimeError("inside")
     assert trainer.network is student

@@ -79,7 +79,7 @@ def test_the_deployed_network_is_the_one_that_is_named(deployed: str, ready) -> 
 def test_the_strong_view_has_the_probability_of_the_setting(given, expected, make_trainer, monkeypatch) -> None:
     asked = []
     original = data_streams.two_views
-    monkeypatch.setattr(data_streams, "two_views", lambda t, p: asked.append(p) or original(t, p))
+    monkeypatch.setattr(data_streams, "two_views", lambda t, p, n: asked.append(p) or original(t, p, n))
     trainer = make_trainer("MeanTeacherTrainer", 2, config=given)
     trainer.initialize()
     batch = trainer._move_to_device(next(trainer.get_dataloaders()[0]))
