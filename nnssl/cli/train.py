@@ -46,8 +46,8 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
-    same = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device", "num_gpus")
-    same += ("disable_checkpointing", "pretrained_weights", "start_from")
+    same: tuple[str, ...] = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device")
+    same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from")
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
