@@ -255,6 +255,7 @@ def test_several_globs_of_two_channels(tmp_path: Path, monkeypatch, capsys) -> N
 
 def test_a_channel_that_is_missing_is_named(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
     write(download / "second" / "a.mha", scan(10))
+    options = ["-images", "images/*.mha", "second/*.mha", "-channel", "T1", "T2"]
     message = refused(tmp_path, monkeypatch, capsys, "folder", download, *options)
     assert "b: no file matches -images second/b.mha" in message
 
