@@ -62,6 +62,7 @@ ACROSS_MODULES = {
     "cli/test_awkward_data.py",
     "cli/test_json.py",
     "cli/test_own_data.py",
+    "data/test_worker_errors.py",
     "dataset_conversion/test_broken.py",
     "nnssl_trainers/test_gpu.py",
     "nnssl_trainers/test_label_leak.py",
@@ -69,6 +70,7 @@ ACROSS_MODULES = {
     "test_contributing.py",
     "test_layout.py",
     "test_real_data.py",
+    "test_road.py",
     "test_typing.py",
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.config import Value, config_with
+from nnssl.config_source import settings_without_torch
 from nnssl.data.protocols import budget_of, is_of_protocol
 from nnssl.data.raw import dataset_name
 from nnssl.data.splits import LabelBudget, cases_of_run, read_splits
@@ -24,7 +25,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
     VALIDATION_FOLDER,
 )
-from nnssl.registry import find_method
+from nnssl.registry import Method, find_method
 from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
@@ -120,6 +121,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
     """
     method = find_method(trainer)
+    settings = _checked_settings(method, settings)
     if protocol:
         labelled = budget_of(protocol, labelled, fold)
     if TAG_SEPARATOR in plans:
@@ -130,9 +132,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         )
     tag = None if tag is None else check_tag(tag)
     goes_on = continue_training or only_validation
-    _check_options(continue_training, only_validation, validate_best and disable_checkpointing, pretrained_weights)
-    if overwrite and goes_on:
-        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
+    best_unsaved = validate_best and disable_checkpointing
+    _check_options(continue_training, only_validation, best_unsaved, pretrained_weights, overwrite)
     root = environment_folder(PREPROCESSED_VARIABLE, must_exist=True)
     results = environment_folder(RESULTS_VARIABLE)
     preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
@@ -193,6 +194,17 @@ def train(  # noqa: PLR0913 - the public API names every option
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run, RunRecord.read(folder))
 
 
+def _checked_settings(
+    method: Method, settings: Mapping[str, Value] | Iterable[str]
+) -> Mapping[str, Value] | Iterable[str]:
+    """Return the settings, and refuse wrong ones at once: `settings_without_torch` says what has to wait for torch."""
+    given = settings if isinstance(settings, Mapping) else list(settings)
+    draft = settings_without_torch(method)
+    if draft is not None:
+        config_with(draft, given)
+    return given
+
+
 def _device(name: str, num_gpus: int, bf16: bool) -> str:
     device = choose_device(name, num_gpus, automatic=("cuda", "cpu"), run=CPU_RUN)
     if bf16 and not has_bfloat16(device):
@@ -205,7 +217,9 @@ def _device(name: str, num_gpus: int, bf16: bool) -> str:
     return str(device)
 
 
-def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pretrained: str | None) -> None:
+def _check_options(
+    resume: bool, only_validation: bool, best_unsaved: bool, pretrained: str | None, overwrite: bool
+) -> None:
     if resume and only_validation:
         raise UsageError("--c and --val exclude each other", run="--c trains on and validates; --val only validates")
     if best_unsaved:
@@ -214,6 +228,8 @@ def _check_options(resume: bool, only_validation: bool, best_unsaved: bool, pret
         raise UsageError("-pretrained_weights is for the start of a run", where="--c, --val")
     if pretrained and not Path(pretrained).is_file():
         raise EnvironmentProblem("there are no such weights", where=pretrained)
+    if overwrite and (resume or only_validation):
+        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
 
 
 def _check_protocol(preprocessed: Path, protocol: str, configuration: str) -> None:
