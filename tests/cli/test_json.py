@@ -9,7 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from jsonschema import validate
 
 TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
@@ -131,3 +133,30 @@ def test_errors_are_one_strict_json_value(command: str, words: str, monkeypatch,
     answer = strict(capsys.readouterr().out)
     validate(answer, ERROR)
     assert answer["exit_code"] == code > 0
+
+
+def test_what_nnunet_prints_about_tiff_files_is_kept_away(tmp_path: Path, monkeypatch, capfd) -> None:
+    """Its reader prints that a file with the voxel size is missing, in this process and in workers."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    raw = tmp_path / "nnUNet_raw" / "Dataset911_Tiff"
+    for number, case in enumerate(("a", "b", "c")):
+        label = np.zeros((20, 22, 24), np.uint8)
+        label[5:12, 6:14, 5 + number : 15 + number] = 1
+        for folder, name, array in (("imagesTr", f"{case}_0000", label * 90 + number), ("labelsTr", case, label)):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(raw / folder / f"{name}.tif", array)
+    content = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "box": 1}, "numTraining": 3}
+    (raw / "dataset.json").write_text(json.dumps(content | {"file_ending": ".tif"}))
+    for command, words in {
+        "plan_and_preprocess": "-d 911 -c 3d_fullres -hardware cpu -np 2 -npfp 2",
+        "train": "911 3d_fullres 0 -tr SupervisedTrainer -num_iterations 1 -device cpu",
+        "predict": f"-i {raw}/imagesTr -o {tmp_path}/masks -device cpu --disable_tta",
+        "evaluate": f"{raw}/labelsTr {tmp_path}/masks -np 2",
+    }.items():
+        assert import_module(f"nnssl.cli.{command}").main([*words.split(), "--json"]) == 0
+        captured = capfd.readouterr()
+        validate(strict(captured.out), SCHEMAS[command])
+        if command in ("plan_and_preprocess", "predict"):
+            assert "no spacing file found" in captured.err
