@@ -90,17 +90,12 @@ def _value_of(module: str, name: str) -> Any:  # noqa: ANN401 - classes and cons
         return _imported(first.module, original)
     if isinstance(first, ast.Import):
         raise _NeedsImport(name)
-    own = {node.id for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)} - {name}
-    local = {node.id for statement in statements for node in ast.walk(statement) if _is_local(node)}
-    used = {other for other in own - local if not hasattr(builtins, other)}
+    names = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    own = {name} | {node.id for node in names if isinstance(node.ctx, ast.Store)}  # the fields of a class, for example
+    used = {node.id for node in names if not hasattr(builtins, node.id)} - own
     namespace = {"__name__": __name__, **{other: _value_of(module, other) for other in sorted(used)}}
     exec(compile(ast.Module(statements, []), module, "exec", dont_inherit=True), namespace)
     return namespace[name]
-
-
-def _is_local(node: ast.AST) -> bool:
-    """Return whether a name is set by the statement itself: the fields of a class."""
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _imported(module: str, name: str) -> Any:  # noqa: ANN401

@@ -78,7 +78,7 @@ def _nifti_bytes(header: bytes) -> int:
             axes, *lengths = struct.unpack_from(order + dim[0], header, dim[1])
             (voxel_bits,) = struct.unpack_from(f"{order}h", header, bits)
             (start,) = struct.unpack_from(order + offset[0], header, offset[1])
-            return int(start) + prod(lengths[: max(0, min(axes, 7))]) * voxel_bits // 8
+            return int(start + prod(lengths[: max(0, min(axes, 7))]) * voxel_bits // 8)
     return 0
 
 
@@ -133,8 +133,7 @@ def _follow_tiff_pages(file: BinaryIO, length: int) -> None:
     """
     header = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(header[:2])
-    version = struct.unpack_from(f"{order}H", header, 2)[0] if order else None
-    if version not in (TIFF, BIG_TIFF):
+    if order is None or (version := struct.unpack_from(f"{order}H", header, 2)[0]) not in (TIFF, BIG_TIFF):
         return
     is_big = version == BIG_TIFF
     place, count = (f"{order}Q", f"{order}Q") if is_big else (f"{order}I", f"{order}H")

@@ -14,6 +14,8 @@ import pytest
 import tifffile
 from jsonschema import validate
 
+from tests.cli.bad_input_world import few_samples_and_steps
+
 TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 NUMBER, SHARE = {"type": "number"}, {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 TEXTS, DICT = {"type": "array", "items": TEXT}, {"type": "object"}
@@ -62,7 +64,7 @@ SCHEMAS = {
                     test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, warnings=TEXTS, skipped=DICT, left_out=TEXTS,
                     licence=TEXT, citation=TEXT),
 }  # fmt: skip
-PLAN_TIFF = "-d 911 -c 3d_fullres -hardware cpu -np 2 -npfp 2"
+PLAN_TIFF = "-d 911 -c 3d_fullres -hardware cpu -np 1 -npfp 2"
 ERROR = keys(error=TEXT, where=TEXT, why=TEXT, run=TEXT, exit_code=COUNT)
 
 
@@ -150,7 +152,8 @@ def test_what_nnunet_prints_about_tiff_files_is_kept_away(tmp_path: Path, monkey
             tifffile.imwrite(raw / folder / f"{name}.tif", array)
     content = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "box": 1}, "numTraining": 3}
     (raw / "dataset.json").write_text(json.dumps(content | {"file_ending": ".tif"}))
-    assert import_module("nnssl.cli.plan_and_preprocess").main([*PLAN_TIFF.split(), "--json"]) == 0
+    with few_samples_and_steps():
+        assert import_module("nnssl.cli.plan_and_preprocess").main([*PLAN_TIFF.split(), "--json"]) == 0
     captured = capfd.readouterr()
     validate(strict(captured.out), SCHEMAS["plan_and_preprocess"])
     assert "no spacing file found" in captured.err
