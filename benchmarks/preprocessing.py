@@ -47,7 +47,7 @@ def main() -> None:
         os.environ["nnUNet_preprocessed"] = scratch
         plan = nnssl.plan(raw.name, (arguments.configuration,), budget="cpu", run_preprocessing=False)
         plans, cases = read_json(plan.plans_path), tuple(raw.labelled)
-        facts = check_dataset(raw, arguments.np)
+        facts = check_dataset(raw, arguments.np).facts
         scope = Scope(raw, plan.plans_path.parent, "", cases, cases, (), frozenset(), frozenset(), facts)
         number = int(raw.name[7:10])
 

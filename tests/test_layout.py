@@ -70,6 +70,7 @@ ACROSS_MODULES = {
     "test_contributing.py",
     "test_layout.py",
     "test_real_data.py",
+    "test_road.py",
     "test_typing.py",
 }
 

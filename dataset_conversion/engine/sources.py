@@ -12,8 +12,8 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from nnssl.data.completeness import check_complete
 from nnssl.data.read_errors import explain_read_error
-from nnssl.data.scans import gzip_is_complete
 from nnssl.errors import EnvironmentProblem
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # else ITK writes a warning to stderr for every unusual header
@@ -36,7 +36,6 @@ class ImageFile:
 
     def read(self) -> Any:  # noqa: ANN401 - SimpleITK has no types
         """Return the volume; a fourth axis of length 1 is dropped."""
-        check_compression(self.path)
         image = read_image(self.path)
         if image.GetDimension() == 4 and image.GetSize()[3] == 1:
             image = image[:, :, :, 0]
@@ -66,7 +65,7 @@ class Frame:
         """Return the volume with the geometry that ITK reads for the first three axes of the file."""
         import nibabel
 
-        check_compression(self.path)
+        check_content(self.path)
         stored = nibabel.load(self.path).dataobj
         if len(stored.shape) != 4 or not 0 <= self.index < stored.shape[3]:
             shape = "x".join(map(str, stored.shape))
@@ -170,11 +169,12 @@ def image_of(
     return image
 
 
-def check_compression(path: Path) -> None:
-    """Check that a file is compressed exactly if its name ends in .gz, and that the compressed data are complete.
+def check_content(path: Path) -> None:
+    """Check that a file is compressed exactly if its name ends in .gz, and that the data are complete.
 
     Raises:
         UnreadableError: name and content do not agree, or the data end too early.
+        OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
@@ -182,23 +182,30 @@ def check_compression(path: Path) -> None:
     if named and not compressed:
         raise UnreadableError(_with_hint("is named .gz but is not compressed"))
     status = path.stat()
-    if named and not _is_complete(path, status.st_size, status.st_mtime_ns):
-        raise UnreadableError(_with_hint("is cut off: the compressed data end too early"))
     if compressed and not named:
         raise UnreadableError(_with_hint("is compressed but its name does not end in .gz"))
+    if problem := _missing_data(path, status.st_size, status.st_mtime_ns):
+        raise UnreadableError(_with_hint(f"is cut off: {problem}"))
 
 
 @lru_cache(maxsize=64)  # the frames of a 4-D file share one entry
-def _is_complete(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 - keys of the cache
-    return gzip_is_complete(path)
+def _missing_data(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - keys of the cache
+    """Return what the check of completeness says, empty for a complete file."""
+    try:
+        check_complete(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def read_image(path: Path) -> Any:  # noqa: ANN401
     """Return the image of a file, with as many axes and components as the file has.
 
     Raises:
-        UnreadableError: ITK cannot read the file.
+        UnreadableError: ITK cannot read the file, or the data end too early.
+        OSError: the file cannot be opened.
     """
+    check_content(path)
     try:
         return sitk.ReadImage(str(path))
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nnssl.cli.runtime import parser, print_json, run
 from nnssl.config import describe_allowed, format_value
+from nnssl.config_source import settings_without_torch
 from nnssl.registry import METHODS
 
 
@@ -24,8 +25,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(arguments: argparse.Namespace) -> None:
     """Print the registry."""
-    if arguments.env:
-        print(f"export nnUNet_extTrainer={Path(__file__).resolve().parents[1] / 'bridge'}")
+    variable, folder = "nnUNet_extTrainer", Path(__file__).resolve().parents[1] / "bridge"
+    if arguments.env and arguments.json:
+        print_json({variable: folder})
+    elif arguments.env:
+        print(f"export {variable}={folder}")
     elif arguments.json:
         keys = [
             {"name": m.name, "class": m.class_name, "paper": m.paper, "needs": list(m.needs)} for m in METHODS.values()
@@ -37,7 +41,7 @@ def body(arguments: argparse.Namespace) -> None:
             if method.needs:
                 print(f"{'':<20} needs: {', '.join(method.needs)}")
             if arguments.verbose:
-                config_class = method.load().config_class
+                config_class = settings_without_torch(method) or method.load().config_class
                 for item in dataclasses.fields(config_class):
                     symbol = f" ({item.metadata['symbol']})" if item.metadata["symbol"] else ""
                     default, allowed = format_value(item.default), describe_allowed(config_class, item)

@@ -14,7 +14,8 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ SYSTEM_ERRORS = (
     errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
     errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ESTALE,
 )  # fmt: skip
+_waiting: ContextVar[list[str] | None] = ContextVar("results that wait for the end of the command", default=None)
 ALLOCATOR = "DefaultCPUAllocator"  # torch names this allocator when the host runs out of memory
 
 
@@ -57,8 +59,50 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def print_json(content: Any) -> None:  # noqa: ANN401 - JSON is any nesting of plain values
-    """Print a result as strict JSON: null stands for NaN and infinity, text for paths."""
-    print(json.dumps(_strict(content), allow_nan=False))
+    """Print a result as strict JSON: null stands for NaN and infinity, text for paths.
+
+    Inside the body of a command with `--json` the result waits until the body has ended.
+    """
+    text, waiting = json.dumps(_strict(content), allow_nan=False), _waiting.get()
+    if waiting is None:
+        print(text)
+    else:
+        waiting.append(text)
+
+
+@contextlib.contextmanager
+def _only_json(as_json: bool) -> Iterator[list[str]]:
+    """Keep everything but the result away from standard output, and yield the list in which `print_json` puts it.
+
+    Inside the block standard output leads to standard error, for libraries in C and for child processes, too.
+    """
+    if not as_json:
+        yield []
+        return
+    results: list[str] = []
+    token = _waiting.set(results)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _stdout_to_stderr():
+            yield results
+    finally:
+        _waiting.reset(token)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Let file descriptor 1 be that of standard error inside the block; a closed descriptor stays as it is."""
+    try:
+        saved = os.dup(1)
+    except OSError:
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _strict(value: Any) -> Any:  # noqa: ANN401
@@ -88,8 +132,10 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         with on_signals(_stop, ("SIGTERM",)):
-            _check_numbers()
-            body(arguments)
+            with _only_json(arguments.json) as results:
+                _check_numbers()
+                body(arguments)
+            sys.stdout.writelines(f"{text}\n" for text in results)
             sys.stdout.flush()
     except NnsslError as error:
         return _report(error, arguments.json)

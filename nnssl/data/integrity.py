@@ -6,29 +6,47 @@ import contextlib
 import io
 import logging
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from nnssl.data.labels import find_label_problems, parse_labels
 from nnssl.data.raw import RawCase, RawDataset, clashing_names, overlooked_folders, reserved_names
-from nnssl.data.scans import ChannelIntensity, Expected, ScanFacts, ScanTask, examine
+from nnssl.data.scans import ChannelIntensity, Examined, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
 from nnssl.host import reader_of
 from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR, LABELS_TS
 from nnssl.system.workers import run_parallel
 
-__all__ = ["ChannelIntensity", "ScanFacts", "check_dataset", "shift_warnings"]
+__all__ = ["ChannelIntensity", "CheckedDataset", "ScanFacts", "check_dataset", "shift_warnings"]
 
 SHOWN_PROBLEMS = 10
 READER_EXAMPLES = 5
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CheckedDataset:
+    """The outcome of the check.
+
+    Attributes:
+        facts: case name -> facts: labelled, then unlabelled, then test cases, each sorted by name.
+        skipped: unlabelled case that is left out -> its problems.
+    """
+
+    facts: dict[str, ScanFacts]
+    skipped: dict[str, list[str]]
+
+
 def check_dataset(
-    raw: RawDataset, num_processes: int, label_cases: Collection[str] | None = None
-) -> dict[str, ScanFacts]:
+    raw: RawDataset,
+    num_processes: int,
+    label_cases: Collection[str] | None = None,
+    *,
+    skip_unreadable: bool = False,
+) -> CheckedDataset:
     """Read every labelled, unlabelled and test scan once, check the scan, and return its facts.
 
     The check uses the reader that nnU-Net's preprocessing will use. It opens the label files of `label_cases` only;
@@ -49,9 +67,7 @@ def check_dataset(
         raw: the data set.
         num_processes: worker processes; 1 works in this process.
         label_cases: labelled cases whose labels may be read; None allows all.
-
-    Returns:
-        Case name -> facts: labelled, then unlabelled, then test cases, each sorted by name.
+        skip_unreadable: leave out unlabelled scans that cannot be read or used, instead of raising an error.
 
     Raises:
         DataError: the data set has problems; the message lists up to ten of them with values and repair.
@@ -74,6 +90,11 @@ def check_dataset(
     }
     expected = Expected(_reader(raw), len(raw.channel_names), labels, raw.file_ending)
     results = run_parallel(partial(examine, expected=expected), tasks, num_processes, "checking the scans")
+    broken = {name: results[f"unlabelled {name}"].problems for name in raw.unlabelled}
+    broken = {name: texts for name, texts in broken.items() if texts}
+    skipped = broken if skip_unreadable else {}
+    for name in skipped:
+        del results[f"unlabelled {name}"]
     facts = [outcome.facts for outcome in results.values() if outcome.facts]
     repeated, warnings = _duplicates(raw, facts)
     problems += repeated + [text for outcome in results.values() for text in outcome.problems]
@@ -83,15 +104,27 @@ def check_dataset(
             f"the raw data set has {len(problems)} problem(s)",
             where=raw.folder,
             why=_shortened(problems),
-            run=_repair(raw, any(outcome.on_other_axes for outcome in results.values())),
+            run=_repair(raw, results.values(), broken, len(problems)),
         )
-    return {scan.case: scan for scan in facts}
+    return CheckedDataset({scan.case: scan for scan in facts}, skipped)
 
 
-def _repair(raw: RawDataset, on_other_axes: bool) -> str:
-    """Return what to run: with files on other axes the conversion that brings all files of a case to one order."""
-    if not on_other_axes:
-        return "repair these problems, then run the same command again"
+def _repair(
+    raw: RawDataset, outcomes: Iterable[Examined], broken: Mapping[str, Sequence[str]], num_problems: int
+) -> str:
+    """Return what to run: with files on other axes the conversion that brings all files of a case to one order.
+
+    Args:
+        raw: the data set.
+        outcomes: of all scans.
+        broken: unlabelled case -> its problems, of the cases that have some.
+        num_problems: number of all problems.
+    """
+    if not any(outcome.on_other_axes for outcome in outcomes):
+        again = "repair these problems, then run the same command again"
+        if broken and num_problems == sum(map(len, broken.values())):
+            return f"{again}; or add --skip_unreadable, which leaves these {len(broken)} unlabelled scan(s) out"
+        return again
     numbers = [f"_{number:04d}" for number in range(len(raw.channel_names))]
     options = {
         "-i": [str(raw.folder)],

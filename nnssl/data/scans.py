@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.completeness import check_complete
 from nnssl.data.geometry import (
     CHANNEL_SPACING_TOLERANCE,
     Difference,
@@ -174,8 +174,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         outcome.problems.append(f"{path} does not exist: add the file")
         return None
     try:
-        if path.suffix == ".gz" and not gzip_is_complete(path):
-            raise ValueError("the compressed data end too early")
+        check_complete(path)
         reader = expected.reader()
         voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
     except Exception as error:
@@ -188,21 +187,6 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         )
         return None
     return _Volume(path, voxels, geometry_of_array(voxels.shape[1:], properties))
-
-
-def gzip_is_complete(path: Path) -> bool:
-    """Return whether every gzip member of the file is complete: readers silently fill a cut file up with zeros."""
-    decoder = zlib.decompressobj(wbits=31)
-    with path.open("rb") as file:
-        while block := file.read(1 << 16):
-            while block:
-                decoder.decompress(block)
-                block = decoder.unused_data
-                if decoder.eof:
-                    if not block.strip(b"\0"):
-                        break
-                    decoder = zlib.decompressobj(wbits=31)
-    return decoder.eof
 
 
 def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Examined) -> None:

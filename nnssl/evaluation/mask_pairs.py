@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.completeness import check_complete
 from nnssl.data.geometry import Difference, Geometry, geometry_of_array, has_right_angles, relate_grids
 from nnssl.data.labels import Label
 from nnssl.data.read_errors import COPY_AGAIN, SHEARED, explain_read_error
-from nnssl.data.scans import count_not_finite, gzip_is_complete
+from nnssl.data.scans import count_not_finite
 from nnssl.errors import DataError
 from nnssl.evaluation.masks import label_map
 from nnssl.evaluation.metrics import overlap_counts, segmentation_metrics, voxel_metrics
@@ -121,8 +122,7 @@ def read_labels(reader: type[Any], path: Path) -> LabelImage:
         DataError: the file cannot be read, has several channels, or does not hold labels and a valid spacing.
     """
     try:
-        if path.suffix == ".gz" and not gzip_is_complete(path):
-            raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+        check_complete(path)
         with contextlib.redirect_stdout(io.StringIO()):
             array, properties = reader().read_seg(str(path))
     except Exception as error:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from nnssl.planning.plans import (
 )
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import default_processes, processes_for
-from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, write_splits
+from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, without_cases, write_splits
 from nnssl.planning.suitability import check_slices, trainable_configurations
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
@@ -70,6 +70,7 @@ class PlanResult:
         cases: cases of the planned fold.
         next_commands: the command that trains each configuration.
         warnings: findings that a user should look at.
+        skipped: unlabelled case that is left out -> its problems.
     """
 
     dataset: str
@@ -79,6 +80,7 @@ class PlanResult:
     cases: FoldCases
     next_commands: tuple[str, ...]
     warnings: tuple[str, ...]
+    skipped: Mapping[str, list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the plans, and the commands to run next, as lines to print."""
@@ -109,6 +111,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     num_processes_fingerprint: int | None = None,
     run_preprocessing: bool = True,
     clean: bool = False,
+    skip_unreadable: bool = False,
     budget: str | None = None,
 ) -> PlanResult:
     """Check the raw data, write splits, fingerprint and plans, and preprocess labelled and unlabelled cases.
@@ -135,6 +138,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         num_processes_fingerprint: processes for check and fingerprint; None as above.
         run_preprocessing: False stops after the plans.
         clean: compute fingerprint and preprocessed cases again.
+        skip_unreadable: leave out unlabelled scans that cannot be read or used; the result lists them, and no fold has
+            them. A later call tries them again.
         budget: old spelling of `hardware`.
 
     Raises:
@@ -155,6 +160,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         preprocessor=preprocessor,
         target_spacing_mm=tuple(target_spacing_mm) if target_spacing_mm is not None else None,
         plans_name=plans_name,
+        skip_unreadable=skip_unreadable,
     )
     processes = processes_for(num_processes, configurations)
     if num_processes_fingerprint is not None and num_processes_fingerprint < 1:
@@ -168,7 +174,16 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
     _check_names(scope, request, configurations, fingerprint_extractor)
     _announce(scope, cases)
-    facts = check_dataset(raw, num_processes_fingerprint or available_cpus(), scope.with_labels)
+    checked = check_dataset(
+        raw, num_processes_fingerprint or available_cpus(), scope.with_labels, skip_unreadable=skip_unreadable
+    )
+    facts, skipped = checked.facts, checked.skipped
+    if skipped:
+        warnings += [f"left out by --skip_unreadable: {text}" for texts in skipped.values() for text in texts]
+        kept = {name: case for name, case in raw.unlabelled.items() if name not in skipped}
+        raw, splits = dataclasses.replace(raw, unlabelled=kept), without_cases(splits, skipped)
+        cases = fold_cases(splits, fold, request.labelled, raw.patients())
+        scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
     scope = dataclasses.replace(scope, facts=facts)
     warnings += shift_warnings(scope.compared_facts())
     if not scope.unlabelled:
@@ -193,6 +208,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         cases,
         tuple(_training_command(raw.name, name, plans["plans_name"], request, not cases.unlabelled) for name in chosen),
         tuple(warnings),
+        skipped,
     )
 
 

@@ -34,6 +34,7 @@ class PlanRequest:
         preprocessor: name of nnU-Net's preprocessor class.
         target_spacing_mm: voxel size of 3d_fullres, in the file's axis order.
         plans_name: plans name instead of the planner's own.
+        skip_unreadable: whether unlabelled scans that cannot be read or used are left out.
     """
 
     trainer: str | None = None
@@ -45,6 +46,7 @@ class PlanRequest:
     preprocessor: str = DEFAULT_PREPROCESSOR
     target_spacing_mm: tuple[float, ...] | None = None
     plans_name: str | None = None
+    skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
         gpu, spacing, name = self.gpu_memory_target_gb, self.target_spacing_mm, self.plans_name
@@ -90,6 +92,7 @@ class PlanRequest:
             "-overwrite_plans_name": self.plans_name,
         }
         given = [f"{option} {value}" for option, value in options.items() if value is not None]
+        given += ["--skip_unreadable"] if self.skip_unreadable else []
         return " ".join([f"nnssl_plan_and_preprocess -d {dataset}", *given])
 
 

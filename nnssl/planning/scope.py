@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,14 @@ def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None =
     left = sorted(set(patients) - used)
     names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
     return folds, [f"{len(left)} scan(s) are in no fold of {path}: {names}"] if left else []
+
+
+def without_cases(splits: Splits, cases: Collection[str]) -> Splits:
+    """Return the folds without these unlabelled scans, also where a user or a protocol lists them."""
+    return [
+        {**fold, UNLABELLED_KEY: [case for case in fold.get(UNLABELLED_KEY, ()) if case not in cases]}
+        for fold in splits
+    ]
 
 
 def _without_unlabelled(splits: Any) -> Any:  # noqa: ANN401 - whatever the file holds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nnssl.config import Value, config_with
+from nnssl.config_source import settings_without_torch
 from nnssl.data.protocols import budget_of, is_of_protocol
 from nnssl.data.raw import dataset_name
 from nnssl.data.splits import LabelBudget, cases_of_run, read_splits
@@ -24,7 +25,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
     VALIDATION_FOLDER,
 )
-from nnssl.registry import find_method
+from nnssl.registry import Method, find_method
 from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
@@ -124,6 +125,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
     """
     method = find_method(trainer)
+    settings = _checked_settings(method, settings)
     if protocol:
         labelled = budget_of(protocol, labelled, fold)
     if TAG_SEPARATOR in plans:
@@ -197,6 +199,17 @@ def train(  # noqa: PLR0913 - the public API names every option
         run_job(job, num_gpus)
     summary = folder / VALIDATION_FOLDER / SUMMARY_JSON
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run, RunRecord.read(folder))
+
+
+def _checked_settings(
+    method: Method, settings: Mapping[str, Value] | Iterable[str]
+) -> Mapping[str, Value] | Iterable[str]:
+    """Return the settings, and refuse wrong ones at once: `settings_without_torch` says what has to wait for torch."""
+    given = settings if isinstance(settings, Mapping) else list(settings)
+    draft = settings_without_torch(method)
+    if draft is not None:
+        config_with(draft, given)
+    return given
 
 
 def _device(name: str, num_gpus: int, bf16: bool) -> str:

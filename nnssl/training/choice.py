@@ -13,7 +13,6 @@ from nnssl.config import format_value
 from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.names import BUDGET_TAG, DEFAULT_PLANS, FOLD_PREFIX, PLANS_JSON
 from nnssl.system.files import read_object
-from nnssl.training import checkpoints
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import FINAL, LATEST, ModelName, has_run, put_back_after_kill
 from nnssl.training.runs import Run, only_run, runs
@@ -156,6 +155,8 @@ def _checkpoint_to_resume(folder: Path, continue_training: bool, length: int | N
     unfinished = record is not None and (record.state != "done" or (length or 0) > record.settings.num_iterations)
     if final.is_file() and not (continue_training and unfinished and latest.is_file()):
         return final
+    from nnssl.training import checkpoints  # imports torch, so that the other checks come first
+
     if continue_training and (latest.is_file() or checkpoints.previous(latest).is_file()):
         return latest
     raise EnvironmentProblem(
@@ -172,6 +173,8 @@ def _stored_settings(resume: Path, given: Mapping[str, Any], tag: str) -> RunSet
         EnvironmentProblem: nnssl did not write the checkpoint.
         UsageError: the settings that were given differ.
     """
+    from nnssl.training import checkpoints
+
     checkpoint = checkpoints.load_newest(resume) if resume.name == LATEST else checkpoints.load(resume)
     stored = checkpoint.get(checkpoints.KEY, {}).get("run")
     if stored is None:

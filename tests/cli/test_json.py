@@ -9,8 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from jsonschema import validate
+
+from tests.cli.bad_input_world import few_samples_and_steps
 
 TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
 NUMBER, SHARE = {"type": "number"}, {"type": ["number", "null"], "minimum": 0, "maximum": 1}
@@ -60,6 +64,7 @@ SCHEMAS = {
                     test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, warnings=TEXTS, skipped=DICT, left_out=TEXTS,
                     licence=TEXT, citation=TEXT),
 }  # fmt: skip
+PLAN_TIFF = "-d 911 -c 3d_fullres -hardware cpu -np 1 -npfp 2"
 ERROR = keys(error=TEXT, where=TEXT, why=TEXT, run=TEXT, exit_code=COUNT)
 
 
@@ -131,3 +136,27 @@ def test_errors_are_one_strict_json_value(command: str, words: str, monkeypatch,
     answer = strict(capsys.readouterr().out)
     validate(answer, ERROR)
     assert answer["exit_code"] == code > 0
+
+
+def test_what_nnunet_prints_about_tiff_files_is_kept_away(tmp_path: Path, monkeypatch, capfd) -> None:
+    """Its reader prints that a file with the voxel size is missing, in this process and in workers."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    raw = tmp_path / "nnUNet_raw" / "Dataset911_Tiff"
+    for number, case in enumerate(("a", "b", "c")):
+        label = np.zeros((20, 22, 24), np.uint8)
+        label[5:12, 6:14, 5 + number : 15 + number] = 1
+        for folder, name, array in (("imagesTr", f"{case}_0000", label * 90 + number), ("labelsTr", case, label)):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(raw / folder / f"{name}.tif", array)
+    content = {"channel_names": {"0": "EM"}, "labels": {"background": 0, "box": 1}, "numTraining": 3}
+    (raw / "dataset.json").write_text(json.dumps(content | {"file_ending": ".tif"}))
+    with few_samples_and_steps():
+        assert import_module("nnssl.cli.plan_and_preprocess").main([*PLAN_TIFF.split(), "--json"]) == 0
+    captured = capfd.readouterr()
+    validate(strict(captured.out), SCHEMAS["plan_and_preprocess"])
+    assert "no spacing file found" in captured.err
+    words = [str(raw / "labelsTr"), str(raw / "labelsTr"), "-djfile", str(raw / "dataset.json"), "-np", "1", "--json"]
+    assert import_module("nnssl.cli.evaluate").main(words) == 0
+    validate(strict(capfd.readouterr().out), SCHEMAS["evaluate"])

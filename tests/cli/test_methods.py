@@ -46,3 +46,9 @@ def test_the_list_imports_nothing_heavy() -> None:
     code += "print([m for m in ('torch', 'numpy', 'nnunetv2') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+def test_the_export_as_json(capsys) -> None:
+    assert main(["--env", "--json"]) == 0
+    folder = json.loads(capsys.readouterr().out)["nnUNet_extTrainer"]
+    assert (Path(folder) / "nnssl_semi_trainers.py").is_file()

@@ -2,11 +2,15 @@ import functools
 import json
 import shutil
 
+import nibabel
+import numpy as np
 import pytest
 
 from nnssl.cli.plan_and_preprocess import main
+from nnssl.data.splits import cases_of_run
+from nnssl.planning.preprocessing import check_preprocessed
 from tests.planning.conftest import data, raw_template  # noqa: F401 - fixtures
-from tests.planning.raw_for_tests import DATASET, write_json
+from tests.planning.raw_for_tests import DATASET, read_json, write_json
 
 CPU = ["-d", "906", "-hardware", "cpu", "-np", "1", "-npfp", "1"]
 
@@ -145,3 +149,78 @@ def test_verbose_prints_what_nnunet_prints(caplog):
     finally:
         logging.getLogger("nnssl").setLevel(logging.NOTSET)
     assert "2D U-Net configuration" in caplog.text
+
+
+def damage(path, fault):
+    """Cut a file, or write NaN into the image."""
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-300])
+    else:
+        image = nibabel.load(path)
+        voxels = np.asarray(image.dataobj).copy()
+        voxels[0, 0, 0] = np.nan
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+
+
+@pytest.mark.parametrize("fault", ["cut", "nan"])
+def test_an_unlabelled_scan_that_cannot_be_used_is_left_out_on_request(capsys, data, fault):  # noqa: F811
+    broken = data.raw / "imagesUn" / "un_1_0000.nii.gz"
+    whole = broken.read_bytes()
+    damage(broken, fault)
+    assert main([*CPU, "-c", "3d_fullres"]) == 3
+    assert "or add --skip_unreadable, which leaves these 1 unlabelled scan(s) out" in capsys.readouterr().err
+    assert not data.preprocessed.exists()
+    assert main([*CPU, "-c", "3d_fullres", "--skip_unreadable", "--json"]) == 0
+    (made,) = json.loads(capsys.readouterr().out)["plans"]
+    ((case, (why,)),) = made["skipped"].items()
+    assert (case, str(broken) in why) == ("un_1", True)
+    assert f"left out by --skip_unreadable: {why}" in made["warnings"]
+    assert made["cases"]["unlabelled"] == ["un_0", "un_2"]
+    check_what_training_reads(data, ["un_0", "un_2"], "--skip_unreadable")
+    assert main([*CPU, "-c", "3d_fullres", "-labelled", "2", "--skip_unreadable"]) == 0
+    check_what_training_reads(data, ["un_0", "un_2"], "--skip_unreadable")
+    broken.write_bytes(whole)
+    assert main([*CPU, "-c", "3d_fullres"]) == 0
+    check_what_training_reads(data, ["un_0", "un_1", "un_2"])
+
+
+def check_what_training_reads(data, unlabelled, *flags):  # noqa: F811
+    """Check that folds, manifest, files and the recorded command agree about the unlabelled scans."""
+    plans = read_json(data.preprocessed / "nnUNetPlans.json")
+    assert [word for word in plans["nnssl_semi"]["command"].split() if word.startswith("--")] == [*flags]
+    cases = cases_of_run(data.preprocessed, read_json(data.preprocessed / "dataset.json"), 0, None)
+    assert list(cases.unlabelled) == unlabelled
+    check_preprocessed(data.preprocessed, plans, "3d_fullres", cases.labelled, cases.unlabelled)
+    files = (data.preprocessed / "nnUNetPlans_3d_fullres_unlabelled").glob("*.pkl")
+    assert sorted(file.stem for file in files) == unlabelled
+    record = read_json(data.preprocessed / "dataset_fingerprint_unlabelled.json")
+    assert list(record["unlabelled"]) == unlabelled
+
+
+def test_a_fold_of_the_user_loses_the_scan_that_is_left_out(data):  # noqa: F811
+    fold = {"train": ["case_0", "case_1"], "val": ["case_2"], "unlabelled": ["un_1", "un_2"]}
+    write_json(data.raw / "splits_final.json", [fold])
+    damage(data.raw / "imagesUn" / "un_1_0000.nii.gz", "cut")
+    assert main([*CPU, "--no_pp", "--skip_unreadable"]) == 0
+    assert read_json(data.preprocessed / "splits_final.json")[0]["unlabelled"] == ["un_2"]
+
+
+def test_all_unlabelled_scans_left_out_is_said(capsys, caplog, data):  # noqa: F811
+    for path in (data.raw / "imagesUn").iterdir():
+        damage(path, "cut")
+    assert main([*CPU, "--no_pp", "--skip_unreadable"]) == 0
+    assert "only SupervisedTrainer can learn from this data set" in caplog.text
+    assert "-tr SupervisedTrainer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["imagesTr", "labelsTr", "imagesTs"])
+def test_other_files_that_cannot_be_used_are_never_left_out(capsys, data, place):  # noqa: F811
+    if place == "imagesTs":
+        shutil.copytree(data.raw / "imagesUn", data.raw / place)
+        shutil.rmtree(data.raw / "imagesUn")
+    path = sorted((data.raw / place).iterdir())[0]
+    damage(path, "cut")
+    assert main([*CPU, "--no_pp", "--skip_unreadable"]) == 3
+    err = capsys.readouterr().err
+    assert str(path) in err
+    assert "add --skip_unreadable" not in err

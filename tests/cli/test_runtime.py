@@ -5,12 +5,14 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nnssl.cli.runtime import parser, run
+from nnssl.cli.runtime import parser, print_json, run
 from nnssl.errors import DataError
 
 
@@ -105,3 +107,40 @@ def test_the_help_names_the_exit_codes() -> None:
     command = parser("nnssl_test", "A command.")
     assert isinstance(command, argparse.ArgumentParser)
     assert "75 stopped by a signal" in " ".join(command.format_help().split())
+
+
+TALK = """
+import os, subprocess, sys
+from nnssl.cli.runtime import parser, print_json, run
+def body(_):
+    print("python")
+    os.system("echo shell")
+    print_json({"result": float("nan")})
+    os.write(1, b"library\\n")
+    if "fail" in sys.argv:
+        raise KeyboardInterrupt
+sys.exit(run(parser("nnssl_test", "A command."), body, ["--json"]))
+"""
+
+
+def test_with_json_nothing_else_reaches_standard_output() -> None:
+    done = subprocess.run([sys.executable, "-c", TALK], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"result": None})
+    assert {"python", "shell", "library"} <= set(done.stderr.split())
+
+
+def test_an_interrupted_command_prints_its_error_only() -> None:
+    done = subprocess.run([sys.executable, "-c", TALK, "fail"], capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["exit_code"]) == (130, 130)
+
+
+def test_with_json_a_closed_standard_output_is_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", f"import os; os.close(1)\n{TALK}"], stderr=-1, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_without_json_the_output_stays_in_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_body(lambda: sys.stdout.write("words\n")) == 0
+    assert capsys.readouterr() == ("words\n", "")
+    print_json({"outside": 1})
+    assert json.loads(capsys.readouterr().out) == {"outside": 1}

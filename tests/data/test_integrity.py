@@ -85,7 +85,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(folder: Path, processes: int = 1, label_cases: list[str] | None = None) -> dict[str, ScanFacts]:
-    return check_dataset(read_raw_dataset(folder.name), processes, label_cases)
+    return check_dataset(read_raw_dataset(folder.name), processes, label_cases).facts
 
 
 def problems_of(folder: Path) -> list[str]:

@@ -51,7 +51,7 @@ def test_it_passes_the_check_and_is_homogeneous(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     write_phantom(tmp_path, 5, labelled=5, unlabelled=14, test=5, shape=SMALL)
     raw = read_raw_dataset(5)
-    facts = check_dataset(raw, 1)
+    facts = check_dataset(raw, 1).facts
     assert len(facts) == 24
     assert shift_warnings(facts) == []
     assert {scan.orientation for scan in facts.values()} == {"RAS"}

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnssl.data.read_errors import COPY_AGAIN, RIGHT_ANGLES, SHEARED, TABLE, explain_read_error
-from nnssl.dataset_conversion.engine.sources import UnreadableError, check_compression
+from nnssl.dataset_conversion.engine.sources import UnreadableError, check_content
 from tests.sheared import write_sheared
 
 SCAN = sitk.GetImageFromArray(np.arange(210, dtype=np.float32).reshape(5, 6, 7))
@@ -97,7 +97,7 @@ def test_compression_that_does_not_fit_the_name(
 ) -> None:
     path = write(tmp_path / "b.mha").rename(tmp_path / file)
     with pytest.raises(UnreadableError) as caught:
-        check_compression(path)
+        check_content(path)
     assert str(caught.value).startswith(words)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import nibabel
@@ -9,10 +8,12 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnssl.data.raw import RawCase
 from nnssl.data.read_errors import RIGHT_ANGLES
-from nnssl.data.scans import Examined, Expected, ScanTask, count_not_finite, examine, gzip_is_complete
+from nnssl.data.scans import Examined, Expected, ScanTask, count_not_finite, examine
+from tests.cut_files import READER_ENDINGS, write_cut
 from tests.orientations import FILE_SIZES, ORIENTATIONS, SAME, SIZES, Orientation, image_with_corner, name_of, reorient
 from tests.sheared import write_sheared
 
@@ -60,12 +61,20 @@ def test_a_label_of_another_shape_is_one_problem(tmp_path: Path) -> None:
     assert "a.nii.gz has the shape 7 x 5 x 4, a_0000.nii.gz has 6 x 5 x 4" in problem
 
 
-def test_complete_and_cut_gzip_files(tmp_path: Path) -> None:
-    path = tmp_path / "a.gz"
-    content = gzip.compress(bytes(range(256)) * 500)
-    for data, complete in ((content, True), (content * 2, True), (content + b"\0" * 512, True), (content[:-1], False)):
-        path.write_bytes(data)
-        assert gzip_is_complete(path) == complete
+@pytest.mark.parametrize("ending", READER_ENDINGS)
+@pytest.mark.parametrize("cut", ["image", "label"])
+def test_a_file_that_ends_too_early_is_a_problem(tmp_path: Path, ending: str, cut: str) -> None:
+    paths = {"image": tmp_path / f"a_0000{ending}", "label": tmp_path / f"a{ending}"}
+    for kind, path in paths.items():
+        write_cut(path, np.ones((6, 8, 10), np.uint8))
+        if kind != cut:
+            path.unlink()
+    reader = Tiff3DIO if ending == ".tif" else SimpleITKIO
+    task = ScanTask(RawCase("a", (paths["image"],), paths["label"], "a"), "labelled", True)
+    problems = examine(task, Expected(reader, 1, (0, 1), ending)).problems
+    (problem,) = [text for text in problems if "does not exist" not in text]
+    assert f"{paths[cut]} cannot be read" in problem
+    assert problem.endswith("copy the file again from its source")
 
 
 def test_values_that_are_not_finite_are_counted_in_the_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.cut_files import CONVERTER_ENDINGS, write_cut
 from tests.dataset_conversion.miniatures import (
     ORIGIN,
     assert_scan,
@@ -310,3 +311,15 @@ def test_a_tiff_volume_has_its_voxel_size_beside_it(tmp_path: Path, monkeypatch,
     write(root / "unlabelled" / "u.tif", scan(7, dtype=np.uint16))
     converted(tmp_path, monkeypatch, "folder", root)
     assert "warning: 1 TIFF volume(s) have no file with their voxel size, u.json for example" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", CONVERTER_ENDINGS)
+@pytest.mark.parametrize("place", ["images", "labels", "unlabelled"])
+def test_files_that_end_too_early(tmp_path: Path, monkeypatch, capsys, download: Path, ending: str, place: str) -> None:
+    name = "c" if place == "unlabelled" else "a"
+    for old in (download / place).glob(f"{name}.*"):
+        old.unlink()
+    write_cut(download / place / f"{name}{ending}", label([1, 2]))
+    message = refused(tmp_path, monkeypatch, capsys, "folder", download)
+    assert f"{name}: {place}/{name}." in message
+    assert "copy the file again from its source" in message

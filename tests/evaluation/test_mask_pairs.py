@@ -10,12 +10,14 @@ import SimpleITK as sitk
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED
 from nnssl.errors import DataError
 from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case, read_labels
 from nnssl.evaluation.metrics import segmentation_metrics, voxel_metrics
 from nnssl.evaluation.structures import Structures
+from tests.cut_files import READER_ENDINGS, write_cut
 from tests.evaluation.folders_for_tests import SPACING, label_array, write_labels
 from tests.orientations import FILE_SIZES, ORIENTATIONS, SAME, image_with_corner, name_of, reorient
 from tests.sheared import write_sheared
@@ -233,6 +235,15 @@ def test_without_a_declaration_other_values_are_background(tmp_path):
         measured(tmp_path, np.where(label_array(1) == 2, 40, label_array(1)), label_array(1), structures)[1]["Dice"]
         == 1
     )
+
+
+@pytest.mark.parametrize("ending", READER_ENDINGS)
+def test_a_mask_that_ends_too_early_is_an_error(tmp_path, ending):
+    path = write_cut(tmp_path / f"a{ending}", np.ones((6, 8, 10), np.uint8))
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        read_labels(Tiff3DIO if ending == ".tif" else SimpleITKIO, path)
+    assert caught.value.where == str(path)
+    assert caught.value.run.startswith("copy the file again")
 
 
 @pytest.mark.parametrize("fault", ["missing", "garbage", "cut", "fractions", "nan", "channels"])

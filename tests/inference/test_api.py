@@ -166,3 +166,22 @@ def test_reorientation_turns_the_axes():
     assert turned.array.shape == (1, 14, 18, 20)
     assert turned.spacing_mm == pytest.approx((1.6, 0.9, 1.1))
     assert turned.restore(turned.array[0]).GetSize() == image.GetSize()
+
+
+@pytest.mark.parametrize("order", [([1, 0, 2], [1, 0, 2]), ([2, 0, 1], [1, 2, 0])])
+@pytest.mark.parametrize("kind", ["array", "channel and array", "sitk", "file"])
+def test_a_plane_is_refused_and_not_turned_where_the_slices_of_the_model_lie_otherwise(results, tmp_path, order, kind):
+    write_model(results, dim=2, transpose_forward=order[0], transpose_backward=order[1])
+    image = make_scan(0, (20, 18))
+    array = SimpleITK.GetArrayFromImage(image)
+    SimpleITK.WriteImage(image, str(tmp_path / "plane_0000.nii.gz"))
+    scan, options = {
+        "array": (array, {"spacing_mm": (1.0, 1.0)}),
+        "channel and array": (array[None], {"spacing_mm": (1.0, 1.0)}),
+        "sitk": (image, {}),
+        "file": (tmp_path / "plane_0000.nii.gz", {"output": tmp_path / "mask.nii.gz"}),
+    }[kind]
+    with pytest.raises(DataError, match="one voxel thick within the slices of the model") as caught:
+        nnssl.predict(scan, device="cpu", **options)
+    assert f"lie across axis {'zyx'[order[0][0]]}, the scan has one voxel along z" in caught.value.why
+    assert not (tmp_path / "mask.nii.gz").exists()

@@ -13,7 +13,7 @@ from nnssl.dataset_conversion.engine.sources import (
     H5Volume,
     ImageFile,
     UnreadableError,
-    check_compression,
+    check_content,
     image_of,
     number_of_frames,
     read_h5,
@@ -53,11 +53,11 @@ def test_compression_and_ending_must_agree(tmp_path: Path) -> None:
     contents["cut.gz"] = contents["good.gz"][:-3]
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    check_compression(tmp_path / "good.gz")
-    check_compression(tmp_path / "good.nii")
+    check_content(tmp_path / "good.gz")
+    check_content(tmp_path / "good.nii")
     for name, text in (("no.gz", "is not compressed"), ("yes.nii", "does not end in .gz"), ("cut.gz", "is cut off")):
         with pytest.raises(UnreadableError, match=text):
-            check_compression(tmp_path / name)
+            check_content(tmp_path / name)
 
 
 def test_arrays_of_h5_files(tmp_path: Path) -> None:
