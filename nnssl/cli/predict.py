@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-chk", default="checkpoint_final.pth", help="checkpoint file, default %(default)s")
     add("-step_size", type=float, default=0.5, help="step between patches as a share of the patch, default %(default)s")
     add("--disable_tta", action="store_true", help="no averaging over mirrored copies: faster, less accurate")
+    add("--no_postprocessing", action="store_true", help="masks as the network gives them, without largest components")
     add("--save_probabilities", action="store_true", help="also write CASE.npz and CASE.pkl")
     add("--continue_prediction", "--c", action="store_true", help="keep masks that are there, predict the others")
     add("-npp", type=int, default=os.environ.get("nnUNet_npp"), help="threads that preprocess, default 1, on a GPU 3")
@@ -60,16 +61,14 @@ def _body(arguments: argparse.Namespace) -> None:
     options = ModelOptions(
         model=a.m, dataset=a.d, trainer=a.tr, plans=a.p, configuration=a.c, tag=a.tag, folds=a.f, checkpoint=a.chk,
         step_size=a.step_size, mirroring=not a.disable_tta, device=a.device, on_device=not a.not_on_device,
-        verbose=a.verbose,
+        postprocessing=not a.no_postprocessing, verbose=a.verbose,
     )  # fmt: skip
     with contextlib.redirect_stdout(sys.stderr if a.verbose else io.StringIO()):
         result, seconds = predict_files(job, options), time.monotonic() - start
     if a.json:
-        record = {"masks": [str(mask) for mask in result.masks], "predicted": result.predicted, "folds": result.folds,
-                  "model": str(result.model.path), "device": result.device, "seconds": round(seconds, 1)}  # fmt: skip
-        print_json(record)
+        print_json({**result.to_dict(), "seconds": round(seconds, 1)})
         return
-    print(f"model: {result.model.options}, folds {' '.join(result.folds)}, on {result.device}")
+    print("\n".join(result.lines))
     print(f"{result.predicted} of {len(result.masks)} masks predicted in {seconds:.1f} s: {result.folder}")
     labels = Path(a.i).with_name(Path(a.i).name.replace("images", "labels"))
     print(f"next: nnssl_evaluate {labels if labels != Path(a.i) and labels.is_dir() else 'LABELS'} {result.folder}")

@@ -9,12 +9,14 @@ from nnssl.cli.runtime import parser, print_json, run
 from nnssl.training.runs import Run, runs
 from nnssl.training.settings import DEFAULT_TAG
 
-COLUMNS = ("trainer", "fold", "state", "Dice", "time", "tag")  # the tag is last, as it can be long
+# "post" is the Dice after post-processing.
+COLUMNS = ("trainer", "fold", "state", "Dice", "post", "time", "tag")  # the tag is last, as it can be long
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    made = parser("nnssl_runs", "List all runs: trainer, tag, state, validation Dice, time, and the command of each.")
+    made = parser("nnssl_runs", "List all runs: trainer, tag, state, Dice of the validation before and after "
+                  "post-processing (post), time, and the command of each.")  # fmt: skip
     for flag, name, text in (
         ("-d", "dataset", "data set, name or id"),
         ("-tr", "trainer", "trainer"),
@@ -58,10 +60,11 @@ def _plan(each: Run) -> str:
 
 
 def _cells(each: Run) -> tuple[str, ...]:
-    dice = "–" if each.validation_dice is None else f"{each.validation_dice:.3f}"
+    scores = (each.validation_dice, each.postprocessed_dice)
+    before, after = ("–" if dice is None else f"{dice:.3f}" for dice in scores)
     minutes, seconds = divmod(round(each.seconds), 60)
     time = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if each.seconds else "–"
-    return (each.trainer, each.fold, each.progress, dice, time, each.tag or DEFAULT_TAG)
+    return (each.trainer, each.fold, each.progress, before, after, time, each.tag or DEFAULT_TAG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

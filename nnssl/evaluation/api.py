@@ -12,6 +12,7 @@ from typing import Any
 from nnssl.data.labels import Label
 from nnssl.errors import DataError, UsageError, unknown_name
 from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case
+from nnssl.evaluation.postprocessing import Postprocessing
 from nnssl.evaluation.structures import (
     Structures,
     declared_structures,
@@ -44,6 +45,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     metrics: str = "standard",
     nsd_tolerance_mm: float = 1.0,
     same_placement: bool = True,
+    postprocessing: Postprocessing | None = None,
     protocol: str | None = None,
 ) -> EvaluationResult:
     """Measure every prediction against its reference, write `summary.json`, and return the same content.
@@ -65,6 +67,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
         same_placement: whether different origins and directions are an error; different shapes and spacings always are.
             A prediction that lies in the place of its reference on flipped or reordered axes is never an error: it is
             brought to the axes of the reference, and the log and the summary say so.
+        postprocessing: what is done to every prediction before it is measured; the files stay as they are.
         protocol: the old spelling of `metrics`.
 
     Raises:
@@ -86,7 +89,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
     ending = file_ending(dataset, references)
     cases, without_prediction, without_reference = _pairs(references, predictions, ending, chill)
     reader = find_reader(plans, dataset, ending, next(iter(cases.values())).reference)
-    measurement = Measurement(reader, structures, nsd_tolerance_mm, metrics == "paper", same_placement)
+    measurement = Measurement(reader, structures, nsd_tolerance_mm, metrics == "paper", same_placement, postprocessing)
     processes = num_processes or worker_processes()
     result = summarise(
         run_parallel(partial(measure_case, measurement), cases, processes, "evaluating"),

@@ -21,6 +21,7 @@ from nnssl.data.scans import count_not_finite
 from nnssl.errors import DataError
 from nnssl.evaluation.masks import label_map
 from nnssl.evaluation.metrics import overlap_counts, segmentation_metrics, voxel_metrics
+from nnssl.evaluation.postprocessing import Postprocessing, postprocess
 from nnssl.evaluation.structures import Structures
 
 CaseMetrics = dict[Label, dict[str, float]]
@@ -48,6 +49,7 @@ class Measurement:
         paper: whether to add the voxel distances of the semi-supervised papers.
         same_placement: whether origin and direction must agree, besides shape and spacing; flipped and reordered axes
             always agree.
+        postprocessing: what is done to every prediction before it is measured; None does nothing.
     """
 
     reader: type[Any]
@@ -55,6 +57,7 @@ class Measurement:
     nsd_tolerance_mm: float
     paper: bool
     same_placement: bool = True
+    postprocessing: Postprocessing | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def measure_case(measurement: Measurement, files: FilePair) -> MeasuredCase:
         ignored = set() if structures.ignore_label is None else {structures.ignore_label}
         _check_values(reference, structures.allowed | ignored, files.reference)
         _check_values(prediction, structures.allowed, files.prediction)
-    maps, ignore = (prediction.values, reference.values), structures.ignore_label
+    predicted = postprocess(prediction.values, measurement.postprocessing)
+    maps, ignore = (predicted, reference.values), structures.ignore_label
     counts = overlap_counts(*maps, structures.names, ignore_label=ignore)
     surfaces = segmentation_metrics(
         *maps,

@@ -138,6 +138,8 @@ def conventions(measurement: Measurement) -> dict[str, str | float]:
         "mean": "over the cases that have a value; foreground_mean over the structures that have a mean",
         "sd": "sample standard deviation over cases",
     }
+    if measurement.postprocessing:
+        words["postprocessing"] = str(measurement.postprocessing)
     if measurement.paper:
         words["hd95_vox_pooled"] = "95th percentile of both directions pooled, voxels (medpy's hd95 without spacing)"
         words["asd_vox"] = "mean distance from the prediction's to the reference's surface, voxels (medpy's asd)"

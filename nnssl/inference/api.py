@@ -40,6 +40,7 @@ class ModelOptions(TypedDict, total=False):
         mirroring: test-time augmentation by mirroring, default True.
         device: `cuda`, `cpu` or `mps`, default the best one there is.
         on_device: keep results on the GPU, default True.
+        postprocessing: follow the decision that is stored with the model (largest components), default True.
         verbose: let nnU-Net print what it does, default False.
     """
 
@@ -55,6 +56,7 @@ class ModelOptions(TypedDict, total=False):
     mirroring: bool
     device: str | torch.device | None
     on_device: bool
+    postprocessing: bool
     verbose: bool
 
 
@@ -65,7 +67,7 @@ def load_predictor(**options: Unpack[ModelOptions]) -> Predictor:
 
     Raises:
         UsageError: no model, or several, fit; no such fold; a cascade.
-        DataError: `model` is no model folder.
+        DataError: `model` is no model folder, or its decision about post-processing is damaged.
         EnvironmentProblem: a checkpoint is damaged, there is no such device, or `nnUNet_results` is not set.
     """
     model, settings = _chosen(options)
@@ -246,6 +248,8 @@ class DiskResult:
         model: the model that was used.
         folds: folds whose logits were averaged.
         device: where the network ran.
+        postprocessing: what was done to the masks, and why; empty where the model has no decision, or it was not asked
+            for.
         single: the job was one scan, not a folder or a list of scans.
     """
 
@@ -255,7 +259,25 @@ class DiskResult:
     model: ModelFolder
     folds: list[str]
     device: str
+    postprocessing: str
     single: bool
+
+    @property
+    def lines(self) -> list[str]:
+        """The model that was used, and what was done to its masks, for the terminal."""
+        model = f"model: {self.model.options}, folds {' '.join(self.folds)}, on {self.device}"
+        return [model, f"post-processing: {self.postprocessing}"] if self.postprocessing else [model]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "masks": [str(mask) for mask in self.masks],
+            "predicted": self.predicted,
+            "folds": self.folds,
+            "model": str(self.model.path),
+            "device": self.device,
+            "postprocessing": self.postprocessing,
+        }
 
 
 def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
@@ -296,7 +318,8 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         )
     masks = [case.mask for case in cases]
     single = not (from_folder or job.scans is not None or job.has_several(files))
-    return DiskResult(masks, len(todo), folder, model, predictor.folds, str(predictor.device), single)
+    device, line = str(predictor.device), predictor.postprocessing.line
+    return DiskResult(masks, len(todo), folder, model, predictor.folds, device, line, single)
 
 
 def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
@@ -315,6 +338,7 @@ def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
             "folds": predictor.folds,
             "step_size": predictor.tile_step_size,
             "mirroring": predictor.use_mirroring,
+            "postprocessing": predictor.postprocessing.line,
             "device": str(predictor.device),
         },
     }

@@ -15,6 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from typing_extensions import Self
 
 from nnssl.errors import DataError, OutOfMemory, UsageError
+from nnssl.evaluation.postprocessing import postprocess
 from nnssl.host import input_channels, mask_from_logits
 from nnssl.inference.export import write_mask, write_probabilities
 from nnssl.inference.images import Array, LoadedImage, load_image
@@ -22,6 +23,7 @@ from nnssl.inference.inputs import ScanToPredict, check_cases
 from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import run_overlapped
+from nnssl.inference.postprocessing import Choice, choose_postprocessing
 from nnssl.inference.progress import Progress, ProgressStyle
 from nnssl.names import CHECKPOINT_FINAL, FILE_ENDING_KEY, FOLD_PREFIX
 from nnssl.system.devices import choose_device
@@ -45,15 +47,16 @@ def using_threads(count: int | None) -> Iterator[None]:
 class Predictor(nnUNetPredictor):
     """A trained model, loaded once, for any number of scans.
 
-    The masks are those of nnU-Net's predictor, apart from float rounding. Three things differ: threads replace worker
-    processes, the network is built from the plans without a search for trainer classes, and on the CPU two mirrored
-    copies of a 3-D patch pass the network at a time.
+    The masks are those of nnU-Net's predictor, apart from float rounding and the post-processing that is stored with
+    the model. Three further things differ: threads replace worker processes, the network is built from the plans
+    without a search for trainer classes, and on the CPU two mirrored copies of a 3-D patch pass the network at a time.
 
     Args:
         step_size: step between patches in units of the patch size, in (0, 1].
         mirroring: average over mirrored copies (test-time augmentation).
         device: `cuda`, `cpu` or `mps`; None takes the best device of this machine.
         on_device: keep the whole result on the GPU; otherwise only patches are on the GPU.
+        postprocessing: follow the decision that is stored with the model (`postprocessing.json`).
         verbose: let nnU-Net print what it does.
 
     Raises:
@@ -68,12 +71,14 @@ class Predictor(nnUNetPredictor):
         mirroring: bool = True,
         device: str | torch.device | None = None,
         on_device: bool = True,
+        postprocessing: bool = True,
         verbose: bool = False,
     ) -> None:
         if not 0 < step_size <= 1:
             raise UsageError(f"-step_size {step_size} is not in (0, 1]")
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's constructor prints on every device but cuda
             super().__init__(step_size, True, mirroring, on_device, choose_device(device), verbose, verbose, False)
+        self.use_postprocessing, self.postprocessing = postprocessing, Choice()
         self.model: ModelFolder | None = None
         self.folds: list[str] = []
         self.progress = Progress(0, "off")
@@ -97,7 +102,7 @@ class Predictor(nnUNetPredictor):
 
         Raises:
             UsageError: no such fold or checkpoint, or the configuration is the second stage of a cascade.
-            DataError: the folder is no model folder.
+            DataError: the folder is no model folder, or its decision about post-processing is damaged.
             EnvironmentProblem: a checkpoint is damaged or does not fit the plans, or this machine has no such device.
         """
         predictor = cls(**settings)
@@ -130,6 +135,7 @@ class Predictor(nnUNetPredictor):
         self._preprocessor = loaded.preprocessor
         self._preprocessing = loaded.preprocessing
         self.model, self.folds = folder, folds
+        self.postprocessing = choose_postprocessing(folder.path, folds) if self.use_postprocessing else Choice()
 
     @property
     def channels(self) -> int:
@@ -277,10 +283,11 @@ class Predictor(nnUNetPredictor):
     def _restore(
         self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool
     ) -> tuple[Array, Array | None]:
-        """Return mask (z, y, x) and probabilities (C, z, y, x) on the grid of the original scan."""
+        """Return post-processed mask (z, y, x) and probabilities (C, z, y, x) on the grid of the original scan."""
         plans, configuration = self.plans_manager, self.configuration_manager
         restored = mask_from_logits(logits, plans, configuration, self.label_manager, properties, probabilities)
-        return restored if probabilities else (restored, None)
+        mask, probs = restored if probabilities else (restored, None)
+        return postprocess(mask, self.postprocessing.decision), probs
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)

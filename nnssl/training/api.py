@@ -135,9 +135,8 @@ def train(  # noqa: PLR0913 - the public API names every option
             run=f"-p {plans.partition(TAG_SEPARATOR)[0]} -labelled N",
         )
     tag = None if tag is None else check_tag(tag)
-    goes_on = continue_training or only_validation
-    best_unsaved = validate_best and disable_checkpointing
-    _check_options(continue_training, only_validation, overwrite, best_unsaved, pretrained_weights, start_from)
+    goes_on = _goes_on(continue_training, only_validation, validate_best and disable_checkpointing)
+    _check_options(goes_on, overwrite, pretrained_weights, start_from)
     root = environment_folder(PREPROCESSED_VARIABLE, must_exist=True)
     results = environment_folder(RESULTS_VARIABLE)
     preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
@@ -224,26 +223,24 @@ def _device(name: str, num_gpus: int, bf16: bool) -> str:
     return str(device)
 
 
-def _check_options(
-    resume: bool,
-    only_validation: bool,
-    overwrite: bool,
-    best_unsaved: bool,
-    pretrained: str | None,
-    start_from: str | Path | None,
-) -> None:
+def _goes_on(resume: bool, only_validation: bool, best_unsaved: bool) -> bool:
+    """Return whether an earlier run is meant, after checking the options that say so."""
     if resume and only_validation:
         raise UsageError("--c and --val exclude each other", run="--c trains on and validates; --val only validates")
-    if overwrite and (resume or only_validation):
-        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
     if best_unsaved:
         raise UsageError("--val_best needs checkpoints", where="--disable_checkpointing")
-    if pretrained and (resume or only_validation):
+    return resume or only_validation
+
+
+def _check_options(goes_on: bool, overwrite: bool, pretrained: str | None, start_from: str | Path | None) -> None:
+    if pretrained and goes_on:
         raise UsageError("-pretrained_weights is for the start of a run", where="--c, --val")
     if pretrained and start_from:
         raise UsageError("-pretrained_weights and -start_from exclude each other", run="leave one of them out")
     if pretrained and not Path(pretrained).is_file():
         raise EnvironmentProblem("there are no such weights", where=pretrained)
+    if overwrite and goes_on:
+        raise UsageError("--overwrite is for the start of a run", where="--c, --val", run="leave one of them out")
 
 
 def _check_protocol(preprocessed: Path, protocol: str, configuration: str) -> None:

@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from typing_extensions import Self
+
 from nnssl.data.splits import FoldCases
 from nnssl.names import (
     CHECKPOINT_FINAL,
@@ -31,6 +33,7 @@ from nnssl.names import (
     SPLITS_JSON,
     SUMMARY_JSON,
     SUPERVISED_TRAINER,
+    SUMMARY_POSTPROCESSED_JSON,
     VALIDATION_FOLDER,
 )
 from nnssl.system.files import content_hash, settings_hash, write_json
@@ -132,8 +135,8 @@ HASHED_FILES = (DATASET_JSON, SPLITS_JSON)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Validation scores of the deployed network.
+class MaskScores:
+    """Scores of masks.
 
     Attributes:
         dice: mean Dice over structures and cases, in [0, 1]; None where no case has a structure.
@@ -144,13 +147,33 @@ class Scores:
     dice_by_label: dict[str, float | None] = field(default_factory=dict)
 
     @classmethod
-    def of_summary(cls, file: Path) -> Scores | None:
+    def of_summary(cls, file: Path) -> Self | None:
         """Return the scores in a `summary.json`, None where the file is missing or cannot be read."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             summary = json.loads(file.read_text(encoding="utf-8"))
             labels = {label: _number(values.get("Dice")) for label, values in summary["mean"].items()}
             return cls(_number(summary["foreground_mean"]["Dice"]), labels)
         return None
+
+
+@dataclass(frozen=True)
+class Scores(MaskScores):
+    """Validation scores of the deployed network, of the masks as they are.
+
+    Attributes:
+        dice: as in `MaskScores`.
+        dice_by_label: as in `MaskScores`.
+        postprocessed: the scores after the post-processing of the fold; None where none was decided.
+    """
+
+    postprocessed: MaskScores | None = None
+
+    @classmethod
+    def of_validation(cls, folder: Path) -> Scores | None:
+        """Return the scores in the `validation` folder of a run, None where the run was not validated."""
+        found = cls.of_summary(folder / SUMMARY_JSON)
+        after = MaskScores.of_summary(folder / SUMMARY_POSTPROCESSED_JSON)
+        return dataclasses.replace(found, postprocessed=after) if found else None
 
 
 @dataclass(frozen=True)
@@ -207,7 +230,7 @@ class RunRecord:
             content["settings"] = _known(RunSettings, content["settings"])
             content["sessions"] = tuple(map(_session, content.get("sessions", ())))
             content["data"] = _known(DataHashes, content.get("data", {}))
-            content["scores"] = _known(Scores, content["scores"]) if content.get("scores") else None
+            content["scores"] = _scores(content["scores"]) if content.get("scores") else None
             return _known(cls, content)
         return None
 
@@ -232,7 +255,7 @@ class RunRecord:
             iteration=iteration,
             sessions=sessions,
             seconds_per_iteration=seconds_per_iteration(folder),
-            scores=Scores.of_summary(folder / VALIDATION_FOLDER / SUMMARY_JSON),
+            scores=Scores.of_validation(folder / VALIDATION_FOLDER),
         )
 
 
@@ -347,6 +370,11 @@ def _session(content: Mapping[str, Any]) -> Session:
     git, machine = content.get("git"), content.get("machine")
     parts = {"git": _known(Git, git) if git else None, "machine": _known(Machine, machine) if machine else None}
     return _known(Session, {**content, **parts})
+
+
+def _scores(content: Mapping[str, Any]) -> Scores:
+    after = content.get("postprocessed")
+    return _known(Scores, {**content, "postprocessed": _known(MaskScores, after) if after else None})
 
 
 def _number(value: object) -> float | None:

@@ -19,7 +19,6 @@ from nnssl.names import (
     PREPROCESSED_VARIABLE,
     RESULTS_VARIABLE,
     SEMI_KEY,
-    SUMMARY_JSON,
     VALIDATION_FOLDER,
 )
 from nnssl.system.files import environment_folder
@@ -47,6 +46,7 @@ class Run:
         iteration: optimiser steps that are done, None where no file tells.
         num_iterations: length of the run, None where no file tells.
         validation_dice: mean Dice of the validation, None where the run was not validated.
+        postprocessed_dice: the same after post-processing, None where no file tells.
         seconds: time that training took so far.
         command: the command that began the run; empty for runs without a record.
     """
@@ -62,6 +62,7 @@ class Run:
     iteration: int | None
     num_iterations: int | None
     validation_dice: float | None
+    postprocessed_dice: float | None
     seconds: float
     command: str
 
@@ -197,7 +198,7 @@ def _run_in(folder: Path, name: ModelName, fold: str) -> list[Run]:
     if record is None and not any(folder.glob(CHECKPOINT_PATTERN)):
         return []
     seconds, logged = training_seconds(folder)
-    scores = Scores.of_summary(folder / VALIDATION_FOLDER / SUMMARY_JSON)
+    scores = Scores.of_validation(folder / VALIDATION_FOLDER)
     if record is None:
         iteration, length, command = logged or None, _length_in_plans(folder.parent / PLANS_JSON), ""
         state: State = "done" if (folder / FINAL).is_file() else "stopped"
@@ -218,6 +219,7 @@ def _run_in(folder: Path, name: ModelName, fold: str) -> list[Run]:
             iteration,
             length,
             scores.dice if scores else None,
+            scores.postprocessed.dice if scores and scores.postprocessed else None,
             round(seconds, 1),
             command,
         )

@@ -26,6 +26,7 @@ from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.checkpointing import Checkpointing
 from nnssl_trainers.frame.epoch_log import epoch_line
 from nnssl_trainers.frame.plots import plot_progress
+from nnssl_trainers.frame.postprocessing import decide_for_fold, forget_decision_of_model
 from nnssl_trainers.frame.reporting import ProgressStyle, Reporter, header_lines, learning_warnings
 from nnssl_trainers.frame.validation import predict_validation_cases
 
@@ -276,12 +277,16 @@ class RunLoop(Checkpointing[ConfigT]):
         return result
 
     def on_train_end(self) -> None:
-        """Write the slim final checkpoint, and keep the latest whole state, from which a longer run can continue."""
+        """Write the slim final checkpoint and the post-processing; the latest whole state stays for a longer run."""
         folder = Path(self.output_folder)
+        if self.local_rank == 0:
+            forget_decision_of_model(self)
         self.save_checkpoint(str(folder / FINAL))
         if self.local_rank == 0 and not self.disable_checkpointing:
             checkpoints.previous(folder / LATEST).unlink(missing_ok=True)
         log.info("training done: %s", folder / FINAL)
+        if self.local_rank == 0:
+            decide_for_fold(self)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the fold's validation cases with the deployed network, and write `validation/summary.json`."""

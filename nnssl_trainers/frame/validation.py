@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,30 @@ import torch
 from torch import distributed, nn
 from tqdm import tqdm
 
+from nnssl.evaluation.postprocessing import Postprocessing
+from nnssl.evaluation.summary import EvaluationResult
 from nnssl.host import forget_patch_weights
 from nnssl.inference.predictor import Predictor
-from nnssl.names import DATASET_JSON, GT_FOLDER, PLANS_JSON, SUMMARY_JSON, VALIDATION_FOLDER
+from nnssl.names import (
+    DATASET_JSON,
+    GT_FOLDER,
+    PLANS_JSON,
+    SUMMARY_JSON,
+    SUMMARY_POSTPROCESSED_JSON,
+    VALIDATION_FOLDER,
+)
 from nnssl.system.files import write_json
+from nnssl_trainers.frame.postprocessing import decide_for_fold, decide_for_model
 
 log = logging.getLogger("nnssl.train")
 
 
 def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilities: bool) -> None:  # noqa: ANN401
-    """Predict the validation cases of a fold in this process; the first process writes `validation/summary.json`.
+    """Predict the validation cases of a fold in this process; the first process writes the scores.
+
+    `validation/` holds the masks as the network gives them, and `summary.json` their scores. The scores after the
+    fold's post-processing stand in `summary_postprocessed.json`; post-processed masks are not written. When all folds
+    of a model are validated, their masks decide about the post-processing of the model.
 
     Args:
         trainer: a trainer of the frame after training, or with loaded weights.
@@ -64,14 +79,41 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
     if trainer.is_ddp:
         distributed.barrier()
     if rank == 0:
-        from nnssl.evaluation.api import evaluate
+        _score(trainer, folder, len(cases))
+        decide_for_model(trainer)
 
-        truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
-        result = evaluate(truth, folder, chill=True, same_placement=False)  # training did not check placement either
-        dice = result.summary["foreground_mean"]["Dice"]
-        trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
-        names, means = result.summary["structures"], result.summary["mean"]
-        parts = ", ".join(f"{names[label]} {means[label]['Dice']:.3f}" for label in names)
-        log.info("validation of %d cases: mean foreground Dice %.4f (%s); %s", len(cases), dice, parts, folder)
-        if dice == 0:
-            log.warning("warning: no predicted foreground voxel is right in validation; see %s", folder / SUMMARY_JSON)
+
+def _score(trainer: Any, folder: Path, num_cases: int) -> None:  # noqa: ANN401
+    """Score the masks in `validation/` as they are, and after the fold's post-processing."""
+    from nnssl.evaluation.api import evaluate
+
+    truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
+    score = partial(evaluate, truth, folder, chill=True, same_placement=False)  # nor did training check placement
+    result = score()
+    dice = result.summary["foreground_mean"]["Dice"]
+    trainer.print_to_log_file(f"Mean Validation Dice: {dice}")
+    log.info("validation of %d cases: %s; %s", num_cases, _dice_line(result), folder)
+    if dice == 0:
+        log.warning("warning: no predicted foreground voxel is right in validation; see %s", folder / SUMMARY_JSON)
+    decision = _decision_of_fold(trainer)
+    if decision is None:
+        return
+    output = folder / SUMMARY_POSTPROCESSED_JSON
+    if decision.applied:
+        after = score(postprocessing=decision, output_file=output)
+    else:
+        after = result
+        write_json(output, result.summary)
+    line = f"after post-processing, {decision.effect}: {_dice_line(after)}"
+    trainer.print_to_log_file(line)
+    log.info(line)
+
+
+def _decision_of_fold(trainer: Any) -> Postprocessing | None:  # noqa: ANN401
+    """Return the decision that training wrote; a run that ended before nnssl made decisions gets one now."""
+    return Postprocessing.read(Path(trainer.output_folder)) or decide_for_fold(trainer)
+
+
+def _dice_line(result: EvaluationResult) -> str:
+    parts = ", ".join(f"{name} {result.mean[label]['Dice']:.3f}" for label, name in result.structures.items())
+    return f"mean foreground Dice {result.foreground_mean['Dice']:.4f} ({parts})"

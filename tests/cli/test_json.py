@@ -47,7 +47,8 @@ SCHEMAS = {
         }
     ),
     "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
-    "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, device=TEXT, seconds=NUMBER),
+    "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, device=TEXT, postprocessing=TEXT,
+                    seconds=NUMBER),
     "evaluate": keys(
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
         metric_per_case={"type": "array", "items": keys(metrics=DICT, reference_file=TEXT, prediction_file=TEXT)},
@@ -56,8 +57,8 @@ SCHEMAS = {
         "type": "array",
         "minItems": 1,
         "items": keys(folder=TEXT, dataset=TEXT, trainer=TEXT, plans=TEXT, configuration=TEXT, fold=TEXT, tag=TEXT,
-                      state=TEXT, iteration=COUNT, num_iterations=COUNT, validation_dice=SHARE, seconds=NUMBER,
-                      command=TEXT),
+                      state=TEXT, iteration=COUNT, num_iterations=COUNT, validation_dice=SHARE,
+                      postprocessed_dice=SHARE, seconds=NUMBER, command=TEXT),
     },
     "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
     "convert": keys(folder=TEXT, converter=TEXT, dataset=TEXT, dry_run=FLAG, labelled=COUNT, unlabelled=COUNT,

@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
 from nnssl.cli.predict import main, make_parser
+from nnssl.evaluation.postprocessing import Postprocessing, Step
 from tests.inference import conftest as fixtures
 from tests.inference.model_for_tests import read_mask, write_model
 
@@ -36,6 +38,31 @@ def test_input_and_output_are_enough_where_one_model_is_trained(model, scans, tm
     assert lines[2] == f"next: nnssl_evaluate LABELS {output}"
     written = {file.name for file in output.iterdir()}
     assert {"dataset.json", "plans.json", "predict_from_raw_data_args.json", "case_2.nii.gz"} <= written
+
+
+def test_the_post_processing_of_the_model_is_followed_unless_it_is_off(model, scans, tmp_path, capsys):
+    decision = Postprocessing("cross-validation", 8, (Step("rim", (2,), True),))
+    decision.write(model)
+    options = ("-i", scans, "-f", 0, "--disable_tta")
+    assert run(*options, "-o", tmp_path / "with") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "post-processing: largest component of rim (cross-validation, 8 cases)"
+    assert len(lines) == 4
+    assert run(*options, "-o", tmp_path / "without", "--no_postprocessing") == 0
+    assert "post-processing" not in capsys.readouterr().out
+    told = []
+    for folder in ("with", "without"):
+        arguments = json.loads((tmp_path / folder / "predict_from_raw_data_args.json").read_text())
+        told.append(arguments["nnssl_semi"]["postprocessing"])
+    assert told == [str(decision), ""]
+    changed = 0
+    for case in range(3):
+        cleaned, raw = (read_mask(tmp_path / folder / f"case_{case}.nii.gz") for folder in ("with", "without"))
+        np.testing.assert_array_equal(cleaned, remove_all_but_largest_component_from_segmentation(raw, 2))
+        changed += np.count_nonzero(cleaned != raw)
+    assert changed
+    assert run(*options, "-o", tmp_path / "json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["postprocessing"] == str(decision)
 
 
 def test_labels_beside_the_images_are_named(model, scans, tmp_path, capsys):

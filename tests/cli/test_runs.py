@@ -28,6 +28,8 @@ def results(tmp_path, monkeypatch):
         if state == "done":
             summary = {"foreground_mean": {"Dice": 0.8125}, "mean": {}}
             (folder / "validation" / "summary.json").write_text(json.dumps(summary))
+            summary = {"foreground_mean": {"Dice": 0.875}, "mean": {}}
+            (folder / "validation" / "summary_postprocessed.json").write_text(json.dumps(summary))
     return tmp_path
 
 
@@ -38,12 +40,12 @@ def test_a_table_with_the_command_of_each_run(results, capsys) -> None:
     header, plan, first, command, second, _ = lines
     assert plan == "Dataset001_A  nnUNetPlans@lab7  2d"
     assert max(map(len, lines)) <= 100
-    for column, text in (("state", "done"), ("tag", "default"), ("Dice", "0.812")):
+    for column, text in (("state", "done"), ("tag", "default"), ("Dice", "0.812"), ("post", "0.875")):
         assert first[header.index(column) :].startswith(text)
     assert command.strip() == COMMAND
     assert len(command) > len(command.lstrip()) > 0
     assert second[header.index("state") :].startswith("stopped at 250 of 500")
-    assert second.split()[-3:] == ["–", "0:08:20", "seed1"]
+    assert second.split()[-4:] == ["–", "–", "0:08:20", "seed1"]
 
 
 def test_a_row_fits_a_hundred_columns_and_a_plan_is_named_once(tmp_path, monkeypatch, capsys) -> None:
@@ -73,7 +75,7 @@ def test_json_is_strict(results, capsys) -> None:
     (run,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert run["tag"] == "seed1"
     assert (run["state"], run["iteration"], run["num_iterations"]) == ("stopped", 250, 500)
-    assert run["validation_dice"] is None
+    assert run["validation_dice"] is run["postprocessed_dice"] is None
     assert run["command"] == COMMAND
 
 

@@ -41,7 +41,7 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     folder = results(dataset, tag="seed9,iterations3,ema_decay=0.5,rampup_share=0")
     files = {file.name for file in folder.iterdir()}
     assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.jsonl", "progress.csv"} <= files
-    assert {"debug.json", "run.json"} <= files
+    assert {"debug.json", "run.json", "postprocessing.json"} <= files
     assert "checkpoint_latest.pth" in files  # so that the run can be made longer
     assert "checkpoint_previous.pth" not in files
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json"} <= {f.name for f in folder.parent.iterdir()}
@@ -72,6 +72,7 @@ def test_continue_validate_and_refuse_to_replace(dataset, capsys) -> None:
     assert result["summary"].endswith("summary.json")
     assert result["settings"]["num_iterations"] == 2
     assert result["record"]["scores"]["dice"] == pytest.approx(runs(dataset.name)[0].validation_dice)
+    assert result["record"]["scores"]["postprocessed"]["dice"] == runs(dataset.name)[0].postprocessed_dice
     assert result["record"]["sessions"][0]["versions"]["nnssl"]
     assert train(dataset, "--c", "-num_iterations", "1") == 2
     assert "stored 2, asked 1" in capsys.readouterr().err

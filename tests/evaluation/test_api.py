@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
 
 import nnssl
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.api import evaluate
+from nnssl.evaluation.postprocessing import Postprocessing, Step
 from tests.evaluation.folders_for_tests import LABELS, label_array, write_folders, write_labels
 from tests.orientations import reorient
 
@@ -44,6 +46,28 @@ def test_the_summary_holds_what_nnunet_computes_from_the_same_files(tmp_path):
     for key in names:
         expected = np.mean([summary["mean"][label][key] for label in (1, 2)])
         assert summary["foreground_mean"][key] == pytest.approx(expected)
+
+
+def test_post_processing_is_measured_and_the_files_stay(tmp_path):
+    references, predictions = write_folders(tmp_path)
+    decision = Postprocessing("labelled anatomy", 4, (Step("foreground", (1, 2), True), Step("rim", (2,), True)))
+    cleaned = tmp_path / "cleaned"
+    shutil.copytree(predictions, cleaned)
+    for file in sorted(predictions.glob("*.nii.gz")):
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        array[0, 0, 0] = array[4, 7, 6] = 2
+        write_labels(file, array)
+        for labels in ([1, 2], 2):
+            array = remove_all_but_largest_component_from_segmentation(array, labels)
+        write_labels(cleaned / file.name, array)
+    before = {file.name: file.read_bytes() for file in predictions.glob("*.nii.gz")}
+    expected, raw = evaluate(references, cleaned), evaluate(references, predictions)
+    result = evaluate(references, predictions, postprocessing=decision, output_file=tmp_path / "after.json")
+    assert result.cases == expected.cases
+    assert result.mean[2]["Dice"] != raw.mean[2]["Dice"]
+    assert json.loads((tmp_path / "after.json").read_text())["conventions"]["postprocessing"] == str(decision)
+    assert "postprocessing" not in raw.conventions
+    assert {file.name: file.read_bytes() for file in predictions.glob("*.nii.gz")} == before
 
 
 def test_counts_means_and_spreads_follow_from_the_cases(tmp_path):

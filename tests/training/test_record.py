@@ -12,6 +12,7 @@ from nnssl.training.record import (
     DataHashes,
     Git,
     Machine,
+    MaskScores,
     RunRecord,
     Scores,
     Session,
@@ -35,7 +36,7 @@ def record() -> RunRecord:
         settings=RunSettings(num_iterations=10, seed=1, labelled="7", config={"momentum": 0.9}, tag="seed1"),
         sessions=(session,),
         data=DataHashes("a", "b", "c", "d", "e"),
-        scores=Scores(0.5, {"1": 0.4, "2": None}),
+        scores=Scores(0.5, {"1": 0.4, "2": None}, MaskScores(0.6, {"1": 0.5, "2": None})),
     )
 
 
@@ -68,6 +69,10 @@ def test_the_end_of_a_session(tmp_path: Path) -> None:
     ended = record().ended(tmp_path, "done", 10, peak_device_bytes=7)
     assert (ended.state, ended.iteration, ended.seconds_per_iteration) == ("done", 10, 0.8)
     assert ended.scores == Scores(0.75, {"1": 0.75, "2": None})
+    summary["mean"]["1"]["Dice"] = summary["foreground_mean"]["Dice"] = 0.8125
+    (tmp_path / "validation" / "summary_postprocessed.json").write_text(json.dumps(summary))
+    after = MaskScores(0.8125, {"1": 0.8125, "2": None})
+    assert record().ended(tmp_path, "done", 10).scores == Scores(0.75, {"1": 0.75, "2": None}, after)
     assert ended.sessions[0].ended > ended.sessions[0].started
     assert ended.sessions[0].peak_memory_bytes > 10_000_000
     assert ended.sessions[0].peak_device_bytes == 7
