@@ -22,7 +22,16 @@ from nnssl_trainers.frame.run_loop import RunLoop
 
 
 @dataclass(frozen=True)
-class StrongViewConfig(MethodConfig):
+class UnlabelledConfig(MethodConfig):
+    """The setting of every method that uses unlabelled scans."""
+
+    unlabelled_weight: float = hyper(
+        1.0, "factor of every loss term on unlabelled patches; 0: all else runs, but only labels teach", low=0.0
+    )
+
+
+@dataclass(frozen=True)
+class StrongViewConfig(UnlabelledConfig):
     """The setting of every method that learns from a strong view of the unlabelled patches."""
 
     strong_probability: float = hyper(
