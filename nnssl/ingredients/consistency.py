@@ -33,8 +33,13 @@ def probability_mse(probs: Tensor, target_probs: Tensor, mask: Tensor | None = N
     return masked_mean(difference, mask)
 
 
-def soft_dice_distance(probs: Tensor, target_probs: Tensor, form: Literal["squared", "linear"] = "squared") -> Tensor:
-    """Return 1 − the soft Dice overlap of two predictions, averaged over all classes.
+def soft_dice_distance(
+    probs: Tensor,
+    target_probs: Tensor,
+    form: Literal["squared", "linear"] = "squared",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return 1 − the soft Dice overlap of two predictions over the voxels that count, averaged over all classes.
 
     squared: 1 − mean_c (2·Σ p·q + ε) / (Σ p² + Σ q² + ε), sums over batch and voxels, ε = 1e-10; least where p = q
     linear: 1 − mean_bc (2·Σ p·q + ε) / (Σ p + Σ q + ε), sums over voxels, ε = 1e-5; moves p towards one class per
@@ -44,9 +49,10 @@ def soft_dice_distance(probs: Tensor, target_probs: Tensor, form: Literal["squar
         probs: (B, C, *S), in [0, 1]; receives the gradient. Half precision is converted to fp32.
         target_probs: (B, C, *S), in [0, 1]; receives no gradient.
         form: one of the two forms above.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
 
     Returns:
-        0-d tensor, in [0, 1], background included.
+        0-d tensor, in [0, 1], background included; 0 when the mask is empty.
 
     Raises:
         ValueError: `form` is neither squared nor linear.
@@ -55,7 +61,7 @@ def soft_dice_distance(probs: Tensor, target_probs: Tensor, form: Literal["squar
     """
     if form not in ("squared", "linear"):
         raise ValueError(f"form must be squared or linear, got {form!r}")
-    return masked_dice(probs, target_probs, dice="squared_batch" if form == "squared" else "linear_sample")
+    return masked_dice(probs, target_probs, mask, "squared_batch" if form == "squared" else "linear_sample")
 
 
 def robust_cross_entropy(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from nnssl.ingredients.pseudo_labels import fuse_labels
 from nnssl.ingredients.supervised import promote_to_fp32
-from nnssl.ingredients.uncertainty import entropy, entropy_ignore_mask, masked_percentile
+from nnssl.ingredients.uncertainty import class_percentiles, entropy, entropy_ignore_mask, masked_percentile
 
 MOST_SAMPLES = 20_000  # of each class
 MILLION = 1_000_000  # a share is rounded to six decimals, so that counts are exact
@@ -47,7 +47,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         return functional.cross_entropy(logits, other)
 
 
-def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has nine parts
+def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has ten parts
     features: Tensor,
     probs_a: Tensor,
     probs_b: Tensor,
@@ -57,6 +57,7 @@ def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has nine parts
     generator: torch.Generator | None = None,
     mask: Tensor | None = None,
     reliable: Literal["agreement", "filtered"] = "agreement",
+    by_class: bool = False,
 ) -> Tensor:
     """Return how far the features of uncertain voxels are from the prototype of their class.
 
@@ -80,6 +81,7 @@ def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has nine parts
         mask: (B, 1, *S), True = the voxel counts; None = every voxel counts.
         reliable: `agreement` = R as above. `filtered` = R is 0 where both entropies exceed their own percentiles, and
             prototypes take the fused labels instead of ŷ_A.
+        by_class: a δ for each predicted class: the percentile of the entropies, of both predictions, with this class.
 
     Returns:
         0-d tensor; a term without voxels or without prototypes is 0.
@@ -93,7 +95,7 @@ def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has nine parts
     """
     if reliable not in {"agreement", "filtered"}:
         raise ValueError(f"reliable must be agreement or filtered, got {reliable!r}")
-    labels, groups = _split_voxels(probs_a, probs_b, percentile, mask, reliable)
+    labels, groups = _split_voxels(probs_a, probs_b, percentile, mask, reliable, by_class)
     classes = torch.arange(probs_a.shape[1], device=features.device).view(1, -1, 1)
     with torch.autocast(features.device.type, enabled=False):
         voxels = promote_to_fp32(features).flatten(2)  # (B, F, N)
@@ -114,21 +116,26 @@ def prototype_contrast(  # noqa: PLR0913, PLR0917 - the formula has nine parts
 
 @torch.no_grad()
 def _split_voxels(
-    probs_a: Tensor, probs_b: Tensor, percentile: float, mask: Tensor | None, reliable: str
+    probs_a: Tensor, probs_b: Tensor, percentile: float, mask: Tensor | None, reliable: str, by_class: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the classes of the reliable voxels and of the uncertain voxels, (B, 1, N) each.
 
     A voxel outside a group has the number C in this group's tensor, which is no class.
     """
-    guess, no_class = probs_a.max(1).indices, probs_a.shape[1]
+    guess, peer, no_class = probs_a.max(1).indices, probs_b.max(1).indices, probs_a.shape[1]
     counts = torch.ones_like(guess, dtype=torch.bool) if mask is None else mask[:, 0].bool()
     if reliable == "agreement":
         entropies = torch.stack([entropy(probs_a), entropy(probs_b)])
         counted = None if mask is None else counts.expand_as(entropies)
-        low = entropies <= masked_percentile(entropies, percentile, counted)
-        certain, labels = low.all(0) & (guess == probs_b.max(1).indices), guess
+        if by_class:
+            both = torch.stack([guess, peer])
+            low = entropies <= class_percentiles(entropies, both, no_class, percentile, counted)[both]
+        else:
+            low = entropies <= masked_percentile(entropies, percentile, counted)
+        certain, labels = low.all(0) & (guess == peer), guess
     else:
-        certain, labels = ~entropy_ignore_mask(probs_a, probs_b, percentile, mask), fuse_labels(probs_a, probs_b)
+        ignored = entropy_ignore_mask(probs_a, probs_b, percentile, mask, by_class)
+        certain, labels = ~ignored, fuse_labels(probs_a, probs_b)
     of_reliable = labels.masked_fill(~(certain & counts), no_class)
     of_uncertain = guess.masked_fill(certain | ~counts, no_class)
     return of_reliable.flatten(1).unsqueeze(1), of_uncertain.flatten(1).unsqueeze(1)

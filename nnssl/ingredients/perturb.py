@@ -68,6 +68,28 @@ def _boxes(size: Sequence[int], centres: Tensor, side: float) -> Tensor:
     return inside
 
 
+def add_shared_noise(views: Sequence[Tensor], std: float, generator: torch.Generator | None = None) -> list[Tensor]:
+    """Return views of the same patches, all with the same Gaussian noise.
+
+    x + σ·n,  n ~ N(0, 1), one draw for each value of a view
+
+    Args:
+        views: tensors of one shape (B, C, *S), floating point; they receive the gradient.
+        std: σ >= 0, in intensities of the images; 0 draws nothing and returns the views themselves.
+        generator: generator on the device of the images; None = torch's global generator.
+
+    Returns:
+        One tensor (B, C, *S) for each view, in its type.
+
+    Reference: Su, Sun, Adamyk, DSMT-Net, Comput. Biol. Chem. 119 (2025) 108579, table 8, noise on unlabelled images.
+    """
+    if not std:
+        return list(views)
+    first = views[0]
+    noise = std * torch.randn(first.shape, generator=generator, dtype=first.dtype, device=first.device)
+    return [view + noise.to(view.dtype) for view in views]
+
+
 def add_clipped_noise(
     image: Tensor,
     std: float,

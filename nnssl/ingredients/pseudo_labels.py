@@ -43,6 +43,24 @@ def largest_component(labels: Tensor, num_classes: int, exempt: tuple[int, ...] 
     return cleaned.to(labels.device)
 
 
+def confident_voxels(probs: Tensor, least: float, regions: bool = False) -> Tensor:
+    """Return the voxels whose likeliest class has at least a given probability.
+
+    max_c p_vc ≥ least;  regions: min_r max(p_vr, 1 − p_vr) ≥ least
+
+    Args:
+        probs: (B, C, *S), in [0, 1]; receives no gradient.
+        least: the least probability, in [0, 1]; 0 takes every voxel.
+        regions: the channels are independent probabilities (sigmoid heads); every channel must be confident.
+
+    Returns:
+        BoolTensor (B, 1, *S).
+    """
+    if regions:
+        return torch.maximum(probs, 1 - probs).amin(1, keepdim=True) >= least
+    return probs.amax(1, keepdim=True) >= least
+
+
 def sharpen(probs: Tensor, temperature: float, binary: bool = False) -> Tensor:
     """Return the probabilities raised to the power 1/T and normalised again, computed in log space.
 

@@ -32,8 +32,8 @@ from nnssl.names import (
     SEMI_KEY,
     SPLITS_JSON,
     SUMMARY_JSON,
-    SUPERVISED_TRAINER,
     SUMMARY_POSTPROCESSED_JSON,
+    SUPERVISED_TRAINER,
     VALIDATION_FOLDER,
 )
 from nnssl.system.files import content_hash, settings_hash, write_json

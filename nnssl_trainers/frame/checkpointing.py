@@ -140,6 +140,10 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self.logger.load_checkpoint(state["logging"])
         self._best_ema = state["best_ema"]
 
+    def extra_content(self) -> dict[str, Any]:
+        """Return what a method keeps in every checkpoint under nnssl's key; prediction does not need this content."""
+        return {}
+
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically: `checkpoint_latest.pth` holds the whole state, every other file is slim.
 
@@ -156,6 +160,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             "trainer": type(self).__name__,
             "run": self.settings.to_dict(),
             "iteration": self.iteration,
+            **self.extra_content(),
         }
         if full:
             ours["state"] = self.state()

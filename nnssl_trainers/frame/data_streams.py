@@ -25,20 +25,20 @@ LOOK_BATCHES = 8  # of labelled patches without augmentation, before an iteratio
 
 
 @dataclass(frozen=True)
-class StrongViewConfig(MethodConfig):
-    """The setting of every method that learns from a strong view of the unlabelled patches."""
+class UnlabelledConfig(MethodConfig):
+    """The setting of every method that uses unlabelled scans."""
 
-    strong_probability: float = hyper(
-        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
+    unlabelled_weight: float = hyper(
+        1.0, "factor of every loss term on unlabelled patches; 0: all else runs, but only labels teach", low=0.0
     )
 
 
 @dataclass(frozen=True)
-class UnlabelledConfig(MethodConfig):
-    """The setting of every method that learns from unlabelled patches."""
+class StrongViewConfig(UnlabelledConfig):
+    """The setting of every method that learns from a strong view of the unlabelled patches."""
 
-    unlabelled_weight: float = hyper(
-        1.0, "factor of every loss on unlabelled patches; 0: all runs but these losses (regime control)", low=0.0
+    strong_probability: float = hyper(
+        0.5, "least probability of each intensity augmentation in the strong view", low=0.0, high=1.0
     )
 
 

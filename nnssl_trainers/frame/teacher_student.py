@@ -138,21 +138,21 @@ class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
         """Return the teacher's class probabilities (B, C, *S) for an image (B, C_in, *S), without a graph."""
         return self.probabilities(as_list(self.teacher(image))[0])
 
-    def pseudo_labels(self, image: Tensor, mask: Tensor, largest_only: bool) -> Callable[[], Tensor]:
-        """Start the teacher, and return a function that gives the teacher's labels.
+    def pseudo_labels(self, probs: Tensor, mask: Tensor, largest_only: bool) -> Callable[[], Tensor]:
+        """Start to copy the teacher's labels to the CPU, and return a function that gives the cleaned labels.
 
         The returned function finds the components on the CPU. GPU work that the caller starts before the call runs at
         the same time.
 
         Args:
-            image: unlabelled patches (B, C_in, *S).
-            mask: (B, 1, *S), False = padding, which becomes background.
+            probs: the teacher's probabilities (B, C, *S) for unlabelled patches, see `teach`.
+            mask: (B, 1, *S), False = the voxel becomes background, for example padding.
             largest_only: keep only the largest component of each class or region.
 
         Returns:
             A function without arguments; its result is a LongTensor (B, 1, *S), or (B, R, *S) for regions.
         """
-        probs, regions = self.teach(image), self.label_manager.has_regions
+        regions = self.label_manager.has_regions
         labels = probs >= 0.5 if regions else probs.max(1, keepdim=True).indices
         wait_for_copy, classes = copy_to_cpu_async((labels * mask).to(torch.uint8)), probs.shape[1]
 

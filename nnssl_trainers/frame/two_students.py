@@ -42,7 +42,7 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
     needs no trainer.
     """
 
-    unused_heads: ClassVar[bool] = True  # a student that learns from its finest output leaves the others without loss
+    unused_heads: ClassVar[bool] = True  # nnU-Net's deep supervision leaves the coarsest output without loss
     needs_student2: ClassVar[bool] = False
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
@@ -114,7 +114,7 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
         return super().deployed if named is None else named
 
     def outputs_of(self, network: nn.Module, images: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Return a student's logits for each batch of images: from student 1 all outputs, from student 2 the finest.
+        """Return all outputs of a student, its logits, for each batch of images.
 
         One forward pass takes all batches together. A network with batch normalisation takes the batches one after the
         other, so that each batch has its own statistics. Distributed training allows one forward pass per step and
@@ -127,11 +127,10 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
         Returns:
             For each batch the list of its logits (B_i, C, *S_j), the finest first.
         """
-        heads = None if network is self.network else 1
         apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrap(network).modules())
         if apart:
-            return [as_list(network(image))[:heads] for image in images]
-        together = as_list(network(torch.cat(list(images))))[:heads]
+            return [as_list(network(image)) for image in images]
+        together = as_list(network(torch.cat(list(images))))
         parts = [torch.split(logits, [len(image) for image in images]) for logits in together]
         return [list(outputs) for outputs in zip(*parts, strict=True)]
 

@@ -26,6 +26,7 @@ The equations follow the description in the paper's text. Departures, and choice
 - The contrastive copy has a crop, contrast, brightness, noise and a cut-out box; the paper does not give strengths.
 - Padding does not count: neither in M, s and N nor as a label.
 - Each region is a problem with the two classes p and 1 − p; all regions share one map and one pair of class scales.
+- `unlabelled_weight` is a factor of L_rem and of L_cc, which compares labelled patches with unlabelled ones.
 - With several processes, M and s use the confidences of all processes; L_cc contrasts the patches of one process.
 """
 
@@ -125,7 +126,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 4, without the terms whose weight is 0."""
-        c = self.config
+        c, w = self.config, self.config.unlabelled_weight
         weak, strong, mask = batch.unlabelled
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
         terms = {"supervised": self.supervised_loss(labelled, batch)}
@@ -133,9 +134,10 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
             seen = self.features.take()
             self.encoder(augment_patches(torch.cat([batch.image_l, weak])))
             first, second = self.projection(torch.cat([seen, self.features.take()])).chunk(2)
-            terms["contrast"] = c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
+            terms["contrast"] = w * c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
         if c.pseudo_label_weight:
-            weight = c.pseudo_label_weight * sigmoid_rampup(batch.iteration, c.rampup_share * self.method_iterations)
+            rampup = sigmoid_rampup(batch.iteration, c.rampup_share * self.method_iterations)
+            weight = w * c.pseudo_label_weight * rampup
             terms["pseudo_label"] = weight * self.pseudo_label_loss(unlabelled[0], weak, mask, batch.box_u)
         return terms
 
@@ -152,6 +154,10 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         weights = self.threshold_map.weights(probs, boxes, c.hard or not c.robust_entropy)
         temperature = c.temperature if c.robust_entropy else 1.0
         return robust_cross_entropy(class_logits(logits, regions), probs.max(1).indices, weights, temperature, mask)
+
+    def extra_content(self) -> dict[str, Any]:
+        """Return the threshold map and its class scales, which every checkpoint keeps; see `plot_threshold_map`."""
+        return {"threshold_map": self.threshold_map.state_dict()}
 
     def state(self) -> dict[str, Any]:
         """Return the state, including the threshold map and the projection."""

@@ -4,7 +4,7 @@ A step uses labelled patches (x_l, y_l), and unlabelled patches in a weak and in
 
 1. The student θ predicts x_l and x_s in one forward pass.
 2. The teacher θ' predicts x_w without a graph.
-3. The loss is nnU-Net's Dice + cross-entropy on x_l  +  λ(t) · J, with
+3. The loss is nnU-Net's Dice + cross-entropy on x_l  +  λ(t) · J (times `unlabelled_weight`), with
    J = E[‖f(x_s, θ) − f(x_w, θ')‖²]  (section 2 of the paper; the mean over classes and voxels that are not padding) and
    λ(t) = λ_max · exp(−5(1 − t/T)²), which rises over the first T iterations (appendix B of the paper).
 4. After the optimiser step θ' ← α_t θ' + (1 − α_t) θ with α_t = min(1 − 1/(t + 1), α).
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from nnssl.config import Value, hyper
 from nnssl.ingredients.consistency import probability_mse
+from nnssl.ingredients.perturb import add_shared_noise
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl_trainers.frame.batch import Batch
 from nnssl_trainers.frame.data_streams import StrongViewConfig
@@ -51,6 +52,7 @@ class MeanTeacherConfig(StrongViewConfig, TeacherConfig):
 
     consistency_weight: float = hyper(1.0, "largest weight of the consistency term", "λ_max", low=0.0)
     rampup_share: float = hyper(0.4, "share of the run over which the weight rises", "T", low=0.0, high=1.0)
+    noise_std: float = hyper(0.0, "standard deviation of noise on unlabelled patches, the same in both views", low=0.0)
 
 
 class MeanTeacherTrainer(TeacherStudentTrainer[MeanTeacherConfig]):
@@ -60,10 +62,11 @@ class MeanTeacherTrainer(TeacherStudentTrainer[MeanTeacherConfig]):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the supervised term and the consistency term of one step."""
-        weak, strong, mask = batch.unlabelled
+        c, (weak, strong, mask) = self.config, batch.unlabelled
+        weak, strong = add_shared_noise((weak, strong), c.noise_std)
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
         target = self.teach(weak)
-        length = self.config.rampup_share * self.method_iterations
-        weight = self.config.consistency_weight * gaussian_rampup(batch.iteration, length)
+        length = c.rampup_share * self.method_iterations
+        weight = c.unlabelled_weight * c.consistency_weight * gaussian_rampup(batch.iteration, length)
         consistency = probability_mse(self.probabilities(unlabelled[0]), target, mask)
         return {"supervised": self.supervised_loss(labelled, batch), "consistency": weight * consistency}

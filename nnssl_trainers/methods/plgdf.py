@@ -6,10 +6,10 @@ uses labelled patches (x_l, y_l), unlabelled patches x_u, and noise η = clip(0.
 1. Copies x̃_k = x_u + η, k = 1..K; pseudo-labels ŷ = argmax_c (1/K)·Σ_k f(x̃_k, θ_t).
 2. Mixes x_m = λ'·x̃_k + (1 − λ')·(x_l + η) with λ' = max(λ, 1 − λ), λ ~ Beta(α, α); the label of a mix is ŷ (eq. 1-3).
 3. The student predicts x_l + η, the K mixes, and x_u in one pass. P_s is the softmax of scale s, P̂ the mean of P_s.
-   With ℓ(P, y) = ½·Σ_s [CE(P_s, y) + Dice(P_s, y)] (eq. 10), sharp_T(p)_c = p_c^{1/T} / Σ_j p_j^{1/T}, and
+   With ℓ(P, y) = mean_s [CE(P_s, y) + Dice(P_s, y)] (eq. 10), sharp_T(p)_c = p_c^{1/T} / Σ_j p_j^{1/T}, and
    D_s = KL(P_s‖P̂):
    L_sup = ℓ(P(x_l + η), y_l),  L_semi = ℓ(P(x_m), ŷ),
-   L_sharp = mean ‖P_s − sharp_T(P_s)‖² on x_u (eq. 4-5),
+   L_sharp = mean_s mean_v ‖P_s − sharp_T(P_s)‖² on x_u (eq. 4-5),
    L_consis = mean_s [Σ_v ‖P_s − P̂‖²·e^{−D_s} / Σ_v e^{−D_s} + mean_v D_s] on x_u and x_m (eq. 6-8).
 4. L = L_sup + L_semi + w(t)·(L_sharp + L_consis) (eq. 9), w(t) = exp(−5·(1 − t/t_max)²) (eq. 11).
 5. θ_t ← α_t·θ_t + (1 − α_t)·θ_s, α_t = min(1 − 1/(t + 1), 0.99).
@@ -18,16 +18,18 @@ The student's finest output is deployed. Departures from the paper (P) and from 
 - Student, optimiser, learning rate (polynomial, not constant), augmentation and sampling are nnU-Net's;
   `preset=paper` sets those of P, with `network=vnet_multiscale`. Unlabelled patches get geometric augmentations and the
   noise above, but no other intensity augmentation.
+- ℓ has the scale of nnU-Net's loss. C sums over the scales and halves, which is twice that with four scales, and so a
+  larger learning rate (`scale_reduction=half_sum`, also in `preset=paper`).
+- ‖·‖² is a sum over the classes in eq. 5 and in eq. 8.
 - For D in eq. 8, P prints a sum over voxels outside the factor 1/S, which is 10⁶ times larger than C's mean inside that
   factor. The method uses C's mean.
 - `preset=code` does what C does instead of the equations. Eq. 8 has the cube instead of the square, which is 0 for two
-  classes, and KL(P̂‖P_s). sharp_T has a gradient, which draws uncertain voxels to 0.5, and sharpens each channel alone,
-  so that more than two classes do not sum to 1. Dice has no factor 2. A step updates the teacher twice and shrinks the
-  student's tensors by 2e-4. Scales after the second are enlarged by nearest neighbour. The ramp has 40 stairs.
+  classes, and KL(P̂‖P_s). ‖·‖² is a mean over the classes. sharp_T has a gradient, which draws uncertain voxels to 0.5,
+  and sharpens each channel alone. Dice has no factor 2. A step updates the teacher twice and shrinks the student's
+  tensors by 2e-4. Scales after the second are enlarged by nearest neighbour. The ramp has 40 stairs.
 - The ramp ends at the last step in P, after 6,000 of 15,000 steps in C, and after 0.4 of the run here. P does not give
   α_t, α and K; the method uses those of C.
-- P's algorithm, but neither its text nor C, has x_u in L_semi; the method leaves x_u out. Only C adds noise to labelled
-  patches; the method does the same.
+- P's algorithm, but neither its text nor C, has x_u in L_semi; here x_u is not in L_semi. As in C, x_l has noise.
 - Padding counts in C, but in no unlabelled term here. C picks a checkpoint on the test set; here the last one counts.
 - Regions have sigmoids and ŷ > 0.5, and are sharpened one by one. C needs K = B_l = 2 and two classes; here any work.
 """
@@ -46,7 +48,9 @@ from nnssl.ingredients.consistency import multiscale_consistency, sharpening_los
 from nnssl.ingredients.ema import ema_update, shrink
 from nnssl.ingredients.mixing import predominant_mixup
 from nnssl.ingredients.perturb import add_clipped_noise
+from nnssl.ingredients.pseudo_labels import confident_voxels
 from nnssl.ingredients.schedules import gaussian_rampup
+from nnssl.ingredients.supervised import DiceForm
 from nnssl.networks.outputs import resize_outputs
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
@@ -58,14 +62,15 @@ UNIT_VARIANCE = ("ZScoreNormalization", "CTNormalization")  # these schemes give
 EXTRA_DECAY, STAIRS = 2e-4, 40  # from the authors' code
 PAPER: dict[str, Value] = {"network": "vnet_multiscale", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
 PAPER |= {"nesterov": False, "weight_decay": 1e-4, "learning_rate_schedule": "constant", "augmentation": "paper"}
-PAPER |= PAPER_CLOCK | {"rampup_share": 1.0}
+PAPER |= PAPER_CLOCK | {"rampup_share": 1.0, "scale_reduction": "half_sum"}
+CODE: dict[str, Value] = PAPER_CLOCK | {"scale_reduction": "half_sum"}
 
 
 @dataclass(frozen=True)
 class PLGDFConfig(TeacherConfig):
     """The settings of PLGDF; `preset=code` also changes the formulas, see the docstring of this module."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": PAPER_CLOCK}
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "code": CODE}
     deployed: str = redefine(TeacherConfig, "deployed", "student")
     ema_decay: float = redefine(TeacherConfig, "ema_decay", 0.99, symbol="α_t")
     teacher_mode: str = redefine(TeacherConfig, "teacher_mode", "train")
@@ -75,6 +80,10 @@ class PLGDFConfig(TeacherConfig):
     mix: bool = hyper(True, "mix the noisy copies with labelled patches; off: use the copies unmixed")
     mix_alpha: float = hyper(0.75, "both parameters of the Beta distribution", "α (eq. 1)", low=0.01)
     scales: int = hyper(4, "largest number of network outputs that learn, the finest first", "n", low=1)
+    scale_reduction: str = hyper(
+        "mean", "L_sup and L_semi are the mean over the scales, or half the sum", "eq. 10", choices=("mean", "half_sum")
+    )
+    pseudo_confidence: float = hyper(0.0, "ignore less confident pseudo-labels; 0: use all", low=0.0, high=1.0)
     semi_weight: float = hyper(1.0, "weight of L_semi", low=0.0)
     sharpening_weight: float = hyper(1.0, "largest weight of L_sharp", "w (eq. 11)", low=0.0)
     temperature: float = hyper(0.1, "temperature of sharpening", "T", low=0.01, high=1.0)
@@ -99,16 +108,16 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
         """Build the networks and the loss, and find the channels whose noise needs a unit of its own."""
         super().initialize()
         count, labels = len(getattr(self.loss, "weight_factors", (1.0,))[: self.config.scales]), self.label_manager
-        self.segmentation_loss = SegmentationLoss(
-            "halved_batch" if self.as_code else "squared_batch", (1.0,) * count, labels.has_regions, labels.ignore_label
-        )
+        scale = 1.0 if self.config.scale_reduction == "half_sum" else 2 / count  # the loss of a scale is half a sum
+        dice: DiceForm = "halved_batch" if self.as_code else "squared_batch"
+        self.segmentation_loss = SegmentationLoss(dice, (scale,) * count, labels.has_regions, labels.ignore_label)
         raw = [name not in UNIT_VARIANCE for name in self.configuration_manager.normalization_schemes]
         axes = [1] * len(self.configuration_manager.patch_size)
         self.raw_channels = torch.tensor(raw, device=self.device).view(-1, *axes) if any(raw) else None
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 9, without the terms whose weight is 0."""
-        c, (raw, _, scan) = self.config, batch.unlabelled
+        c, w, (raw, _, scan) = self.config, self.config.unlabelled_weight, batch.unlabelled
         labelled, copies = self.add_noise(batch.image_l), self.add_noise(_repeat(raw, c.copies))
         mask = scan.to(raw.dtype)
         guess = self.guess_labels(copies) if c.semi_weight else None
@@ -119,17 +128,20 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
         on_mixed, on_raw = _split(others, len(mixed))
         terms = {"supervised": self.segmentation_loss(known, full_size_target(batch), torch.ones_like(mask[:1]))}
         if guess is not None:
-            target, counts = _repeat(guess, c.copies), _repeat(mask, c.copies)
-            terms["semi"] = c.semi_weight * self.segmentation_loss(on_mixed, target, counts)
+            labels, sure = guess
+            target, counts = _repeat(labels, c.copies), _repeat(mask * sure, c.copies)
+            terms["semi"] = w * c.semi_weight * self.segmentation_loss(on_mixed, target, counts)
         rampup, regions = self.rampup(batch.iteration), self.label_manager.has_regions
         if c.sharpening_weight:
             probs, counts = torch.cat([self.probabilities(z) for z in on_raw]), _repeat(mask, len(others))
             loss = sharpening_loss(probs, c.temperature, not self.as_code, regions or self.as_code, counts)
-            terms["sharpening"] = c.sharpening_weight * rampup * loss
+            if not self.as_code:  # a sum over the classes, as in L_consis; a region is a problem of two classes
+                loss = loss * (2 if regions else probs.shape[1])
+            terms["sharpening"] = w * c.sharpening_weight * rampup * loss
         if c.consistency_weight and len(others) > 1:
             counts = _repeat(mask, c.copies + 1)
             loss = multiscale_consistency(others, "code" if self.as_code else "paper", counts, regions)
-            terms["consistency"] = c.consistency_weight * rampup * loss
+            terms["consistency"] = w * c.consistency_weight * rampup * loss
         return terms
 
     def add_noise(self, image: Tensor) -> Tensor:
@@ -142,10 +154,17 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
             unit = torch.where(self.raw_channels, image.std(tuple(range(2, image.ndim)), keepdim=True), 1.0)
         return add_clipped_noise(image, self.config.noise_std, self.config.noise_limit, unit)
 
-    def guess_labels(self, copies: Tensor) -> Tensor:
-        """Return ŷ (B_u, 1, *S), or regions (B_u, R, *S), from K copies (K·B_u, C, *S) of the batch."""
-        probs = torch.stack(self.teach(copies).chunk(self.config.copies)).mean(0)
-        return (probs > 0.5).long() if self.label_manager.has_regions else probs.max(1, keepdim=True).indices
+    def guess_labels(self, copies: Tensor) -> tuple[Tensor, Tensor]:
+        """Return labels and confident voxels of K copies (K·B_u, C, *S) of the batch.
+
+        Labels are ŷ (B_u, 1, *S), or regions (B_u, R, *S). Voxels whose label counts are True in (B_u, 1, *S).
+        """
+        probs, regions = (
+            torch.stack(self.teach(copies).chunk(self.config.copies)).mean(0),
+            self.label_manager.has_regions,
+        )
+        labels = (probs > 0.5).long() if regions else probs.max(1, keepdim=True).indices
+        return labels, confident_voxels(probs, self.config.pseudo_confidence, regions)
 
     def mix_with_labelled(self, copies: Tensor, labelled: Tensor) -> Tensor:
         """Return x_m, eq. 1-3; the numbers of mixes of any two labelled patches differ by at most one."""

@@ -65,56 +65,85 @@ class SegmentationLoss(_OneOutput):
 
 
 @dataclass(frozen=True)
+class Side:
+    """The labels of one of the two sides of a mix, and how much they count.
+
+    Attributes:
+        target: labels (B, 1, *S) or regions (B, R, *S) at the finest resolution.
+        weight: factor of the loss on this side, >= 0.
+        counts: (B, 1, *S), 1 = the voxel counts; None = every voxel counts.
+    """
+
+    target: Tensor
+    weight: float = 1.0
+    counts: Tensor | None = None
+
+    def at_size_of(self, logits: Tensor) -> Side:
+        """Return this side at the resolution of an output; each voxel takes the value of the nearest voxel."""
+        counts = None if self.counts is None else _resize(self.counts, logits)
+        return Side(_resize(self.target, logits), self.weight, counts)
+
+    def within(self, mask: Tensor) -> Tensor:
+        """Return a mask (B or 1, 1, *S) without the voxels of this side that do not count."""
+        return mask if self.counts is None else mask * self.counts.to(mask.dtype)
+
+
+@dataclass(frozen=True)
 class MixedSegmentationLoss(_OneOutput):
     """The loss of an image that is a mix of two images with a target each, as a weighted mean over a network's outputs.
+
+    Let M be 1 outside and 0 inside, y and ŷ the targets, w and ŵ the weights, and ℓ_m half the sum of Dice loss and
+    cross-entropy where each voxel v weighs m_v:
+
+        one Dice over the mix: (w + ŵ)·ℓ_ω(p, M·y + (1 − M)·ŷ),  ω = w·M + ŵ·(1 − M)
+        separate sides:        w·ℓ_M(p, y) + ŵ·ℓ_{1−M}(p, ŷ)
+
+    With separate sides, the Dice of a side divides by what this side alone has of a class. So a few falsely labelled
+    voxels on a side without the structure pull as hard as a whole structure, and a false structure on a side whose
+    target has none is hardly pushed away.
 
     Attributes:
         dice: form of the Dice loss, see `nnssl.ingredients.supervised.masked_dice`.
         scale_weights: weight of each output, the finest first; an output without a weight does not count.
         regions: True = the channels are regions (sigmoid), and a target has one channel for each region.
         ignore_label: the label that does not count, or None; with regions it is the last channel of a target.
+        separate_sides: compute Dice and cross-entropy on each side alone.
     """
 
-    def __call__(
-        self,
-        outputs: Sequence[Tensor],
-        outside: Tensor,
-        inside: Tensor,
-        mask: Tensor,
-        weight_outside: float = 1.0,
-        weight_inside: float = 1.0,
-    ) -> Tensor:
-        """Return weight_outside · loss where the mask is 1 + weight_inside · loss where it is 0 (0-d).
+    separate_sides: bool = False
+
+    def __call__(self, outputs: Sequence[Tensor], outside: Side, inside: Side, mask: Tensor) -> Tensor:
+        """Return the loss (0-d); 0 where no voxel counts.
 
         Args:
             outputs: logits (B, C, *S_i), the finest first; they receive the gradient.
-            outside: the target where the mask is 1: labels (B, 1, *S) or regions (B, R, *S) at the finest resolution;
-                coarser outputs use the nearest voxel.
-            inside: the target where the mask is 0, in the same form as `outside`.
+            outside: labels and weight where the mask is 1; coarser outputs use the nearest voxel.
+            inside: labels and weight where the mask is 0.
             mask: (B or 1, 1, *S), 0 or 1.
-            weight_outside: factor of the loss outside.
-            weight_inside: factor of the loss inside.
         """
         weighted, terms = self._pair_with_weights(outputs), []
         for weight, logits in weighted:
-            images = [_resize(image, logits) for image in (outside, inside, mask)]
-            terms.append(
-                weight * with_eager_gradient(self._loss_of_mix, logits, *images, weight_outside, weight_inside)
-            )
+            sides = [side.at_size_of(logits) for side in (outside, inside)]
+            terms.append(weight * with_eager_gradient(self._loss_of_mix, logits, *sides, _resize(mask, logits)))
         return torch.stack(terms).sum() / sum(weight for weight, _ in weighted)
 
-    def _loss_of_mix(
-        self,
-        logits: Tensor,
-        outside: Tensor,
-        inside: Tensor,
-        mask: Tensor,
-        weight_outside: float,
-        weight_inside: float,
-    ) -> Tensor:
-        """Return the sum of the weighted losses outside and inside; all tensors have the resolution of the logits."""
-        outer = self._loss_at(logits, outside, mask)
-        return weight_outside * outer + weight_inside * self._loss_at(logits, inside, 1 - mask)
+    def _loss_of_mix(self, logits: Tensor, outside: Side, inside: Side, mask: Tensor) -> Tensor:
+        """Return the loss of one output; all tensors have the resolution of the logits."""
+        outer, inner = outside.within(mask), inside.within(1 - mask)
+        if self.separate_sides:
+            loss = outside.weight * self._loss_at(logits, outside.target, outer)
+            return loss + inside.weight * self._loss_at(logits, inside.target, inner)
+        first, second = _equal_channels(outside.target, inside.target)
+        target = torch.where(mask.bool(), first, second)
+        weights = outside.weight * outer + inside.weight * inner
+        return (outside.weight + inside.weight) * self._loss_at(logits, target, weights)
+
+
+def _equal_channels(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two targets with as many channels; a channel that only one of them has, the ignore label, is 0."""
+    most = max(first.shape[1], second.shape[1])
+    padded = [functional.pad(x, [0, 0] * (x.ndim - 2) + [0, most - x.shape[1]]) for x in (first, second)]
+    return padded[0], padded[1]
 
 
 def _resize(image: Tensor, like: Tensor) -> Tensor:
@@ -122,3 +151,16 @@ def _resize(image: Tensor, like: Tensor) -> Tensor:
     if image.shape[2:] == like.shape[2:]:
         return image
     return functional.interpolate(image.float(), like.shape[2:], mode="nearest-exact")
+
+
+def known_voxels(target: Tensor, regions: bool, ignore_label: int | None) -> Tensor:
+    """Return the voxels of labelled patches that have a label, as BoolTensor (B, 1, *S).
+
+    Args:
+        target: labels (B, 1, *S), or regions (B, R, *S), whose last channel is the ignore label where there is one.
+        regions: True = the channels are regions.
+        ignore_label: the label that does not count; None where the data set has no such label.
+    """
+    if ignore_label is None:
+        return torch.ones_like(target[:, :1], dtype=torch.bool)
+    return target[:, -1:] == 0 if regions else target != ignore_label

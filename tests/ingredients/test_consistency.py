@@ -84,6 +84,17 @@ def test_soft_dice_against_loops(shape: tuple[int, ...], form: str) -> None:
     assert soft_dice_distance(probs, target, form).item() == pytest.approx(naive_dice(probs, target, form), abs=1e-12)
 
 
+@pytest.mark.parametrize("form", ["squared", "linear"])
+def test_soft_dice_over_the_voxels_that_count(form: str) -> None:
+    generator = torch.Generator().manual_seed(6)
+    probs, target = (3 * torch.randn(2, 2, 3, 4, 6, generator=generator, dtype=torch.float64)).softmax(2)
+    mask = torch.ones(1, 1, 4, 6, dtype=torch.bool)
+    mask[..., 4:] = False
+    found = soft_dice_distance(probs, target, form, mask)
+    assert found.item() == pytest.approx(naive_dice(probs[..., :4], target[..., :4], form), abs=1e-12)
+    assert soft_dice_distance(probs, target, form, torch.zeros_like(mask)).item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_soft_dice_hand_values() -> None:
     first, second = foregrounds()
     hard = torch.nn.functional.one_hot(second.argmax(1), 2).movedim(-1, 1).double()

@@ -28,17 +28,29 @@ def random_case(shape: tuple[int, ...], classes: int, seed: int = 0) -> tuple[Te
     return torch.randn(shape[0], 4, *shape[1:], **draw), a.softmax(1), b.softmax(1)
 
 
-def naive(z: Tensor, a: Tensor, b: Tensor, percentile: float, third: float | str, mask: Tensor | None = None) -> float:
+def naive(  # noqa: PLR0917
+    z: Tensor,
+    a: Tensor,
+    b: Tensor,
+    percentile: float,
+    third: float | str,
+    mask: Tensor | None = None,
+    by_class: bool = False,
+) -> float:
     rows, pa, pb = (x.movedim(1, -1).flatten(0, -2).tolist() for x in (z, a, b))
     count = [True] * len(rows) if mask is None else mask.flatten().tolist()
     entropies = [[-sum(p * math.log(p) for p in voxel) for voxel in probs] for probs in (pa, pb)]
-    pooled = [h for each in entropies for h, counts in zip(each, count, strict=True) if counts]
-    delta = np.percentile(pooled, percentile)
+    groups: dict[int, list[float]] = {}
+    for values, probs in zip(entropies, (pa, pb), strict=True):
+        for h, voxel, counts in zip(values, probs, count, strict=True):
+            if counts:
+                groups.setdefault(voxel.index(max(voxel)) if by_class else -1, []).append(h)
+    delta = {group: np.percentile(found, percentile) for group, found in groups.items()}
     members: dict[tuple[bool, int], list[list[float]]] = {}
     for v, row in enumerate(rows):
         if count[v]:
             label, other = (p[v].index(max(p[v])) for p in (pa, pb))
-            reliable = label == other and max(entropies[0][v], entropies[1][v]) <= delta
+            reliable = label == other and max(entropies[0][v], entropies[1][v]) <= delta[label if by_class else -1]
             members.setdefault((reliable, label), []).append(row)
 
     def unit(x: list[float]) -> list[float]:
@@ -96,9 +108,9 @@ def test_gradient_reaches_voxels_and_prototypes(share: float | None) -> None:
 def test_against_loops(shape: tuple[int, ...], classes: int, third: float | str, share: float | None) -> None:
     z, a, b = random_case(shape, classes)
     mask = torch.rand(shape[0], 1, *shape[1:], generator=torch.Generator().manual_seed(5)) > 0.3
-    for counted in (None, mask):
-        expected = naive(z, a, b, 55, third, counted)
-        found = prototype_contrast(z, a, b, 55, third, share, mask=counted)
+    for counted, by_class in ((None, False), (mask, False), (None, True), (mask, True)):
+        expected = naive(z, a, b, 55, third, counted, by_class)
+        found = prototype_contrast(z, a, b, 55, third, share, mask=counted, by_class=by_class)
         assert found.item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.ingredients.perturb import add_clipped_noise, augment_patches
+from nnssl.ingredients.perturb import add_clipped_noise, add_shared_noise, augment_patches
 
 
 def patches(dim: int, count: int = 3, size: int = 12) -> torch.Tensor:
@@ -114,3 +114,26 @@ def test_no_noise_and_gradient() -> None:
     assert torch.equal(add_clipped_noise(image, 0.0, 0.2), image)
     add_clipped_noise(image, 0.1, 0.2).sum().backward()
     assert torch.equal(image.grad, torch.ones_like(image))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_views_share_their_noise(dim: int) -> None:
+    weak, strong = patches(dim, 8), 2 * patches(dim, 8)
+    torch.manual_seed(1)
+    noisy_weak, noisy_strong = add_shared_noise((weak, strong), 0.1)
+    torch.manual_seed(1)
+    noise = 0.1 * torch.randn(weak.shape)
+    torch.testing.assert_close(noisy_weak - weak, noise, atol=1e-5, rtol=0)
+    torch.testing.assert_close(noisy_strong - strong, noise, atol=1e-5, rtol=0)
+    other = [add_shared_noise((weak,), 0.1, torch.Generator().manual_seed(seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(other[0], other[1])
+    assert not torch.equal(other[0], other[2])
+
+
+def test_no_shared_noise_draws_nothing() -> None:
+    image = patches(2)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    (same,) = add_shared_noise((image,), 0.0)
+    assert same is image
+    assert torch.equal(torch.get_rng_state(), before)

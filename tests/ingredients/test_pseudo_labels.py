@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from nnssl.ingredients.consistency import sharpening_loss
-from nnssl.ingredients.pseudo_labels import cross_pseudo_labels, fuse_labels, largest_component, sharpen
+from nnssl.ingredients.pseudo_labels import (
+    confident_voxels,
+    cross_pseudo_labels,
+    fuse_labels,
+    largest_component,
+    sharpen,
+)
 from tests.ingredients.cce_vectors import PROBS_A, PROBS_B
 
 
@@ -228,3 +234,17 @@ def test_loss_is_the_mean_over_the_voxels_of_the_mask() -> None:
     nothing.backward()
     assert nothing.item() == 0.0
     assert torch.equal(probs.grad, torch.zeros_like(probs))
+
+
+def test_confident_voxels_hand_values() -> None:
+    probs = torch.tensor([[0.8, 0.1, 0.1], [0.79, 0.2, 0.01], [0.1, 0.05, 0.85], [0.4, 0.3, 0.3]]).T.view(1, 3, 1, 4)
+    found = confident_voxels(probs, 0.8)
+    assert found.dtype == torch.bool
+    assert found.tolist() == [[[[True, False, True, False]]]]  # the least confidence itself counts
+    assert confident_voxels(probs, 0.0).all()
+    assert not confident_voxels(probs, 1.0).any()
+
+
+def test_every_region_of_a_confident_voxel_is_confident() -> None:
+    regions = torch.tensor([[0.9, 0.95], [0.9, 0.5], [0.05, 0.1], [0.3, 0.99]]).T.view(1, 2, 1, 4)
+    assert confident_voxels(regions, 0.8, regions=True).tolist() == [[[[True, False, True, False]]]]

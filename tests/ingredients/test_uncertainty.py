@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.ingredients.uncertainty import entropy, entropy_ignore_mask, masked_percentile
+from nnssl.ingredients.uncertainty import class_percentiles, entropy, entropy_ignore_mask, masked_percentile
 from tests.ingredients.cce_vectors import H_A, H_B, PROBS_A, PROBS_B
 
 
@@ -122,6 +122,58 @@ def test_fewer_voxels_are_ignored_at_higher_percentiles(shape: tuple[int, ...]) 
     assert shares[-1] > 0
     assert all(share <= 1 - k / 100 + 0.01 for share, k in zip(shares, PERCENTILES, strict=True))
     assert not entropy_ignore_mask(a, b, 100).any()
+
+
+@pytest.mark.parametrize("percentile", [0, 17.25, 50, 99.9, 100])
+@pytest.mark.parametrize("masked", [False, True])
+def test_percentiles_of_classes_are_numpys_of_their_values(percentile: float, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    values = torch.randn(3, 7, 8, generator=generator, dtype=torch.float64)
+    classes = torch.randint(3, (3, 7, 8), generator=generator)
+    classes[0, 0, 0] = 3  # a class of one voxel; class 4 has none
+    mask = torch.rand(3, 7, 8, generator=generator) > 0.4
+    mask[0, 0, 0] = True
+    found = class_percentiles(values, classes, 5, percentile, mask if masked else None)
+    assert found.shape == (5,)
+    for c in range(4):
+        members = values[(classes == c) & mask] if masked else values[classes == c]
+        assert found[c].item() == pytest.approx(np.percentile(members.numpy(), percentile), abs=1e-12)
+    assert found[4] == torch.inf
+
+
+def test_percentiles_of_classes_where_nothing_counts_and_out_of_range() -> None:
+    values, classes = torch.zeros(4), torch.zeros(4, dtype=torch.long)
+    nothing = class_percentiles(values, classes, 2, 50, torch.zeros(4, dtype=torch.bool))
+    assert nothing.tolist() == [torch.inf, torch.inf]
+    with pytest.raises(ValueError, match="percentile must be"):
+        class_percentiles(values, classes, 2, 101)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (2, 2, 6, 5, 4)])
+def test_ignored_voxels_by_class_against_a_loop(shape: tuple[int, ...]) -> None:
+    a = probabilities(*shape)
+    b = 0.8 * a + 0.2 * probabilities(*shape, seed=1)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=torch.Generator().manual_seed(2)) > 0.2
+    high = []
+    for probs in (a, b):
+        values, guess, marked = entropy(probs), probs.argmax(1), torch.zeros_like(mask[:, 0])
+        for c in range(shape[1]):
+            members = (guess == c) & mask[:, 0]
+            marked |= members & (values > np.percentile(values[members].numpy(), 60))
+        high.append(marked)
+    assert torch.equal(entropy_ignore_mask(a, b, 60, mask, by_class=True), high[0] & high[1])
+
+
+def test_a_percentile_for_each_class_keeps_foreground_that_one_percentile_ignores() -> None:
+    values = [0.001 * i for i in range(90)] + [0.6 + 0.02 * i for i in range(10)]
+    probs = with_entropies(values)
+    probs[:, :, :, 90:] = probs[:, :, :, 90:].flip(1)  # the ten uncertain voxels are foreground, the others background
+    foreground = probs.argmax(1) == 1
+    assert foreground.sum() == 10
+    pooled, by_class = (entropy_ignore_mask(probs, probs, 70, by_class=each) for each in (False, True))
+    assert (pooled & foreground).sum() == 10
+    assert (by_class & foreground).sum() == 3
+    assert (by_class & ~foreground).sum() == 27
 
 
 def test_voxels_that_do_not_count_change_nothing() -> None:

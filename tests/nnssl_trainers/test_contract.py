@@ -66,6 +66,67 @@ def test_every_loss_term_reaches_the_student_and_nothing_else(name: str, dim: in
             assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
 
 
+UNLABELLED = [name for name in METHODS if METHODS[name].needs]
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_without_unlabelled_weight_no_unlabelled_voxel_teaches(name: str, dim: int, make_trainer) -> None:
+    """Labelled images are -1000, unlabelled ones 1000: the sign of an input voxel tells whose it is, also in mixes."""
+    taught = {}
+    for weight in (1.0, 0.0):
+        trainer = make_trainer(name, dim, config={"unlabelled_weight": weight})
+        trainer.initialize()
+        trainer.set_training_mode()
+        raw = next(trainer.get_dataloaders()[0])
+        trainer.iteration = 3  # ramp-ups have left zero
+        batch = trainer._move_to_device(raw)
+        images = {"image_l": -1000.0, "image_u_w": 1000.0, "image_u_s": 1000.0}
+        batch = dataclasses.replace(
+            batch, **{key: torch.full_like(getattr(batch, key), value) for key, value in images.items()}
+        )
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for network, _ in trainer.trained:
+            unwrap(network).register_forward_hook(
+                lambda _, images, outputs, seen=seen: seen.append((images[0], as_list(outputs)[0]))
+            )
+        with torch.no_grad():
+            for parameter in getattr(trainer, "teacher", torch.nn.Module()).parameters():
+                parameter.add_(torch.randn_like(parameter))  # a teacher that disagrees with the student
+        terms = trainer.training_losses(batch)
+        taught[weight] = set(terms)
+        logits = [z for _, z in seen]
+        gradients = torch.autograd.grad(torch.stack(list(terms.values())).sum(), logits, allow_unused=True)
+        pairs = [(x[:, :1] > 0, g) for (x, _), g in zip(seen, gradients, strict=True) if g is not None]
+        on_unlabelled = sum(g.abs().sum(1, keepdim=True)[where].sum().item() for where, g in pairs)
+        on_labelled = sum(g.abs().sum(1, keepdim=True)[~where].sum().item() for where, g in pairs)
+        assert on_labelled > 0
+        assert (on_unlabelled > 0) == (weight > 0)
+        if not weight:
+            assert all(value == 0 for key, value in terms.items() if not key.startswith(("supervised", "labelled")))
+    assert taught[0.0] == taught[1.0]  # all else runs
+
+
+@pytest.mark.parametrize("name", [name for name in UNLABELLED if METHODS[name].teachers])
+def test_only_with_unlabelled_weight_a_step_depends_on_the_teacher(name: str, make_trainer) -> None:
+    for weight in (0.0, 1.0):
+        weights = []
+        for change in (0.0, 1.0):
+            trainer = make_trainer(name, 2, config={"unlabelled_weight": weight})
+            trainer.initialize()
+            trainer.set_training_mode()
+            batch = next(trainer.get_dataloaders()[0])
+            trainer.iteration = 3
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                for parameter in trainer.teacher.parameters():
+                    parameter.add_(change * torch.randn(parameter.shape, generator=generator))
+            torch.manual_seed(1)
+            trainer.train_step(batch)
+            weights.append([p.detach().clone() for network, _ in trainer.trained for p in network.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True)) == (weight == 0)
+
+
 @both
 def test_training_learns_the_labelled_batch(name: str, dim: int, make_trainer) -> None:
     trainer = make_trainer(name, dim, num_iterations=200)

@@ -9,6 +9,8 @@ import torch
 from nnssl.data.streams import seeded
 from nnssl.errors import DataError
 from nnssl.host import drawn_cases
+from nnssl.registry import METHODS
+from nnssl_trainers.frame.data_streams import UnlabelledConfig
 
 
 @pytest.fixture
@@ -50,6 +52,13 @@ def test_labelled_and_validation_cases_of_the_fold(ready) -> None:
     trainer = ready()
     assert trainer.do_split() == ([f"case_{i:02d}" for i in range(4)], ["case_04", "case_05"])
     assert trainer.fold_cases().unlabelled == tuple(f"un_{i:02d}" for i in range(4))
+
+
+def test_methods_with_unlabelled_scans_have_a_weight_for_them() -> None:
+    for method in METHODS.values():
+        config_class = method.load().config_class
+        assert issubclass(config_class, UnlabelledConfig) == ("unlabelled" in method.needs)
+        assert not method.needs or config_class().unlabelled_weight == 1.0
 
 
 @pytest.mark.parametrize(("config", "expected"), [({}, 0.5), ({"strong_probability": 0.25}, 0.25)])

@@ -114,8 +114,7 @@ def test_the_step_is_equations_1_to_20(dim: int, classes: int, ready) -> None:
     terms = on_logits(trainer, a, b, batch)
     p, q = a.softmax(1), b.softmax(1)
     cr = confident_disagreement_mse(p[:2], q[:2], y[:, 0], 0.6)
-    ignore, fused = entropy_ignore_mask(p[2:], q[2:], 70, mask), fuse_labels(p[2:], q[2:])
-    everywhere = torch.cat([torch.ones_like(mask), mask])
+    ignore, fused = entropy_ignore_mask(p[2:], q[2:], 70, mask, by_class=True), fuse_labels(p[2:], q[2:])
     for i, (z, peer, r) in enumerate(((a, b, q), (b, a, p)), start=1):
         assert terms[f"supervised_{i}"].item() == pytest.approx((z[:2].square().mean() + 0.5 * cr[i - 1]).item())
         labels = cross_pseudo_labels(r[2:], 0.6, "background" if classes == 2 else "ignore")
@@ -123,10 +122,10 @@ def test_the_step_is_equations_1_to_20(dim: int, classes: int, ready) -> None:
         expected = nn.functional.cross_entropy(z[2:], labels.masked_fill(~counted, -1), ignore_index=-1)
         assert terms[f"cps_{i}"].item() == pytest.approx(expected.item(), rel=1e-5)
         assert terms[f"efs_{i}"].item() == pytest.approx(entropy_filtered_loss(z[2:], fused, ignore, mask).item())
-        assert terms[f"ue_{i}"].item() == pytest.approx(kl_weighted_cross_entropy(z, peer, 0.5, everywhere).item())
+        assert terms[f"ue_{i}"].item() == pytest.approx(kl_weighted_cross_entropy(z[2:], peer[2:], 0.5, mask).item())
     torch.manual_seed(4)
     contrasts = [
-        prototype_contrast(z[2:], own[2:], other[2:], 70, sample_fraction=0.01, mask=mask)
+        prototype_contrast(z[2:], own[2:], other[2:], 70, sample_fraction=0.01, mask=mask, by_class=True)
         for z, own, other in ((a, p, q), (b, q, p))
     ]
     lost = [1 - dice_of(r[:2], y[:, 0]) for r in (p, q)]
@@ -215,6 +214,43 @@ def test_padding_teaches_nothing(ready) -> None:
         assert gradient[2:, :, :, 5:].any()
 
 
+@pytest.mark.parametrize("preset", ["paper", "code"])
+def test_the_presets_filter_by_one_percentile(preset: str, ready) -> None:
+    config = ready(2, preset=preset, network="plan", augmentation="nnunet")[0].config
+    assert not config.entropy_by_class
+    assert config.ue_scope == {"paper": "unlabelled", "code": "all"}[preset]  # eq. 3, and the code
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+@pytest.mark.parametrize("preset", ["default", "code"])
+def test_the_uncertainty_loss_on_all_patches(preset: str, weight: float, ready) -> None:
+    trainer, batch = ready(2, preset=preset, ue_scope="all", unlabelled_weight=weight)
+    generator = torch.Generator().manual_seed(9)
+    a, b = 2 * torch.randn((2, 4, 3, 16, 16), generator=generator)
+    mask = torch.rand(2, 1, 16, 16, generator=generator) > 0.3
+    terms = on_logits(trainer, a, b, dataclasses.replace(batch, mask_u=mask))
+    counts = torch.cat([torch.ones_like(mask), mask])
+    factors = torch.tensor([1.0, 1.0, weight, weight]).view(4, 1, 1, 1).expand_as(counts)[counts]
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    divergence = (log_q.exp() * (log_q - log_p)).sum(1, keepdim=True)
+    target = nn.functional.one_hot(b.argmax(1), 3).movedim(-1, 1) if preset == "code" else (b / 0.5).softmax(1)
+    each = (-divergence).exp() * -(target * log_p).sum(1, keepdim=True) + divergence
+    assert terms["ue_1"].item() == pytest.approx((factors * each[counts]).sum().item() / counts.sum().item(), rel=1e-4)
+    if preset == "code":
+        distance = 1 - nn.functional.cosine_similarity(a.softmax(1), b.softmax(1), dim=1).unsqueeze(1)
+        expected = (factors * distance[counts]).sum().item() / counts.sum().item()
+        assert terms["cosine"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_optimisers_lose_their_momentum_when_pretraining_ends(ready) -> None:
+    trainer, _ = ready(2, pretrain_share=0.25)  # 2 of 8 iterations
+    stream = trainer.get_dataloaders()[0]
+    for step in range(1, 5):
+        batch = next(stream)
+        trainer.train_step(batch if "labelled" in batch else next(stream))
+        assert [bool(optimizer.state) for _, optimizer in trainer.trained] == [step != 2] * 2
+
+
 def test_the_preset_of_the_code(ready) -> None:
     trainer, batch = ready(2, preset="code")
     terms = trainer.training_losses(batch)
@@ -254,6 +290,9 @@ ABLATIONS = [
     ({"disagreement_weight": 0.0}, set()),
     ({"disagreement_distance": "kl"}, set()),
     ({"entropy_percentile": 10.0}, set()),
+    ({"prototype_percentile": 40.0}, set()),
+    ({"entropy_by_class": False}, set()),
+    ({"ue_scope": "all"}, set()),
     ({"prototype_term": "off"}, set()),
     ({"prototype_term": "repel"}, set()),
     ({"rampup_share": 1.0}, set()),
@@ -280,7 +319,14 @@ def test_every_ablation_trains(config, missing, ready) -> None:
         ({"confidence": 0.4}, ["supervised_1", "supervised_2"]),
         ({"cps_threshold": 0.9}, ["cps_1", "cps_2"]),
         ({"ue_temperature": 0.1}, ["ue_1", "ue_2"]),
-        ({"entropy_percentile": 40.0}, ["contrast", "efs_1", "efs_2"]),
+        ({"entropy_percentile": 40.0}, ["efs_1", "efs_2"]),
+        ({"prototype_percentile": 40.0}, ["contrast"]),
+        ({"entropy_by_class": False}, ["contrast", "efs_1", "efs_2"]),
+        ({"ue_scope": "all"}, ["ue_1", "ue_2"]),
+        (
+            {"unlabelled_weight": 0.5},
+            ["contrast", "cps_1", "cps_2", "efs_1", "efs_2", "ue_1", "ue_2"],
+        ),
         ({"prototype_term": "off"}, ["contrast"]),
         ({"rampup_share": 1.0}, ["cps_1", "cps_2", "efs_1", "efs_2", "ue_1", "ue_2"]),
     ],

@@ -174,6 +174,17 @@ def test_deployed_network(ready) -> None:
     assert all(torch.equal(weights[name], value) for name, value in trainer.network.state_dict().items())
 
 
+@pytest.mark.parametrize("file", ["checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth"])
+def test_every_checkpoint_keeps_the_threshold_map(file: str, ready) -> None:
+    trainer, _ = ready()
+    trainer.num_epochs, trainer.iteration = 1, 0
+    trainer.run_training()
+    kept = checkpoints.load(Path(trainer.output_folder) / file)["nnssl_semi"]["threshold_map"]
+    assert (kept["map"] != 1 / 3).any()
+    assert torch.equal(kept["map"], trainer.threshold_map.map)
+    assert torch.equal(kept["scale"], trainer.threshold_map.scale)
+
+
 def test_gradients_of_the_projection_are_clipped_with_the_students(ready) -> None:
     trainer, _ = ready(projection_dim=5)
     learned = [*trainer.network.parameters(), *trainer.projection.parameters()]

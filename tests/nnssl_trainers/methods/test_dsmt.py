@@ -54,7 +54,7 @@ def images_seen_by(network: nn.Module) -> list[torch.Tensor]:
 def test_each_term_moves_its_own_student_only(dim: int, iteration: int, ready) -> None:
     trainer, batch = ready(dim, iteration)
     terms = trainer.training_losses(batch)
-    kinds = ["supervised"] if iteration == 0 else ["supervised", "contrast"]
+    kinds = ["labelled", "supervised"] if iteration == 0 else ["labelled", "supervised", "contrast"]
     assert set(terms) == {f"{kind}_{number}" for kind in kinds for number in (1, 2)}
     for name, term in terms.items():
         for network in (trainer.network, trainer.network2):
@@ -76,11 +76,28 @@ def reference_mixed(outputs, outside, inside, mask, w_out, w_in, weights, form):
     return total / sum(weights[: len(outputs)])
 
 
+def reference_mix(outputs, outside, inside, mask, w_out, w_in, weights, form, counts=None):  # noqa: PLR0917
+    """The same with one Dice over the mix, from weighted sums over its voxels."""
+    total = 0.0
+    for weight, z in zip(weights[: len(outputs)], outputs, strict=True):
+        y, q, m, c = (
+            functional.interpolate(t.float(), z.shape[2:], mode="nearest-exact")
+            for t in (outside, inside, mask, torch.ones_like(inside) if counts is None else counts)
+        )
+        omega = w_out * m + w_in * (1 - m) * c
+        total += weight * (w_out + w_in) * masked_dice_ce(z, torch.where(m > 0, y, q)[:, 0].long(), omega, form)
+    return total / sum(weights[: len(outputs)])
+
+
+PAPER_LOSS = {"labelled_loss": "mixed", "pairs": "halves", "mixed_dice": "regions", "pseudo_confidence": 0.0}
+PAPER_LOSS |= {"largest_component": True}
+
+
 @pytest.mark.parametrize(("dim", "form"), [(2, "squared_batch"), (3, "linear_sample")])
 @pytest.mark.parametrize("literal", [False, True])
-def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready) -> None:
+def test_self_training_of_the_paper_is_equation_14(dim: int, form: str, literal: bool, ready) -> None:
     switches = {"propagation": "literal"} if literal else {}
-    trainer, batch = ready(dim, iteration=5, contrast_rampup=0, **switches)
+    trainer, batch = ready(dim, iteration=5, contrast_rampup=0, **PAPER_LOSS, **switches)
     trainer.network2.eval()  # no DropPath, so that the passes can be repeated
     torch.manual_seed(3)
     terms = trainer.training_losses(batch)
@@ -90,10 +107,12 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
     with torch.no_grad():
         guess = largest_component((trainer.teacher(batch.image_u_w)[0].argmax(1, keepdim=True) * batch.mask_u)[:, 0], 3)
     q_a, q_b = guess[:1, None], guess[1:, None]
+    scan_a, scan_b = batch.mask_u.split(1)
     x_l, x_u = mask * x_b + (1 - mask) * u_b, mask * u_a + (1 - mask) * x_a
+    seen = (mask > 0) | scan_b, (mask == 0) | scan_a
     alpha = 0.5 + 0.5 * (5 - 2) / (8 - 2)
     scales = trainer.loss.weight_factors
-    z = [[trainer.network(x_l), trainer.network(x_u)], [trainer.network2(x)[:1] for x in (x_l, x_u)]]
+    z = [[student(x) for x in (x_l, x_u)] for student in trainer.students]
     p = [[both[0].softmax(1) for both in student] for student in z]
     for i, weight in enumerate((alpha, 1 - alpha)):
         on_l = reference_mixed(z[i][0], y_b, q_b, mask, 1.0, 0.5, scales, form)
@@ -101,32 +120,73 @@ def test_self_training_is_equation_14(dim: int, form: str, literal: bool, ready)
         assert terms[f"supervised_{i + 1}"].item() == pytest.approx(weight * (on_l + on_u).item(), abs=1e-5)
         mode, dice = ("literal", "linear") if literal else ("propagate", "squared")
         distances = [
-            soft_dice_distance(p[i][k], enhance(p[1 - i][k].detach(), image, mode=mode), dice)
+            soft_dice_distance(p[i][k], enhance(p[1 - i][k].detach(), image, mode=mode), dice, seen[k])
             for k, image in enumerate((x_l, x_u))
         ]
         expected = weight * 0.5 * sum(distances).item() / 2
         assert terms[f"contrast_{i + 1}"].item() == pytest.approx(expected, abs=1e-5)
+    assert set(terms) == {f"{kind}_{number}" for kind in ("supervised", "contrast") for number in (1, 2)}
+
+
+@pytest.mark.parametrize(("dim", "form"), [(2, "squared_batch"), (3, "linear_sample")])
+def test_self_training_mixes_whole_batches_beside_nnunets_loss(dim: int, form: str, ready) -> None:
+    trainer, batch = ready(dim, iteration=5, contrast_weight=0.0)
+    trainer.network2.eval()
+    teacher = 6 * torch.randn(2, 3, *batch.image_l.shape[2:], generator=torch.Generator().manual_seed(2))
+    trainer.teach = lambda _: teacher.softmax(1)
+    batch.mask_u[..., :3] = False
+    seen = images_seen_by(trainer.network)
+    torch.manual_seed(3)
+    terms = trainer.training_losses(batch)
+    torch.manual_seed(3)
+    mask = copy_paste_mask(batch.image_l.shape[2:])
+    x, u, y = batch.image_l, batch.image_u_s, batch.target_l[0]
+    after = [1, 0]  # of two samples, the one before
+    x_l, x_u = mask * x + (1 - mask) * u[after], mask * u + (1 - mask) * x[after]
+    assert torch.equal(seen[0], torch.cat([x, x_l, x_u]))
+    confidence, guess = teacher.softmax(1).max(1, keepdim=True)
+    sure = (confidence >= 0.8) & batch.mask_u
+    assert 0.1 < sure.float().mean() < 0.9
+    guess, counts = guess * sure, sure | ~batch.mask_u
+    scales, alpha = trainer.loss.weight_factors, 0.75
+    for i, (student, weight) in enumerate(zip(trainer.students, (alpha, 1 - alpha), strict=True), start=1):
+        on_l = reference_mix(student(x_l), y, guess[after], mask, 1.0, 0.5, scales, form, counts[after])
+        flipped = reference_mix(student(x_u), y[after], guess, 1 - mask, 1.0, 0.5, scales, form, counts)
+        assert terms[f"supervised_{i}"].item() == pytest.approx(weight * (on_l + flipped).item(), abs=1e-5)
+        expected = weight * trainer.loss(student(x), batch.target_l)
+        assert terms[f"labelled_{i}"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("mix", ["both", "one"])
-def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, ready) -> None:
-    trainer, batch = ready(3, iteration=0, pretrain_mix=mix)
+@pytest.mark.parametrize("pairs", ["all", "halves"])
+def test_pretraining_pastes_labelled_patches_into_each_other(mix: str, pairs: str, ready) -> None:
+    trainer, batch = ready(3, iteration=0, pretrain_mix=mix, pairs=pairs, mixed_dice="regions")
     seen = images_seen_by(trainer.network)
     torch.manual_seed(1)
     terms = trainer.training_losses(batch)
     torch.manual_seed(1)
     mask = copy_paste_mask(batch.image_l.shape[2:])
-    (a, b), (y_a, y_b) = batch.image_l.split(1), batch.target_l[0].split(1)
-    expected = [mask * a + (1 - mask) * b, mask * b + (1 - mask) * a][: 2 if mix == "both" else 1]
-    assert torch.equal(seen[0], torch.cat(expected))
-    z = [[part[i : i + 1] for part in trainer.network(torch.cat(expected))] for i in range(len(expected))]
+    x, y = batch.image_l, batch.target_l[0]
+    (a, b), (y_a, y_b) = ((x[:1], x[1:]), (y[:1], y[1:])) if pairs == "halves" else ((x, x[[1, 0]]), (y, y[[1, 0]]))
+    images = [mask * a + (1 - mask) * b, mask * b + (1 - mask) * a][: 2 if mix == "both" else 1]
+    assert torch.equal(seen[0], torch.cat([x, *images]))
     labels = [(y_a, y_b), (y_b, y_a)]
     scales = trainer.loss.weight_factors
     losses = [
-        reference_mixed(outputs, *pair, mask, 1, 1, scales, "linear_sample")
-        for outputs, pair in zip(z, labels[: len(z)], strict=True)
+        reference_mixed(trainer.network(image), *pair, mask, 1, 1, scales, "linear_sample")
+        for image, pair in zip(images, labels[: len(images)], strict=True)
     ]
     assert terms["supervised_1"].item() == pytest.approx(torch.stack(losses).mean().item(), abs=1e-5)
+    torch.testing.assert_close(terms["labelled_1"], trainer.loss(trainer.network(x), batch.target_l))
+
+
+@pytest.mark.parametrize("iteration", [0, 5])
+def test_labels_that_teach_by_mixes_alone(iteration: int, ready) -> None:
+    trainer, batch = ready(2, iteration, labelled_loss="mixed")
+    seen = images_seen_by(trainer.network)
+    terms = trainer.training_losses(batch)
+    assert not any(name.startswith("labelled") for name in terms)
+    assert len(seen[0]) == 4  # two mixes of the batch
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -135,7 +195,7 @@ def test_pretraining_without_mixing_is_nnunets(dim: int, ready) -> None:
     trainer.network2.eval()
     terms = trainer.training_losses(batch)
     assert torch.equal(terms["supervised_1"], trainer.loss(trainer.network(batch.image_l), batch.target_l))
-    assert torch.equal(terms["supervised_2"], trainer.loss.loss(trainer.network2(batch.image_l)[0], batch.target_l[0]))
+    assert torch.equal(terms["supervised_2"], trainer.loss(trainer.network2(batch.image_l), batch.target_l))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "auto"])
@@ -217,7 +277,10 @@ ABLATIONS = [
     {"student2": "none"},
     {"copy_paste": False},
     {"noise_std": 0.1},
-    {"largest_component": False},
+    {"largest_component": True, "pseudo_confidence": 0.0},
+    {"labelled_loss": "mixed"},
+    {"pairs": "halves"},
+    {"mixed_dice": "regions"},
     {"contrast_weight": 0.0},
     {"propagation_iterations": 0},
     {"propagation": "off"},
@@ -232,9 +295,10 @@ def test_every_ablation_trains(config, ready) -> None:
     before = [weights(network) for network in trainer.students]
     terms = trainer.training_losses(batch)
     assert all(torch.isfinite(term) for term in terms.values())
-    pairs = 1 if config.get("student2") == "none" else 2
-    off = pairs == 1 or config.get("contrast_weight") == 0.0
-    assert len(terms) == pairs * (1 if off else 2)
+    students = 1 if config.get("student2") == "none" else 2
+    contrast = students == 2 and config.get("contrast_weight") != 0.0
+    labelled = "labelled_loss" not in config and "preset" not in config
+    assert len(terms) == students * (1 + labelled + contrast)
     trainer._optimise(torch.stack(list(terms.values())).sum())
     assert all(not torch.equal(weights(n), old) for n, old in zip(trainer.students, before, strict=True))
 
@@ -244,46 +308,98 @@ def test_without_enhancement_the_target_is_the_other_students_prediction(ready) 
     trainer.network2.eval()
     seen, images = images_seen_by(trainer.network), None
     terms = trainer.training_losses(batch)
-    images = seen[0]
+    images = seen[0][2:]
     with torch.no_grad():
         p1, p2 = trainer.network(images)[0].softmax(1), trainer.network2(images)[0].softmax(1)
-    expected = (soft_dice_distance(p1[:1], p2[:1]) + soft_dice_distance(p1[1:], p2[1:])) / 2
+    assert batch.mask_u.all()
+    expected = (soft_dice_distance(p1[:2], p2[:2]) + soft_dice_distance(p1[2:], p2[2:])) / 2
     assert terms["contrast_1"].item() == pytest.approx(0.5 * 0.5 * expected.item(), abs=1e-5)
 
 
-def test_without_copy_paste_patches_stay_apart(ready) -> None:
-    trainer, batch = ready(2, copy_paste=False)
+@pytest.mark.parametrize("kind", ["padding", "ignore"])
+def test_the_contrast_leaves_out_padding_and_voxels_with_the_ignore_label(kind: str, ready) -> None:
+    trainer, batch = ready(2, contrast_rampup=0, propagation="off")
+    if kind == "padding":
+        batch.mask_u[..., :4] = False
+    else:
+        batch.target_l[0][..., :4] = 9
+        trainer.label_manager._ignore_label = 9
+        trainer.supervised_loss = lambda outputs, _: outputs[0].mean()
+        trainer.mixed_loss = dataclasses.replace(trainer.mixed_loss, ignore_label=9)
+    kept: list[torch.Tensor] = []
+    trainer.network.register_forward_hook(lambda *arguments: kept.append(arguments[-1][0]))
+    torch.manual_seed(4)
+    terms = trainer.training_losses(batch)
+    torch.manual_seed(4)
+    outside = copy_paste_mask(batch.image_l.shape[2:])[0, 0] > 0
+    (gradient,) = torch.autograd.grad(terms["contrast_1"], kept)
+    on_labelled = torch.stack([outside, outside, ~outside, ~outside])  # in x_L and x_U, two samples each
+    unseen = on_labelled if kind == "ignore" else ~on_labelled
+    unseen[..., 4:] = False
+    touched = gradient[2:].abs().sum(1) > 0
+    assert unseen.any()
+    assert not touched[unseen].any()
+    assert touched[~unseen].all()
+
+
+@pytest.mark.parametrize("labelled_loss", ["both", "mixed"])
+@pytest.mark.parametrize("pairs", ["all", "halves"])
+def test_without_copy_paste_all_patches_stay_whole(labelled_loss: str, pairs: str, ready) -> None:
+    trainer, batch = ready(2, copy_paste=False, labelled_loss=labelled_loss, pairs=pairs, pseudo_confidence=0.0)
     seen = images_seen_by(trainer.network)
-    trainer.training_losses(batch)
-    assert torch.equal(seen[0], torch.cat([batch.image_l[:1], batch.image_u_s[:1]]))
+    terms = trainer.training_losses(batch)
+    assert torch.equal(seen[0], torch.cat([batch.image_l, batch.image_u_s]))
+    (weight, _), everywhere = trainer.loss_weights(3), torch.ones_like(batch.image_u_s)
+    guess = trainer.teach(batch.image_u_w).argmax(1, keepdim=True) * batch.mask_u
+    scales = trainer.loss.weight_factors
+    pairs_of_loss = (
+        (trainer.network(batch.image_l), batch.target_l[0], 1.0),
+        (trainer.network(batch.image_u_s), guess, 0.5),
+    )
+    expected = sum(reference_mixed(z, y, y, everywhere, w, 0, scales, "squared_batch") for z, y, w in pairs_of_loss)
+    assert terms["supervised_1"].item() == pytest.approx(weight * expected.item(), abs=1e-5)
+    trained = trainer.training_losses(dataclasses.replace(batch, iteration=0))
+    assert torch.equal(seen[-1], batch.image_l)
+    whole = reference_mixed(
+        trainer.network(batch.image_l), batch.target_l[0], guess, everywhere, 1, 0, scales, "squared_batch"
+    )
+    assert trained["supervised_1"].item() == pytest.approx(whole.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-def test_the_patch_with_forced_foreground_keeps_the_label_of_its_centre(dim: int, ready) -> None:
-    trainer, batch = ready(dim)  # nnU-Net centres the last patches of a batch on foreground
+def test_with_halves_the_patch_with_forced_foreground_keeps_the_label_of_its_centre(dim: int, ready) -> None:
+    trainer, batch = ready(dim, pairs="halves")  # nnU-Net centres the last patches of a batch on foreground
     batch.target_l[0][1] = 2
     batch.target_l[0][0] = 0
     seen = []
-    trainer.mixed_loss = lambda _, outside, inside, *__: seen.append((outside, inside)) or torch.zeros(())
+    trainer.mixed_loss = lambda _, outside, inside, __: seen.append((outside, inside)) or torch.zeros(())
     trainer.training_losses(batch)
     (labelled_outside, _), (_, labelled_inside) = seen[:2]
-    assert labelled_outside.max() == 0
-    assert labelled_inside.min() == 2
+    assert labelled_outside.target.max() == 0
+    assert labelled_inside.target.min() == 2
 
 
-def test_noise_reaches_the_students_but_not_the_teacher(ready) -> None:
+def test_noise_on_unlabelled_images_reaches_the_teacher_and_the_students(ready) -> None:
     trainer, batch = ready(2, noise_std=0.1, copy_paste=False)
     student, teacher = images_seen_by(trainer.network), images_seen_by(trainer.teacher)
     trainer.training_losses(batch)
-    assert torch.equal(teacher[0], batch.image_u_w)
-    noise = student[0][1] - batch.image_u_s[0]
+    noise = student[0][2:] - batch.image_u_s
     assert 0.07 < noise.std().item() < 0.13
-    assert torch.equal(student[0][0], batch.image_l[0])
+    torch.testing.assert_close(teacher[0] - batch.image_u_w, noise, atol=1e-5, rtol=0)
+    assert torch.equal(student[0][:2], batch.image_l)
 
 
-def test_one_labelled_patch_is_both_halves(ready) -> None:
-    trainer, batch = ready(2, iteration=0)
+@pytest.mark.parametrize("pairs", ["all", "halves"])
+def test_one_labelled_patch_is_mixed_with_itself(pairs: str, ready) -> None:
+    trainer, batch = ready(2, iteration=0, pairs=pairs)
     single = dataclasses.replace(batch, image_l=batch.image_l[:1], target_l=[t[:1] for t in batch.target_l])
     seen = images_seen_by(trainer.network)
     trainer.training_losses(single)
-    assert torch.equal(seen[0], batch.image_l[:1].expand(2, -1, -1, -1))
+    assert torch.equal(seen[0], batch.image_l[:1].expand(3, -1, -1, -1))
+
+
+def test_the_preset_paper_has_the_losses_of_the_paper(ready) -> None:
+    trainer, _ = ready(2, preset="paper")
+    assert {name: getattr(trainer.config, name) for name in PAPER_LOSS} == PAPER_LOSS
+    assert trainer.mixed_loss.separate_sides
+    assert not ready(2)[0].mixed_loss.separate_sides

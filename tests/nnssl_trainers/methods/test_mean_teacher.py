@@ -87,6 +87,19 @@ def test_the_strong_view_has_the_probability_of_the_setting(given, expected, mak
     assert not torch.equal(batch.image_u_w, batch.image_u_s)
 
 
+def test_noise_on_unlabelled_images_is_the_same_for_student_and_teacher(ready) -> None:
+    trainer, batch = ready(noise_std=0.2)
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("network", "teacher"):
+        hook = lambda _, images, name=name: seen.setdefault(name, images[0])  # noqa: E731
+        getattr(trainer, name).register_forward_pre_hook(hook)
+    trainer.training_losses(batch)
+    noise = seen["teacher"] - batch.image_u_w
+    assert 0.15 < noise.std().item() < 0.25
+    torch.testing.assert_close(seen["network"][2:] - batch.image_u_s, noise, atol=1e-5, rtol=0)
+    assert torch.equal(seen["network"][:2], batch.image_l)
+
+
 def test_without_weight_the_step_is_the_supervised_one(ready) -> None:
     trainer, batch = ready(consistency_weight=0.0)
     assert trainer.training_losses(batch)["consistency"] == 0

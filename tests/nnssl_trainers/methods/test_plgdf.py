@@ -88,12 +88,12 @@ def test_the_step_is_equation_9(dim: int, mode: str, ready) -> None:
     labels = batch.target_l[0][:, 0].long()
     double = (torch.cat([guess, guess]), torch.cat([mask, mask]))
     expected = {
-        "supervised": sum(naive_loss(z[:2], labels, everywhere) for z in scales) / 2,
-        "semi": sum(naive_loss(z[2:6], *double) for z in scales) / 2,
+        "supervised": sum(naive_loss(z[:2], labels, everywhere) for z in scales) / len(scales),
+        "semi": sum(naive_loss(z[2:6], *double) for z in scales) / len(scales),
     }
     rampup = math.exp(-5 * (1 - 3 / (0.4 * 8)) ** 2)
     squares = [(z[6:].softmax(1) - sharpen(z[6:].softmax(1), 0.1)).square().movedim(1, -1)[mask[:, 0]] for z in scales]
-    expected["sharpening"] = rampup * torch.stack(squares).mean()
+    expected["sharpening"] = rampup * torch.stack(squares).sum(-1).mean()  # sum over the classes
     expected["consistency"] = rampup * multiscale_consistency([z[2:] for z in scales], mask=torch.cat([mask] * 3))
     assert list(terms) == list(expected)
     for name, value in expected.items():
@@ -130,9 +130,68 @@ def test_pseudo_labels_are_the_argmax_of_the_mean_over_copies(ready) -> None:
     foreground = torch.tensor([[0.45, 0.70, 0.20, 0.52], [0.60, 0.40, 0.10, 0.49]])
     probs = torch.stack([1 - foreground, foreground], 1)
     trainer.teach = lambda _: probs
-    assert trainer.guess_labels(probs).tolist() == [[[1, 1, 0, 1]]]
+    labels, counts = trainer.guess_labels(probs)
+    assert labels.tolist() == [[[1, 1, 0, 1]]]
+    assert counts.all()
     trainer.label_manager._has_regions = True
-    assert trainer.guess_labels(probs)[:, 1].tolist() == [[1, 1, 0, 1]]
+    assert trainer.guess_labels(probs)[0][:, 1].tolist() == [[1, 1, 0, 1]]
+
+
+def test_pseudo_labels_below_the_confidence_are_ignored(ready) -> None:
+    trainer, batch = ready(2, pseudo_confidence=0.4)
+    batch.mask_u[0, :, :3] = False
+    taught, learned = forwards_of(trainer.teacher), forwards_of(trainer.network)
+    semi = trainer.training_losses(batch)["semi"]
+    guesses = taught[0][1][0].softmax(1)
+    confidence, guess = ((guesses[:2] + guesses[2:]) / 2).max(1, keepdim=True)
+    counts = batch.mask_u & (confidence >= 0.4)
+    assert 0.05 < counts.float().mean() < 0.95
+    outputs = learned[0][1]
+    scales = [functional.interpolate(z, outputs[0].shape[2:], mode="bilinear")[2:6] for z in outputs]
+    double = (torch.cat([guess, guess])[:, 0], torch.cat([counts, counts]))
+    torch.testing.assert_close(semi, sum(naive_loss(z, *double) for z in scales) / len(scales))
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "code"])
+def test_the_loss_of_labels_has_nnunets_scale_unless_a_preset_asks_for_half_the_sum(preset: str, ready) -> None:
+    trainer, batch = ready(2, preset=preset, network="vnet_multiscale", augmentation="nnunet")
+    learned = forwards_of(trainer.network)
+    found = trainer.training_losses(batch)["supervised"]
+    labels, everywhere = batch.target_l[0][:, 0].long(), torch.ones_like(batch.mask_u)
+    outputs = learned[0][1]
+    scales = [functional.interpolate(z, outputs[0].shape[2:], mode="bilinear")[:2] for z in outputs]
+    expected = sum(naive_loss(z, labels, everywhere, 1 if preset == "code" else 2) for z in scales)
+    assert len(scales) == 2
+    torch.testing.assert_close(found, expected / 2)  # with two scales, half the sum is the mean
+
+
+@pytest.mark.parametrize(("preset", "factor"), [("default", 0.5), ("paper", 1.0), ("code", 1.0)])
+def test_scale_of_four_outputs(preset: str, factor: float, make_tiny, make_trainer) -> None:
+    make_tiny(
+        2,
+        n_stages=5,
+        features_per_stage=[4] * 5,
+        kernel_sizes=[[3, 3]] * 5,
+        strides=[[1, 1], *[[2, 2]] * 4],
+        n_conv_per_stage=[1] * 5,
+        n_conv_per_stage_decoder=[1] * 4,
+    )
+    trainer = make_trainer("PLGDFTrainer", 2, config={"preset": preset, "augmentation": "nnunet"})
+    trainer.initialize()
+    assert trainer.segmentation_loss.scale_weights == (factor,) * 4
+
+
+def test_sharpening_of_regions_sums_over_both_classes_of_each(ready) -> None:
+    trainer, batch = ready(2)
+    learned = forwards_of(trainer.network)
+    trainer.label_manager._has_regions = True
+    trainer.segmentation_loss = lambda outputs, *_: outputs[0].mean()
+    terms = trainer.training_losses(batch)
+    outputs = learned[0][1]
+    scales = [functional.interpolate(z, outputs[0].shape[2:], mode="bilinear")[6:].sigmoid() for z in outputs]
+    squares = [2 * (p - sharpen(p, 0.1, binary=True)).square() for p in scales]
+    kept = torch.stack([each.movedim(1, -1)[batch.mask_u[:, 0]] for each in squares]).mean()
+    torch.testing.assert_close(terms["sharpening"], trainer.rampup(3) * kept)
 
 
 @pytest.mark.parametrize(("labelled", "unlabelled", "copies"), [(1, 3, 3), (2, 2, 2), (3, 1, 2)])
@@ -294,7 +353,7 @@ def test_without_mixing_the_student_sees_the_copies(ready) -> None:
     assert torch.equal(learned[0][0][2:6], taught[0][0])
 
 
-@pytest.mark.parametrize(("scales", "factors"), [(4, (1.0, 1.0)), (1, (1.0,))])
+@pytest.mark.parametrize(("scales", "factors"), [(4, (1.0, 1.0)), (1, (2.0,))])
 def test_weights_of_the_scales(scales: int, factors: tuple[float, ...], ready) -> None:
     trainer, _ = ready(2, scales=scales)  # the tiny plan has two outputs
     assert trainer.segmentation_loss.scale_weights == factors
