@@ -21,8 +21,7 @@ The mean of both probabilities is deployed. Departures from the paper, and choic
   all voxels (`entropy_by_class=off`) filters out the foreground.
 - More than two classes: in eq. 8 voxels below τ do not count, because as background they would teach background. In
   eq. 11 the larger probability decides between two foreground classes. Eq. 16-20 average over classes and their pairs.
-- Eq. 13-15 teach both students on unlabelled patches, as in eq. 3 (the code: on all patches, `ue_scope=all`). Features
-  are those before the dropout. 1 % of a class's uncertain voxels is drawn, as in the code.
+- Eq. 13-15 teach both students on unlabelled patches (`ue_scope=all`: on all). 1 % of a class's uncertain voxels count.
 - L_s (with deep supervision), augmentation and optimiser are nnU-Net's. Padding and the ignore label do not count.
 - Each region is a problem with two classes; all regions share percentiles, except in eq. 16.
 
