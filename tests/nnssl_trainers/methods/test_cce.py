@@ -21,7 +21,7 @@ from nnssl.networks.cce_pair import CCEPair
 from nnssl.system.files import read_json
 from nnssl_trainers.methods import cce
 
-SMALL = {"network": "plan", "student2": "vnet"}
+SMALL = {"network": "plan", "student2": "vnet", "rampup_share": 0.0}
 
 
 @pytest.fixture
