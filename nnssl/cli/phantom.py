@@ -27,6 +27,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar=("D", "H", "W"),
         help="mean size of a scan in voxels; the sizes vary by 10 %% (default: 40 48 48)",
     )
+    command.add_argument(
+        "-variety",
+        type=float,
+        default=1.0,
+        help="how much more unlabelled and test scans vary in contrast and noise than labelled ones (default: 1)",
+    )
     command.add_argument("-seed", type=int, default=0, help="same seed, same voxels (default: %(default)s)")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier phantom of this id and name")
     return command
@@ -50,6 +56,7 @@ def _write(arguments: argparse.Namespace) -> None:
         unlabelled=arguments.unlabelled,
         test=arguments.test,
         shape=tuple(arguments.shape),
+        variety=arguments.variety,
         seed=arguments.seed,
         overwrite=arguments.overwrite,
     )

@@ -78,6 +78,7 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
     unlabelled: int = 24,
     test: int = 8,
     shape: tuple[int, int, int] = SHAPE,
+    variety: float = 1.0,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Path:
@@ -95,6 +96,8 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
         unlabelled: number of scans without a label; 0 writes no `imagesUn`.
         test: number of test scans with labels in `labelsTs`; 0 writes no `imagesTs`.
         shape: mean size in voxels (depth, height, width), each at least 16; the size of a scan varies by 10 %.
+        variety: how much more contrast, bias field and noise vary in unlabelled and test scans than in labelled scans, as
+            in a lab that labelled the scans of one scanner; at least 0.
         seed: 0 or more.
         overwrite: replace an earlier phantom of the same id and name.
 
@@ -102,7 +105,7 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
         UsageError: a setting is out of range, the id is taken, or the folder exists.
         EnvironmentProblem: the folder cannot be written.
     """
-    _check_settings(dataset_id, name, (labelled, unlabelled, test, seed), shape)
+    _check_settings(dataset_id, name, (labelled, unlabelled, test, seed), shape, variety)
     folder = folder_root / f"Dataset{dataset_id:03d}_{name}"
     _check_free(folder, dataset_id, overwrite)
     cases = _cases(labelled, unlabelled, test, seed)
@@ -120,7 +123,7 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
 
     def fill(temporary: Path) -> None:
         for case in cases:
-            _write_case(temporary, case, shape)
+            _write_case(temporary, case, shape, variety)
         write_json(temporary / DATASET_JSON, dataset_json)
 
     try:
@@ -136,7 +139,10 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
 
 
 def phantom_scan(
-    anatomy_seed: int | list[int], appearance_seed: int | list[int], shape: tuple[int, int, int] = SHAPE
+    anatomy_seed: int | list[int],
+    appearance_seed: int | list[int],
+    shape: tuple[int, int, int] = SHAPE,
+    variety: float = 1.0,
 ) -> PhantomScan:
     """Return one synthetic scan.
 
@@ -144,6 +150,7 @@ def phantom_scan(
         anatomy_seed: decides the shapes; two scans of a patient share it.
         appearance_seed: decides position, size, spacing, contrast, bias field, texture and noise.
         shape: mean size in voxels (D, H, W); the size of the scan varies by 10 % around the mean.
+        variety: factor of the deviations of contrast, bias field and noise.
     """
     look = np.random.default_rng(appearance_seed)
     size = tuple(max(SMALLEST_AXIS, round(n * look.uniform(1 - VARIATION, 1 + VARIATION))) for n in shape)
@@ -152,7 +159,7 @@ def phantom_scan(
         round(float(mm * factor), 4) for mm, factor in zip(SPACING_MM, (through, in_plane, in_plane), strict=True)
     ]
     tissue, label = _anatomy(np.random.default_rng(anatomy_seed), _warped_grid(look, size))
-    image = _appearance(look, tissue)
+    image = _appearance(look, tissue, variety)
     return PhantomScan(image, label, (spacing[0], spacing[1], spacing[2]))
 
 
@@ -240,15 +247,15 @@ _CONTRAST = np.array([0.02, 0.5, 0.75, 0.3, 0.65, 0.15])
 _CONTRAST_SPREAD = np.array([0.01, 0.04, 0.05, 0.05, 0.05, 0.04])
 
 
-def _appearance(rng: Generator, tissue: NDArray[np.uint8]) -> NDArray[np.int16]:
+def _appearance(rng: Generator, tissue: NDArray[np.uint8], variety: float) -> NDArray[np.int16]:
     """Return the intensities of a tissue map: contrast, texture, partial volume, bias field, Rician noise, scale."""
     size = tissue.shape
-    signal = rng.normal(_CONTRAST, _CONTRAST_SPREAD)[tissue]
+    signal = rng.normal(_CONTRAST, variety * _CONTRAST_SPREAD).clip(0)[tissue]
     texture = 0.04 * _smooth(rng, size, 0.03) + 0.03 * _smooth(rng, size, 0.1)
     signal = signal + np.where(tissue == _AIR, 0, texture)
     signal = gaussian_filter(signal, rng.uniform(0.4, 0.7))
-    signal *= np.exp(rng.uniform(0.1, 0.25) * _smooth(rng, size, 0.3))
-    noise = rng.uniform(0.03, 0.06)
+    signal *= np.exp(variety * rng.uniform(0.1, 0.25) * _smooth(rng, size, 0.3))
+    noise = variety * rng.uniform(0.03, 0.06)
     real, imaginary = signal + noise * rng.standard_normal(size), noise * rng.standard_normal(size)
     return np.asarray(np.hypot(real, imaginary) * rng.uniform(500, 1500)).round().astype(np.int16)
 
@@ -273,8 +280,8 @@ def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_Phanto
     return cases
 
 
-def _write_case(folder: Path, case: _PhantomCase, shape: tuple[int, int, int]) -> None:
-    scan = phantom_scan(*case.seeds, shape)
+def _write_case(folder: Path, case: _PhantomCase, shape: tuple[int, int, int], variety: float) -> None:
+    scan = phantom_scan(*case.seeds, shape, 1.0 if case.images == IMAGES_TR else variety)
     _write_volume(folder / case.images / f"{case.name}_0000.nii.gz", scan.image, scan.spacing_mm)
     if case.labels:
         _write_volume(folder / case.labels / f"{case.name}.nii.gz", scan.label, scan.spacing_mm)
@@ -292,7 +299,7 @@ def _write_volume(
 
 
 def _check_settings(
-    dataset_id: int, name: str, numbers: tuple[int, int, int, int], shape: tuple[int, int, int]
+    dataset_id: int, name: str, numbers: tuple[int, int, int, int], shape: tuple[int, int, int], variety: float
 ) -> None:
     labelled, unlabelled, test, seed = numbers
     rules = (
@@ -302,6 +309,7 @@ def _check_settings(
         (unlabelled >= 0, f"-unlabelled {unlabelled}", "the number of scans is 0 or more"),
         (test >= 0, f"-test {test}", "the number of scans is 0 or more"),
         (seed >= 0, f"-seed {seed}", "the seed is 0 or more"),
+        (0 <= variety < np.inf, f"-variety {variety}", "the variety is a number that is 0 or more"),
         (
             len(shape) == 3 and min(shape) >= SMALLEST_AXIS,
             f"-shape {' '.join(map(str, shape))}",

@@ -52,10 +52,10 @@ from nnssl_trainers.parts.masked_nnunet_loss import MaskedNNUNetLoss
 
 PLAIN: dict[str, Value] = {"supervised_share": 0.05, "restart": False, "labels_from": "student", "label_view": "strong"}
 PLAIN |= {"joint_loss": True, "rampup_share": 0.0, "cutmix_probability": 0.0, "turns": True, "deployed": "student"}
-FIXMATCH: dict[str, Value] = PAPER_CLOCK | {"threshold": 0.95, "ema_decay": 0.996, "rampup_share": 0.0, "flips": False}
-UNIMATCH: dict[str, Value] = FIXMATCH | {"labels_from": "student", "deployed": "student", "strong_views": 2}
+CLASSICAL: dict[str, Value] = {"threshold": 0.95, "ema_decay": 0.996, "rampup_share": 0.0, "flips": False}
+FIXMATCH = PAPER_CLOCK | CLASSICAL | {"cutmix_probability": 0.0}
+UNIMATCH = PAPER_CLOCK | CLASSICAL | {"labels_from": "student", "deployed": "student", "strong_views": 2}
 UNIMATCH |= {"feature_dropout": 0.5, "dice_only": True}
-FIXMATCH |= {"cutmix_probability": 0.0}
 
 
 @dataclass(frozen=True)

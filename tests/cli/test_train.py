@@ -56,6 +56,7 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     assert run == {
         "num_iterations": 3, "seed": 9, "labelled": None, "bf16": False,
         "config": {"ema_decay": 0.5, "rampup_share": 0.0}, "tag": "seed9,iterations3,ema_decay=0.5,rampup_share=0",
+        "start_from": "",
     }  # fmt: skip
     assert json.loads((folder.parent / "plans.json").read_text())["nnssl_semi"]["run"] == run
     assert "nnssl_predict" in capsys.readouterr().out
