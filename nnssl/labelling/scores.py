@@ -82,9 +82,9 @@ def choose_scans(
 ) -> dict[str, Verdict]:
     """Return for each scan whether it is kept, and why not.
 
-    The share 1 − `keep_share` of the scans, rounded down, is rejected: first those without a structure that every
-    labelled scan has, then those with a volume outside 0.3 to 3 times the labelled range, then those with the lowest
-    score.
+    At most the share 1 − `keep_share` of the scans, rounded down, is rejected: first those without a structure that
+    every labelled scan has, then those with a volume outside 0.3 to 3 times the labelled range, then those with the
+    lowest score. A scan without a flaw is kept where it is certain or shows no structure.
 
     Args:
         scores: case name → score.
@@ -101,9 +101,10 @@ def choose_scans(
     verdicts = {}
     for number, case in enumerate(order):
         score, why = scores[case].score, flaws[case][1]
-        if number < count and not why:
-            why = "no foreground" if score is None else f"confidence {score:.3f} is among the lowest"
-        verdicts[case] = Verdict(number >= count, why)
+        unsure = score is not None and score < 1
+        if number < count and not why and unsure:
+            why = f"confidence {score:.3f} is among the lowest"
+        verdicts[case] = Verdict(number >= count or not why, why)
     return {case: verdicts[case] for case in scores}
 
 

@@ -1,7 +1,8 @@
 """Whole unlabelled scans with stored pseudo-labels, which training then uses like labels.
 
-The network of the supervised stage predicts every unlabelled scan once, with mirroring. Labels and confidence stand in
-the folder `pseudo_labels` of the fold, with a report about every scan. A loose filter leaves the worst scans out, and
+The network of the supervised stage predicts every unlabelled scan once, with mirroring; or the user gives masks
+(`-pseudo_labels`), and the supervised stage falls away. Labels and confidence stand in the folder `pseudo_labels` of
+the fold, with a report about every scan. A loose filter leaves the worst scans out, and
 voxels below a confidence do not count. A killed run goes on with the scans that are missing.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from nnssl.config import hyper
 from nnssl.data.labels import Label
 from nnssl.host import forget_patch_weights
 from nnssl.inference.pipeline import run_overlapped
+from nnssl.labelling.files import MaskReader, check_masks, find_masks
 from nnssl.labelling.prediction import labels_and_confidence
 from nnssl.labelling.report import Origin, write_report
 from nnssl.labelling.scores import ScanScore, choose_scans, score_scan, voxel_volume_ml
@@ -66,8 +69,14 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         lost_classes: of each structure, whether no kept scan has a voxel of it.
     """
 
+    takes_pseudo_labels = True
     kept: list[str] | None = None
     lost_classes: list[bool]
+
+    @property
+    def supervised_iterations(self) -> int:
+        """Number of iterations of the supervised stage; 0 where the pseudo-labels are given."""
+        return 0 if self.settings.pseudo_labels else super().supervised_iterations
 
     @property
     def pseudo_folder(self) -> Path:
@@ -120,7 +129,12 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
     def begin_second_stage(self) -> None:
         """Begin the second stage with the labelling of the scans; a run that is killed then goes on from here."""
         super().begin_second_stage()
-        self.save_checkpoint(str(Path(self.output_folder) / CHECKPOINT_LATEST))
+        if self.local_rank == 0:
+            shutil.rmtree(self.pseudo_folder, ignore_errors=True)  # of a killed run that has no checkpoint
+        if self.is_ddp:
+            distributed.barrier()
+        if not self.settings.pseudo_labels:
+            self.save_checkpoint(str(Path(self.output_folder) / CHECKPOINT_LATEST))
         self.label_scans()
 
     def label_scans(self) -> None:
@@ -133,33 +147,48 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
             StoppedBySignal: the run was stopped; finished scans are stored.
             EnvironmentProblem: a file cannot be written.
         """
-        if self.config.ready_dice:
+        if self.config.ready_dice and not self.settings.pseudo_labels:
             dice = self._dice_on_labelled_scans() if self.local_rank == 0 else ()
             self.labelled_dice = self._from_first_process(dice)
             known = [value for value in self.labelled_dice if not math.isnan(value)]
             if not known or min(known) < self.config.ready_dice:
                 self.kept = []
                 return
-        self._store_pseudo_labels()
+        origins = self._store_given_labels() if self.settings.pseudo_labels else self._store_predictions()
         if self.is_ddp:
             distributed.barrier()
-        chosen: tuple[list[str], list[bool]] = self._choose() if self.local_rank == 0 else ([], [])
+        chosen: tuple[list[str], list[bool]] = self._choose(origins) if self.local_rank == 0 else ([], [])
         self.kept, self.lost_classes = self._from_first_process(chosen)
         self.method_begin = self.iteration
         total = len(self.fold_cases().unlabelled)
         self._tell(f"{len(self.kept)} of {total} unlabelled scans have pseudo-labels that count; {self.pseudo_folder}")
 
-    def _store_pseudo_labels(self) -> None:
-        """Predict the unlabelled scans whose pseudo-label is missing; processes share the scans."""
-        missing = [case for case in sorted(self.fold_cases().unlabelled) if not self._file(case).is_file()]
+    def _store_given_labels(self) -> dict[str, Origin]:
+        """Check the masks that the user gave, and store them; return the origin of each. One process does so."""
+        if self.local_rank != 0:
+            return {}
+        dataset, folder = self.unlabelled_dataset(), Path(self.settings.pseudo_labels)
+        reader = MaskReader(self.plans_manager, self.configuration_manager, self.dataset_json)
+        masks = find_masks(folder, reader.ending, self.fold_cases())
+        check_masks(reader, masks, {case: dataset.load_case(case)[3] for case in masks})
+        for case, given in masks.items():
+            if not self._file(case).is_file():
+                image, _, _, properties = dataset.load_case(case)
+                self._store(case, *reader.on_preprocessed_grid(given, properties, image.shape[1:]))
+        return {case: given.origin for case, given in masks.items()}
+
+    def _store_predictions(self) -> dict[str, Origin]:
+        """Predict the unlabelled scans whose pseudo-label is missing, and return the origin of all."""
+        cases = sorted(self.fold_cases().unlabelled)
+        missing = [case for case in cases if not self._file(case).is_file()]
         if self.is_ddp:
             distributed.barrier()  # every process has seen the same files
             missing = missing[self.local_rank :: distributed.get_world_size()]
+        self.predict_scans(self.unlabelled_dataset(), missing, self._store)
+        return dict.fromkeys(cases, self._own_origin())
 
-        def store(case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:
-            write_pseudo_label(self._file(case), labels, confidence, self.structures, self.config.pseudo_confidence)
-
-        self.predict_scans(self.unlabelled_dataset(), missing, store)
+    def _store(self, case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:
+        write_pseudo_label(self._file(case), labels, confidence, self.structures, self.config.pseudo_confidence)
 
     def _file(self, case: str) -> Path:
         return self.pseudo_folder / f"{case}{ENDING}"
@@ -217,16 +246,16 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         both, found, wanted = counts
         return tuple(np.where(wanted > 0, 2 * both / np.maximum(found + wanted, 1), np.nan).tolist())
 
-    def _choose(self) -> tuple[list[str], list[bool]]:
+    def _choose(self, origins: Mapping[str, Origin]) -> tuple[list[str], list[bool]]:
         """Score all pseudo-labels, write the report, and return the kept scans, and which structures they lack."""
         dataset, names = self.unlabelled_dataset(), self.structure_names()
         scores = {}
-        for case in sorted(file.name.removesuffix(ENDING) for file in self.pseudo_folder.glob(f"*{ENDING}")):
+        for case in sorted(origins):
             labels, confidence = read_pseudo_label(self._file(case))
             volume = voxel_volume_ml(labels.shape, dataset.load_case(case)[3])
             scores[case] = score_scan(labels, confidence, self.structures, volume)
         verdicts = choose_scans(scores, self._labelled_volumes(), names, self.config.keep_share)
-        write_report(self.pseudo_folder / PSEUDO_JSON, names, scores, verdicts, dict.fromkeys(scores, self._origin()))
+        write_report(self.pseudo_folder / PSEUDO_JSON, names, scores, verdicts, origins)
         kept = [case for case, verdict in verdicts.items() if verdict.kept]
         lost = [not any(scores[case].volumes_ml[k] for case in kept) for k in range(len(names))]
         if any(lost):
@@ -234,7 +263,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
             log.warning("warning: no pseudo-label has a voxel of %s; unlabelled scans cannot teach it", missing)
         return kept, lost
 
-    def _origin(self) -> Origin:
+    def _own_origin(self) -> Origin:
         digest = hashlib.sha256()
         for tensor in unwrap(self.network).state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())

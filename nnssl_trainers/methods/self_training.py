@@ -81,7 +81,9 @@ class SelfTrainingTrainer(StoredLabelsTrainer[SelfTrainingConfig]):
         if self.method_begin is None:
             return
         torch.manual_seed(self.settings.seed + 1)  # the same numbers follow where the labelling was interrupted
-        if self.config.restart_weights:
+        if (
+            self.config.restart_weights and not self.settings.pseudo_labels
+        ):  # otherwise this network has labelled nothing
             unwrap(self.network).load_state_dict(self.new_network().state_dict())
 
     def before_step(self) -> None:

@@ -3,16 +3,19 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
-from nnssl.errors import StoppedBySignal
+from nnssl.errors import DataError, StoppedBySignal
 from nnssl.inference.predictor import Predictor
-from nnssl.labelling.store import UNSURE, read_pseudo_label
+from nnssl.labelling.store import UNSURE, read_pseudo_label, write_pseudo_label
 from nnssl_trainers.frame.stored_labels import StoredLabelsTrainer
+from tests.conftest import tiny_case
 from tests.nnssl_trainers.frame.conftest import same, weights
 
 METHOD = "SelfTrainingTrainer"
@@ -159,8 +162,6 @@ def test_volumes_are_compared_with_those_of_the_labelled_scans(make_trainer, mak
     folder = make_tiny(2)
     trainer = make_trainer(METHOD, 2, **RUN, config=NO_LOOK)
     trainer.initialize()
-    import SimpleITK as sitk
-
     expected = []
     for case in trainer.do_split()[0]:
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "gt_segmentations" / f"{case}.nii.gz")))
@@ -241,3 +242,70 @@ def test_hidden_cases_are_labelled_without_their_labels(make_trainer, make_tiny)
     trainer.run_training()
     assert stored(trainer) == sorted(UNLABELLED + hidden)
     assert not set(stored(trainer)) & set(trainer.do_split()[1])
+
+
+@pytest.fixture
+def masks(tmp_path, make_tiny) -> Path:
+    """Return a folder with masks of three of the four unlabelled scans; one has a file with its confidence."""
+    make_tiny(2)
+    folder, rng = tmp_path / "masks", np.random.default_rng(2)
+    folder.mkdir()
+    for case in UNLABELLED[:3]:
+        sitk.WriteImage(sitk.GetImageFromArray(tiny_case(rng)[1][0]), str(folder / f"{case}.nii.gz"))
+    confidence = rng.random((20, 24, 22)).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(confidence), str(folder / "un_01_confidence.nii.gz"))
+    return folder
+
+
+def test_given_masks_take_the_place_of_the_first_two_stages(make_trainer, masks, monkeypatch) -> None:
+    monkeypatch.setattr(StoredLabelsTrainer, "predict_scans", lambda *_: pytest.fail("predicted"))
+    trainer = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks))
+    trainer.run_training()
+    assert trainer.unlabelled_from == 0
+    assert trainer.supervised_key() == ""
+    assert sorted(trainer.kept) == stored(trainer) == UNLABELLED[:3]
+    report = json.loads((trainer.pseudo_folder / "cases.json").read_text())
+    for case, entry in report.items():
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(masks / f"{case}.nii.gz")))
+        labels, confidence = read_pseudo_label(trainer.pseudo_folder / f"{case}.b2nd")
+        assert np.array_equal(labels, mask)
+        assert (confidence == 255).all() == (case != "un_01")
+        assert entry["origin"] == "file"
+        assert entry["source"] == str(masks / f"{case}.nii.gz")
+        assert len(entry["sha256"]) == 64
+    assert report["un_00"]["score"] == 1
+    assert 0.4 < report["un_01"]["score"] < 0.6
+    assert trainer.do_split()[0] == [f"case_{i:02d}" for i in range(4)]  # given masks are no labels
+
+
+def test_a_run_with_given_masks_goes_on_without_their_folder(make_trainer, masks) -> None:
+    whole = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks))
+    whole.run_training()
+    first = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks), tag="stopped")
+    step = first.train_step
+    first.train_step = lambda batch: (step(batch), first.iteration == 5 and first.request_stop())[0]
+    with pytest.raises(StoppedBySignal):
+        first.run_training()
+    shutil.rmtree(masks)
+    second = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks), tag="stopped")
+    second.load_checkpoint(str(Path(first.output_folder) / "checkpoint_latest.pth"))
+    second.run_training()
+    assert same(weights(Path(second.output_folder)), weights(Path(whole.output_folder)))
+
+
+def test_a_wrong_mask_ends_the_run_before_training(make_trainer, masks) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((20, 24, 22), 9, np.uint8)), str(masks / "un_02.nii.gz"))
+    trainer = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks))
+    with pytest.raises(DataError, match="1 problem"):
+        trainer.run_training()
+    assert stored(trainer) == []
+    assert trainer.iteration == 0
+
+
+def test_labels_of_a_killed_run_without_a_checkpoint_are_not_taken_over(make_trainer, masks) -> None:
+    trainer = make_trainer(METHOD, 2, **RUN, pseudo_labels=str(masks))
+    trainer.initialize()
+    old = np.zeros((20, 24, 22), np.uint8)
+    write_pseudo_label(trainer.pseudo_folder / "un_00.b2nd", old, old, [1, 2], 0.0)
+    trainer.begin_second_stage()
+    assert read_pseudo_label(trainer.pseudo_folder / "un_00.b2nd")[0].any()

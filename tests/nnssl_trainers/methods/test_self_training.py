@@ -156,11 +156,13 @@ def test_start_from_labels_with_the_weights_of_that_run(make_trainer) -> None:
     trainer = make_trainer("SelfTrainingTrainer", 2, staged=True, config={"ready_dice": 0.0}, start_from="there")
     trainer.load_start(str(file))
     labelled_by = []
-    store = trainer._store_pseudo_labels
-    trainer._store_pseudo_labels = lambda: (
-        labelled_by.append({key: value.clone() for key, value in trainer.network.state_dict().items()}),
-        store(),
-    )
+    predict = trainer.predict_scans
+
+    def note(*arguments):
+        labelled_by.append({key: value.clone() for key, value in trainer.network.state_dict().items()})
+        predict(*arguments)
+
+    trainer.predict_scans = note
     trainer.run_training()
     assert same(labelled_by[0], checkpoints.load(file)["network_weights"])
     assert trainer.unlabelled_from == 0
