@@ -25,6 +25,11 @@ def labels_and_confidence(logits: Tensor, labels: LabelManager) -> tuple[NDArray
         all regions.
     """
     probs: Tensor = labels.apply_inference_nonlin(logits)
+    return most_likely(probs, labels)
+
+
+def most_likely(probs: Tensor, labels: LabelManager) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    """Return labels and confidence as `labels_and_confidence` does, from probabilities (C, *S)."""
     sure = torch.maximum(probs, 1 - probs).amin(0) if labels.has_regions else probs.amax(0)
     found = labels.convert_probabilities_to_segmentation(probs)
     return found.cpu().numpy(), (sure * 255).round().to(torch.uint8).cpu().numpy()
