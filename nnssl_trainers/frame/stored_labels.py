@@ -35,6 +35,7 @@ from nnssl.labelling.store import ENDING, PseudoLabelledCases, read_pseudo_label
 from nnssl.names import CHECKPOINT_LATEST, CHECKPOINT_SUPERVISED, PSEUDO_FOLDER, PSEUDO_JSON
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
+from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 from nnssl_trainers.frame.validation import predictor_of
 
 Store = Callable[[str, NDArray[Any], NDArray[np.uint8]], None]  # case, labels (*S), confidence (*S)
@@ -70,6 +71,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
     """
 
     takes_pseudo_labels = True
+    scored_on = "scans"
     kept: list[str] | None = None
     lost_classes: list[bool]
 
@@ -147,12 +149,14 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
             StoppedBySignal: the run was stopped; finished scans are stored.
             EnvironmentProblem: a file cannot be written.
         """
-        if self.config.ready_dice and not self.settings.pseudo_labels:
+        least = self.config.ready_dice
+        if least and not self.settings.pseudo_labels:
             dice = self._dice_on_labelled_scans() if self.local_rank == 0 else ()
             self.labelled_dice = self._from_first_process(dice)
             known = [value for value in self.labelled_dice if not math.isnan(value)]
-            if not known or min(known) < self.config.ready_dice:
+            if not known or min(known) < least:
                 self.kept = []
+                log.warning("warning: no scan is labelled: a class is below %g (%s)", least, self._dice_text())
                 return
         origins = self._store_given_labels() if self.settings.pseudo_labels else self._store_predictions()
         if self.is_ddp:
@@ -227,6 +231,10 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         self.set_training_mode()
 
     # ------------------------------------------------------------------ readiness and choice of the scans
+
+    def epoch_warnings(self) -> list[str]:
+        """Return the general warnings; readiness is decided once, so that no epoch warns of it."""
+        return SemiSupervisedTrainer.epoch_warnings(self)
 
     def _labelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
         return self.dataset_class(self.preprocessed_dataset_folder, list(self.fold_cases().labelled))

@@ -189,6 +189,8 @@ def test_a_network_that_does_not_know_a_class_labels_nothing(make_trainer, caplo
     assert stored(trainer) == []
     assert len(trainer.labelled_dice) == 2
     assert "this run is supervised: no unlabelled scan counted" in caplog.text
+    assert caplog.text.count("no scan is labelled: a class is below 0.99 (Dice on labelled scans: core 0.") == 1
+    assert "do not count yet" not in caplog.text
 
 
 def test_readiness_is_the_dice_on_whole_labelled_scans(make_trainer, monkeypatch) -> None:
