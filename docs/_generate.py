@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "runs",
     "predict",
+    "pseudo_label",
     "evaluate",
     "methods",
 )  # others follow these

@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
-The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `evaluate`. Importing this package
-is fast: torch and nnU-Net are imported when a function is called.
+The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`.
+Importing this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
+    from nnssl.labelling.api import pseudo_label as pseudo_label
     from nnssl.planning.api import plan as plan
     from nnssl.training.api import train as train
     from nnssl.training.runs import evaluate_run as evaluate_run
@@ -27,10 +28,14 @@ _API = {
     "train": "nnssl.training.api",
     "runs": "nnssl.training.runs",
     "predict": "nnssl.inference.api",
+    "pseudo_label": "nnssl.labelling.api",
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
 }
-__all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "evaluate_run", "plan", "predict", "runs", "train"]
+__all__ = [
+    "DISTRIBUTION", "__version__", "convert", "evaluate", "evaluate_run", "plan", "predict", "pseudo_label", "runs",
+    "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

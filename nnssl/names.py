@@ -25,6 +25,8 @@ UNLABELLED_SUFFIX = "_unlabelled"  # preprocessed unlabelled scans: the folder o
 # Folders and files of a run.
 FOLD_PREFIX = "fold_"
 VALIDATION_FOLDER = "validation"
+PSEUDO_FOLDER = "pseudo_labels"
+PSEUDO_JSON = "cases.json"  # in that folder: origin, scores and verdict of every scan
 SUMMARY_JSON = "summary.json"
 SUMMARY_POSTPROCESSED_JSON = "summary_postprocessed.json"  # the scores after post-processing
 POSTPROCESSING_JSON = "postprocessing.json"  # the decision of a fold, or of a model

@@ -99,6 +99,14 @@ METHODS: dict[str, Method] = {
             teachers=1,
         ),
         Method(
+            name="self_training",
+            class_name="SelfTrainingTrainer",
+            paper="Huang et al., Revisiting nnU-Net for iterative pseudo labeling and efficient sliding window "
+            "inference, FLARE 2022, LNCS 13816",
+            needs=("unlabelled",),
+            activations=2.0,
+        ),
+        Method(
             name="dsmt",
             class_name="DSMTTrainer",
             paper="Su, Sun, Adamyk, DSMT-Net: Dual-student mean teacher network with pixel-level pseudo-label "

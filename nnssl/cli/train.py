@@ -32,6 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
     add("-start_from", metavar="RUN", help="finished run, fold or checkpoint whose weights the method starts from")
+    add("-pseudo_labels", metavar="DIR", help="masks of unlabelled scans, made elsewhere, that the method learns from")
     add("--c", action="store_true", help="continue from the last checkpoint")
     add("--val", action="store_true", help="only validate a finished run")
     add("--val_best", action="store_true", help="validate checkpoint_best.pth instead of the last weights")
@@ -47,7 +48,7 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.training.api import train
 
     same: tuple[str, ...] = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device")
-    same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from")
+    same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,

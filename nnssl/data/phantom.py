@@ -96,8 +96,8 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
         unlabelled: number of scans without a label; 0 writes no `imagesUn`.
         test: number of test scans with labels in `labelsTs`; 0 writes no `imagesTs`.
         shape: mean size in voxels (depth, height, width), each at least 16; the size of a scan varies by 10 %.
-        variety: how much more contrast, bias field and noise vary in unlabelled and test scans than in labelled scans, as
-            in a lab that labelled the scans of one scanner; at least 0.
+        variety: how much more contrast, bias field and noise vary in unlabelled and test scans than in labelled scans,
+            as in a lab that labelled the scans of one scanner; at least 0.
         seed: 0 or more.
         overwrite: replace an earlier phantom of the same id and name.
 

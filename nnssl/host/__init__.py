@@ -288,6 +288,21 @@ def case_dataset_class(folder: str) -> type[Any]:
     return found
 
 
+def sample_places(labels: Any, structures: Sequence[Any]) -> dict[Any, Any]:  # noqa: ANN401 - numpy arrays
+    """Return places of each structure, (n, 1 + axes) with the channel first; empty where a structure has no voxel.
+
+    These are the places from which nnU-Net's batch maker draws the centres of patches.
+
+    Args:
+        labels: label values (1, *S).
+        structures: labels, or regions as tuples of labels.
+    """
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    found: dict[Any, Any] = DefaultPreprocessor._sample_foreground_locations(labels, list(structures))
+    return found
+
+
 def cases_of(batch_maker: Any) -> CaseDataset:  # noqa: ANN401 - nnUNetDataLoader
     """Return the preprocessed cases that nnU-Net's batch maker draws from."""
     return batch_maker._data

@@ -110,6 +110,19 @@ SURFACE: tuple[HostName, ...] = (
         "the check of the intensities after normalisation",
         _normalize="data seg configuration_manager foreground_intensity_properties_per_channel",
     ),
+    *callables(
+        PREPROCESSOR,
+        LOOKUPS,
+        "places of pseudo-labelled foreground, as preprocessing notes them for labels",
+        _sample_foreground_locations="seg classes_or_regions",
+    ),
+    *callables(
+        f"{LABELS}.LabelManager",
+        "nnssl.labelling.prediction",
+        "labels and probabilities of a pseudo-labelled scan",
+        apply_inference_nonlin="logits",
+        convert_probabilities_to_segmentation="predicted_probabilities",
+    ),
     *texts(
         "nnunetv2.imageio.tif_reader_writer.Tiff3DIO.write_seg",
         LOOKUPS,

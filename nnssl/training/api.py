@@ -33,7 +33,7 @@ from nnssl.training.job import Job, run_job
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
 from nnssl.training.settings import RunSettings, check_tag
-from nnssl.training.start import find_start, name_of_start
+from nnssl.training.start import find_pseudo_labels, find_start, name_of_start
 
 log = logging.getLogger("nnssl.train")
 CPU_RUN = "-device cpu (with plans made by -hardware cpu)"
@@ -82,6 +82,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     disable_checkpointing: bool = False,
     pretrained_weights: str | None = None,
     start_from: str | Path | None = None,
+    pseudo_labels: str | Path | None = None,
     run_validation: bool = True,
     progress: Literal["bar", "lines", "off"] | None = None,
 ) -> TrainResult:
@@ -112,6 +113,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         pretrained_weights: nnU-Net checkpoint to start from; its segmentation layers and teachers are left out.
         start_from: finished run, fold or checkpoint with the same plans, of nnssl or of stock nnU-Net; all networks of
             the method start from its weights, and the supervised stage and other pre-training fall away.
+        pseudo_labels: folder with masks of unlabelled scans, made elsewhere: `CASE.nii.gz`, and optionally
+            `CASE_confidence.nii.gz`; for methods that learn from stored pseudo-labels. The supervised stage falls away.
         run_validation: score the validation cases at the end.
         progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
 
@@ -145,7 +148,8 @@ def train(  # noqa: PLR0913 - the public API names every option
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
     start = find_start(start_from, results / preprocessed.name, fold, plan, configuration) if start_from else None
-    config = config_with(method.load().config_class, settings)  # imports torch, so that other checks come first
+    trainer_class = method.load()
+    config = config_with(trainer_class.config_class, settings)  # imports torch, so that other checks come first
     asked = {
         "num_iterations": num_iterations,
         "seed": seed,
@@ -153,6 +157,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         "bf16": bf16 or None,
         "config": config.changes(),
         "start_from": name_of_start(start, results) if start else None,
+        "pseudo_labels": pseudo_labels
+        and find_pseudo_labels(pseudo_labels, trainer, trainer_class.takes_pseudo_labels),
     }
     given = {name: value for name, value in asked.items() if value is not None and value != {}}
     name = ModelName(trainer, plan["plans_name"], configuration)
@@ -175,7 +181,6 @@ def train(  # noqa: PLR0913 - the public API names every option
         "--no_val": not run_validation,
         "--disable_checkpointing": disable_checkpointing,
     }
-    flags = [flag for flag, is_set in switches.items() if is_set]
     job = Job(
         method=method,
         plans=plan,
@@ -183,7 +188,9 @@ def train(  # noqa: PLR0913 - the public API names every option
         configuration=configuration,
         fold=fold,
         device=_device(device, num_gpus, run.bf16),
-        command=command_line(preprocessed.name, name, fold, run, num_gpus, pretrained_weights, flags),
+        command=command_line(
+            preprocessed.name, name, fold, run, num_gpus, pretrained_weights, filter(switches.get, switches)
+        ),
         resume=str(place.resume) if place.resume else None,
         pretrained_weights=pretrained_weights,
         start_from=str(start) if start else None,

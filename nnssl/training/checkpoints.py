@@ -136,7 +136,7 @@ def of_run(checkpoint: Mapping[str, Any], trainer: str, run: Mapping[str, Any], 
             where=folder,
             why=f"it names {ours.get('trainer', 'no trainer of nnssl')}",
         )
-    stored = {"tag": "", "start_from": "", **ours["run"]}  # checkpoints of earlier versions know neither
+    stored = {"tag": "", "start_from": "", "pseudo_labels": "", **ours["run"]}  # earlier versions know none of these
     stored["num_iterations"] = max(stored["num_iterations"], run["num_iterations"])  # a run can become longer
     if stored != run:
         raise UsageError(

@@ -217,6 +217,7 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
         ("-num_gpus", num_gpus, 1),
         ("-pretrained_weights", pretrained, None),
         ("-start_from", run.start_from, default.start_from),
+        ("-pseudo_labels", run.pseudo_labels, default.pseudo_labels),
     ):
         words += [flag, str(value)] if value != usual else []
     words += ["--set", *(f"{key}={format_value(value)}" for key, value in run.config.items())] if run.config else []

@@ -32,6 +32,7 @@ class RunSettings:
         config: the method's settings that differ from their defaults.
         tag: name of the run beside other runs of the same method; empty for the default run.
         start_from: checkpoint whose weights the run starts from, below `nnUNet_results` or as a whole path; or empty.
+        pseudo_labels: folder with masks of unlabelled scans that the run learns from, as a whole path; or empty.
     """
 
     num_iterations: int = DEFAULT_EPOCHS * ITERATIONS_PER_EPOCH
@@ -41,6 +42,7 @@ class RunSettings:
     config: dict[str, Value] = field(default_factory=dict)
     tag: str = ""
     start_from: str = ""
+    pseudo_labels: str = ""
 
     def __post_init__(self) -> None:
         if self.num_iterations < 1:
@@ -75,10 +77,10 @@ class RunSettings:
 def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
     """Return the name of a run without `-tag`: what differs from the defaults, or an empty text.
 
-    The parts stand in this order, joined by commas: `seed1`, `iterations2500`, `bf16`, `pretrained`, `started`, then
-    the method's settings by name as `--set` takes them. The label budget is part of the plans name. Text beyond 60
-    characters is shortened, and characters that a folder's name should not have become `-`. Such a tag ends in a hash,
-    so that different settings never share a tag.
+    The parts stand in this order, joined by commas: `seed1`, `iterations2500`, `bf16`, `pretrained`, `started`,
+    `pseudolabels`, then the method's settings by name as `--set` takes them. The label budget is part of the plans
+    name. Text beyond 60 characters is shortened, and characters that a folder's name should not have become `-`. Such a
+    tag ends in a hash, so that different settings never share a tag.
 
     Args:
         settings: of the run; their `tag` does not count.
@@ -90,6 +92,7 @@ def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
     parts += ["bf16"] if settings.bf16 else []
     parts += ["pretrained"] if pretrained else []
     parts += ["started"] if settings.start_from else []
+    parts += ["pseudolabels"] if settings.pseudo_labels else []
     parts += [f"{name}={format_value(value)}" for name, value in sorted(settings.config.items())]
     text = ",".join(parts)
     mended = FORBIDDEN.sub("-", text)

@@ -58,6 +58,28 @@ def find_start(
     )
 
 
+def find_pseudo_labels(folder: str | Path, trainer: str, takes_them: bool) -> str:
+    """Return the folder that `-pseudo_labels` names, as a whole path.
+
+    Args:
+        folder: with masks of unlabelled scans.
+        trainer: class name of the method.
+        takes_them: whether the method learns from such masks.
+
+    Raises:
+        UsageError: the folder does not exist, or the method cannot take pseudo-labels.
+    """
+    if not takes_them:
+        raise UsageError(
+            f"{trainer} makes its pseudo-labels itself",
+            where=f"-pseudo_labels {folder}",
+            run="leave this option out, or train with -tr SelfTrainingTrainer",
+        )
+    if not Path(folder).is_dir():
+        raise UsageError("there is no such folder of masks", where=f"-pseudo_labels {folder}")
+    return str(Path(folder).resolve())
+
+
 def name_of_start(file: Path, results: Path) -> str:
     """Return the checkpoint as the settings of a run keep it: below `nnUNet_results`, or as a whole path."""
     results = results.resolve()

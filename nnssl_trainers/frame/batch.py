@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from nnssl.labelling.store import UNSURE
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -23,6 +25,8 @@ class Batch:
         box_u: place of each unlabelled patch in its scan, (B, n, 2), see `LocatedPatches`; None unless the method sets
             `needs_boxes`.
         more_strong: further strong views like `image_u_s`, of methods with more than one.
+        target_u: stored pseudo-labels of the unlabelled patches (B, 1, *S), `UNSURE` where they do not count, negative
+            outside the scan; without stored pseudo-labels 0 inside the scan.
     """
 
     image_l: Tensor
@@ -33,6 +37,7 @@ class Batch:
     iteration: int
     box_u: Tensor | None = None
     more_strong: tuple[Tensor, ...] = ()
+    target_u: Tensor | None = None
 
     @property
     def strong_views(self) -> list[Tensor]:
@@ -46,6 +51,13 @@ class Batch:
         assert self.image_u_s is not None
         assert self.mask_u is not None
         return self.image_u_w, self.image_u_s, self.mask_u
+
+    @property
+    def stored_labels(self) -> tuple[Tensor, Tensor]:
+        """Stored pseudo-labels (B, 1, *S), 0 where they do not count, and the mask of the voxels that count."""
+        assert self.target_u is not None
+        counted = (self.target_u >= 0) & (self.target_u != UNSURE)
+        return self.target_u.masked_fill(~counted, 0).long(), counted
 
 
 def full_size_target(batch: Batch) -> Tensor:

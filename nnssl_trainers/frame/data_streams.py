@@ -60,6 +60,11 @@ class DataStreams(RunLoop[ConfigT]):
         return self.uses_unlabelled
 
     @property
+    def unlabelled_foreground(self) -> float:
+        """Share of the unlabelled patches that is centred on the foreground of stored pseudo-labels, in [0, 1]."""
+        return 0.0
+
+    @property
     def strong_probability(self) -> float:
         """Least probability of each intensity augmentation in the strong view; 0 leaves nnU-Net's probabilities."""
         return self.config.strong_probability if isinstance(self.config, StrongViewConfig) else 0.0
@@ -118,7 +123,8 @@ class DataStreams(RunLoop[ConfigT]):
         if self.draws_unlabelled:
             views = two_views(training, self.strong_probability, self.strong_views)
             maker = LocatedPatches if self.needs_boxes else nnUNetDataLoader
-            unlabelled = self._batch_maker(self.unlabelled_dataset(), initial_patch_size, views, 0.0, maker)
+            drawn, centred = self.dataset_to_draw(), self.unlabelled_foreground
+            unlabelled = self._batch_maker(drawn, initial_patch_size, views, centred, maker)
             unlabelled.has_ignore = False  # nnU-Net would look for labelled voxels, and these scans have none
             loaders["unlabelled"] = unlabelled
             loaders["look"] = self._batch_maker(labelled, plan.patch_size, validating, 1.0)
@@ -158,6 +164,10 @@ class DataStreams(RunLoop[ConfigT]):
     def looks_before(self, iteration: int) -> bool:  # noqa: ARG002
         """Return whether batches of labelled patches without augmentation come before the batch of an iteration."""
         return False
+
+    def dataset_to_draw(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+        """Return the data set that unlabelled patches are drawn from; stored pseudo-labels may stand in it."""
+        return self.unlabelled_dataset()
 
     def unlabelled_dataset(self) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
         """Return the preprocessed unlabelled cases of this run.

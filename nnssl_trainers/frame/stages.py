@@ -14,7 +14,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -59,6 +59,7 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
         labelled_dice: Dice of each class (NaN where no patch shows it) of the labelling network at the last look.
     """
 
+    scored_on: ClassVar[str] = "patches"  # what readiness is measured on
     method_begin: int | None = None
     labelled_dice: tuple[float, ...] = ()
     _second_stage = False
@@ -239,7 +240,7 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
     def _dice_text(self) -> str:
         pairs = zip(self.structure_names(), self.labelled_dice, strict=True)
         parts = [f"{name} {value:.2f}" for name, value in pairs if not math.isnan(value)]
-        return f"Dice on labelled patches: {', '.join(parts)}"
+        return f"Dice on labelled {self.scored_on}: {', '.join(parts)}"
 
     def epoch_warnings(self) -> list[str]:
         """Return the general warnings, and one while the labelling networks are not ready."""

@@ -93,12 +93,13 @@ class TrainingStep(DataStreams[ConfigT]):
             return tensor.to(self.device, non_blocking=True)
 
         target = batch["labelled"]["target"]
-        weak = strong = mask = boxes = None
+        weak = strong = mask = boxes = stored = None
         more: list[Tensor] = []
         if "unlabelled" in batch:
             boxes = move(batch["unlabelled"]["boxes"]) if self.needs_boxes else None
             weak, strong, *more = move(batch["unlabelled"]["data"]).chunk(1 + self.strong_views, dim=1)
-            mask = move(batch["unlabelled"]["target"]) >= 0
+            stored = move(batch["unlabelled"]["target"])
+            mask = stored >= 0
         return Batch(
             image_l=move(batch["labelled"]["data"]),
             target_l=[move(part) for part in target] if isinstance(target, list) else move(target),
@@ -108,4 +109,5 @@ class TrainingStep(DataStreams[ConfigT]):
             iteration=self.iteration,
             box_u=boxes,
             more_strong=tuple(more),
+            target_u=stored,
         )

@@ -16,8 +16,7 @@ from nnssl.ingredients.pseudo_labels import largest_component
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
-
-FAR_BELOW = -30.0  # logit of a class that no loss on unlabelled patches may push away
+from nnssl_trainers.parts.lost_classes import without_classes
 
 
 @dataclass(frozen=True)
@@ -181,11 +180,7 @@ class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
 
         The logit of such a class is a constant far below the others, so that it gets no gradient.
         """
-        if not any(self.lost_classes):
-            return logits
-        first = [] if self.label_manager.has_regions else [False]
-        lost = torch.tensor([*first, *self.lost_classes]).to(logits.device, non_blocking=True)
-        return logits.masked_fill(lost.view(-1, *[1] * (logits.ndim - 2)), FAR_BELOW)
+        return without_classes(logits, self.lost_classes, self.label_manager.has_regions)
 
     def note_lost_classes(self) -> None:
         """Find the classes that the teacher labelled nowhere since the last call."""

@@ -30,6 +30,21 @@ from nnssl_trainers.frame.postprocessing import decide_for_fold, decide_for_mode
 log = logging.getLogger("nnssl.train")
 
 
+def predictor_of(trainer: Any, network: nn.Module) -> Predictor:  # noqa: ANN401
+    """Return a predictor with a network of a trainer; the network is in inference mode, without deep supervision."""
+    predictor = Predictor(device=trainer.device)
+    predictor.manual_initialization(
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    return predictor
+
+
 def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilities: bool) -> None:  # noqa: ANN401
     """Predict the validation cases of a fold in this process; the first process writes the scores.
 
@@ -54,16 +69,7 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         write_json(folder / DATASET_JSON, trainer.dataset_json)
     if trainer.is_ddp:
         distributed.barrier()
-    predictor = Predictor(device=trainer.device)
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        [network.state_dict()],
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
-    )
+    predictor = predictor_of(trainer, network)
     cases = sorted(trainer.do_split()[1])
     own_cases = cases[rank :: distributed.get_world_size()] if trainer.is_ddp else cases
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, own_cases)

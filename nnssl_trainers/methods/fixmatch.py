@@ -38,7 +38,6 @@ from torch.nn import functional
 
 from nnssl.config import Value, hyper, redefine
 from nnssl.errors import UsageError
-from nnssl.ingredients.mixing import copy_paste, cutmix_rectangle
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.ingredients.supervised import class_numbers, masked_dice
 from nnssl.ingredients.symmetries import apply_symmetries, draw_symmetries
@@ -48,6 +47,7 @@ from nnssl_trainers.frame.batch import Batch, as_list, full_size_target
 from nnssl_trainers.frame.data_streams import StrongViewConfig
 from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
+from nnssl_trainers.parts.cutmix import cutmix_batch
 from nnssl_trainers.parts.masked_nnunet_loss import MaskedNNUNetLoss
 
 PLAIN: dict[str, Value] = {"supervised_share": 0.05, "restart": False, "labels_from": "student", "label_view": "strong"}
@@ -158,13 +158,7 @@ class FixMatchTrainer(TeacherStudentTrainer[FixMatchConfig]):
 
     def mix_and_move(self, image: Tensor, labels: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return image, labels and mask after CutMix within the batch, flips and turns."""
-        c, tensors = self.config, [image, labels, counted]
-        if c.cutmix_probability and len(image) > 1:
-            size = image.shape[2:]
-            box = torch.cat([cutmix_rectangle(size, c.cutmix_probability) for _ in image]).to(
-                image.device, non_blocking=True
-            )
-            tensors = [copy_paste(x.to(image.dtype), x.roll(1, 0).to(image.dtype), box) for x in tensors]
+        c, tensors = self.config, cutmix_batch([image, labels, counted], self.config.cutmix_probability)
         flips: Any = (self.inference_allowed_mirroring_axes or ()) if c.flips else ()
         if flips or self.turn_axes:
             symmetries = draw_symmetries(len(image), flips, self.turn_axes)

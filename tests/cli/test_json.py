@@ -49,6 +49,7 @@ SCHEMAS = {
     "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
     "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, device=TEXT, postprocessing=TEXT,
                     seconds=NUMBER),
+    "pseudo_label": keys(folder=TEXT, scores=TEXT, cases=TEXTS, kept=TEXTS, predicted=COUNT, models=TEXTS, device=TEXT),
     "evaluate": keys(
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
         metric_per_case={"type": "array", "items": keys(metrics=DICT, reference_file=TEXT, prediction_file=TEXT)},
@@ -83,6 +84,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "plan_and_preprocess": "-d 909 -c 3d_fullres -hardware cpu -np 1",
         "train": "909 3d_fullres 0 -tr SupervisedTrainer -num_iterations 1 -device cpu",
         "predict": f"-i {raw}/imagesTs -o {root}/masks -device cpu --disable_tta",
+        "pseudo_label": f"-d 909 -o {root}/pseudo -device cpu --disable_tta",
         "evaluate": f"{raw}/labelsTs {root}/masks -np 1",
         "runs": "-d 909",
         "methods": "",
@@ -125,6 +127,7 @@ def test_every_command_has_a_schema() -> None:
         ("train", "999 3d_fullres 0"),
         ("plan_and_preprocess", "-d 999"),
         ("predict", "-i nowhere -o masks"),
+        ("pseudo_label", "-d 999 -o masks"),
         ("evaluate", "a b"),
         ("runs", ""),
         ("convert", "folder -i nowhere -d 910"),

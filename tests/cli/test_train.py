@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 from nnssl.cli.methods import main as methods
 from nnssl.cli.train import main
@@ -56,7 +57,7 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     assert run == {
         "num_iterations": 3, "seed": 9, "labelled": None, "bf16": False,
         "config": {"ema_decay": 0.5, "rampup_share": 0.0}, "tag": "seed9,iterations3,ema_decay=0.5,rampup_share=0",
-        "start_from": "",
+        "start_from": "", "pseudo_labels": "",
     }  # fmt: skip
     assert json.loads((folder.parent / "plans.json").read_text())["nnssl_semi"]["run"] == run
     assert "nnssl_predict" in capsys.readouterr().out
@@ -269,3 +270,27 @@ def test_leftovers_of_a_killed_session_go(dataset) -> None:
     leftover.write_text("half")
     assert train(dataset, "-num_iterations", "1", "--no_val") == 0
     assert not leftover.exists()
+
+
+def test_masks_made_elsewhere(dataset, tmp_path, capsys) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    labels = sitk.ReadImage(str(dataset / "gt_segmentations" / "case_00.nii.gz"))
+    sitk.WriteImage(labels, str(masks / "un_01.nii.gz"))
+    sitk.WriteImage(labels, str(masks / "case_05.nii.gz"))  # of a validation case: left out
+    words = ("-tr", "SelfTrainingTrainer", "-num_iterations", "2", "--no_val", "-pseudo_labels")
+    assert train(dataset, *words, str(masks)) == 0
+    folder = results(dataset, "SelfTrainingTrainer", "iterations2,pseudolabels")
+    assert list(json.loads((folder / "pseudo_labels" / "cases.json").read_text())) == ["un_01"]
+    record = RunRecord.read(folder)
+    assert record.settings.pseudo_labels == str(masks)
+    assert record.sessions[0].command.endswith(f"-pseudo_labels {masks} --no_val")
+    assert train(dataset, "-tr", "SelfTrainingTrainer", "--c", "--no_val") == 0
+    capsys.readouterr()
+    assert train(dataset, "-pseudo_labels", str(masks)) == 2
+    assert "train with -tr SelfTrainingTrainer" in capsys.readouterr().err
+    assert train(dataset, *words, str(tmp_path / "nowhere")) == 2
+    sitk.WriteImage(labels[:10], str(masks / "un_02.nii.gz"))
+    assert train(dataset, *words, str(masks), "-tag", "wrong") == 3
+    assert "un_02.nii.gz has the shape (10, 24, 20), its scan has (22, 24, 20)" in capsys.readouterr().err
+    assert not results(dataset, "SelfTrainingTrainer", "wrong").exists()

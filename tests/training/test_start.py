@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.errors import EnvironmentProblem, UsageError
-from nnssl.training.start import check_start, find_start, name_of_start
+from nnssl.training.start import check_start, find_pseudo_labels, find_start, name_of_start
 from tests.conftest import tiny_plans
 
 PLANS = {"plans_name": "nnUNetPlans@lab3"}
@@ -84,3 +84,13 @@ def test_other_labels_or_channels_are_refused(key: str, value: dict[str, object]
 def test_a_file_that_is_no_checkpoint_of_nnunet() -> None:
     with pytest.raises(EnvironmentProblem, match="no checkpoint of nnU-Net"):
         check_start({"model": {}}, tiny_plans(2, [16, 16]), "2d", LABELS, "f")
+
+
+def test_pseudo_labels_are_a_folder_for_a_method_that_takes_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "masks").mkdir()
+    assert find_pseudo_labels("masks", "SelfTrainingTrainer", True) == str(tmp_path / "masks")
+    with pytest.raises(UsageError, match="no such folder of masks"):
+        find_pseudo_labels("other", "SelfTrainingTrainer", True)
+    with pytest.raises(UsageError, match="MeanTeacherTrainer makes its pseudo-labels itself"):
+        find_pseudo_labels("masks", "MeanTeacherTrainer", False)

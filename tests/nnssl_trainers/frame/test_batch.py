@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nnssl.labelling.store import UNSURE
 from nnssl_trainers.frame.batch import Batch, as_list, full_size_target, split_in_half
 
 
@@ -41,3 +42,12 @@ def test_unlabelled_patches_are_weak_view_strong_view_and_mask() -> None:
     assert all(one is other for one, other in zip(found, (weak, strong, mask), strict=True))
     with pytest.raises(AssertionError):
         _ = batch(weak).unlabelled
+
+
+def test_stored_labels_count_inside_the_scan_and_where_they_are_sure() -> None:
+    stored = torch.tensor([[[[-1, 0, 2, UNSURE]]]], dtype=torch.int16)
+    weak = strong = torch.zeros(1, 1, 1, 4)
+    made = Batch(weak, weak, weak, strong, stored >= 0, iteration=0, target_u=stored)
+    labels, counted = made.stored_labels
+    assert labels.tolist() == [[[[0, 0, 2, 0]]]]
+    assert counted.tolist() == [[[[False, True, True, False]]]]
