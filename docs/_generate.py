@@ -25,6 +25,7 @@ COMMANDS = (
     "runs",
     "predict",
     "evaluate",
+    "compare",
     "methods",
 )  # others follow these
 

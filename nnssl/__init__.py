@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
-The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `evaluate`. Importing this package
-is fast: torch and nnU-Net are imported when a function is called.
+The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `evaluate`, `compare`. Importing
+this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from nnssl.version import DISTRIBUTION as DISTRIBUTION
 from nnssl.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from nnssl.comparison.api import compare as compare
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
@@ -29,8 +30,20 @@ _API = {
     "predict": "nnssl.inference.api",
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
+    "compare": "nnssl.comparison.api",
 }
-__all__ = ["DISTRIBUTION", "__version__", "convert", "evaluate", "evaluate_run", "plan", "predict", "runs", "train"]
+__all__ = [
+    "DISTRIBUTION",
+    "__version__",
+    "compare",
+    "convert",
+    "evaluate",
+    "evaluate_run",
+    "plan",
+    "predict",
+    "runs",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute may be anything

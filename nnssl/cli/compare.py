@@ -28,10 +28,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", dest="plans", help="with -d: plans name, with the tag of the label budget")
     add("-c", dest="configuration", help="with -d: configuration")
     add("-f", dest="fold", help="with -d: only this fold (default: the folds of a run together)")
-    metric = "Dice (default), IoU, nsd, or a distance, of which less is better: hd95_mm, assd_mm, hd95_vox_pooled, asd_vox"
+    metric = "Dice (default), IoU, nsd, or a distance: hd95_mm, assd_mm, hd95_vox_pooled, asd_vox"
     add("-metric", default="Dice", help=metric)
     add("-all", dest="all_labels", metavar="PLACE", help="the run on all labels: which share of the gap is closed?")
-    add("-o", dest="output_folder", metavar="FOLDER", help="write comparison.csv, .json, .png and .svg into this folder")
+    add("-o", dest="output_folder", metavar="FOLDER", help="write comparison.csv, .json, .png and .svg there")
     return made
 
 

@@ -14,7 +14,7 @@ from nnssl.comparison.pairing import Pairs, pair
 from nnssl.comparison.result import Comparison, MethodComparison
 from nnssl.comparison.scores import METRICS
 from nnssl.comparison.sources import Compared, methods_of_dataset, named_methods, read_source
-from nnssl.comparison.statistics import Interval, Judgement, gap_closed, judge, mean_interval
+from nnssl.comparison.statistics import Floats, Interval, Judgement, gap_closed, judge, mean_interval
 from nnssl.errors import DataError, UsageError, unknown_name
 from nnssl.system.files import check_output_file, check_writable, write_text
 
@@ -104,11 +104,8 @@ def compare_methods(
         for each, control in zip(results, controls, strict=True)
     ]
     own = pair(baseline.runs, baseline.runs, metric, patients, baseline.name)
-    notes = notes_on_patients((case for run in baseline.runs for case in run.cases), patients)
-    notes += notes_on_runs(baseline, baseline)
-    for method, each in zip(methods, pairs, strict=True):
-        notes += notes_on_cases(each, method.name, baseline.name)
-        notes += notes_on_references(method, baseline) + notes_on_runs(method, baseline)
+    compared = list(zip(methods, results, strict=True))
+    notes = _notes(baseline, compared, patients)
     if all_labels is not None and whole is not None:
         notes += notes_on_cases(whole.pairs, all_labels.name, baseline.name)
         notes += notes_on_references(all_labels, baseline) + notes_on_runs(all_labels, baseline, same_labels=False)
@@ -138,31 +135,43 @@ def _method(
     method: Compared, baseline: Compared, pairs: Pairs, judgement: Judgement, patients: dict[str, str]
 ) -> MethodComparison:
     names = {label: name for run in reversed(baseline.runs) for label, name in run.structures.items()}
-    by_structure = {
-        names[label]: (mean_interval(values), len(values)) for label, values in pairs.by_structure.items() if len(values)
-    }
+    by_structure = {names[label]: _of(values) for label, values in pairs.by_structure.items() if len(values)}
     by_metric = {}
     for metric in METRICS:
         try:
             found = pair(baseline.runs, method.runs, metric, patients, method.name).differences
         except DataError:  # a summary of stock nnU-Net has Dice and IoU only
             continue
-        by_metric[metric] = (mean_interval(found), len(found))
+        by_metric[metric] = _of(found)
     folders = tuple(str(folder) for run in method.runs for folder in run.folders)
     return MethodComparison(method.name, folders, pairs, judgement, by_structure, by_metric)
+
+
+def _notes(
+    baseline: Compared, compared: Sequence[tuple[Compared, MethodComparison]], patients: dict[str, str]
+) -> list[str]:
+    """Return the notes on patients, left-out cases, references and runs."""
+    notes = notes_on_patients((case for run in baseline.runs for case in run.cases), patients)
+    notes += notes_on_runs(baseline, baseline)
+    for method, result in compared:
+        notes += notes_on_cases(result.pairs, method.name, baseline.name)
+        notes += notes_on_references(method, baseline) + notes_on_runs(method, baseline)
+    return notes
+
+
+def _of(differences: Floats) -> tuple[Interval, int]:
+    return mean_interval(differences), len(differences)
 
 
 def _gap(method: MethodComparison, whole: MethodComparison | None) -> Interval | None:
     """Return the share of the gap that a method closes, over the patients that both have; None without a gap run."""
     if whole is None:
         return None
-    common = [name for name in method.pairs.patients if name in whole.pairs.patients]
+    gains, gap = (dict(zip(each.patients, each.differences, strict=True)) for each in (method.pairs, whole.pairs))
+    common = [name for name in gains if name in gap]
     if not common:
         return Interval(math.nan, math.nan, math.nan)
-    gains, gap = (
-        np.array([each.differences[each.patients.index(name)] for name in common]) for each in (method.pairs, whole.pairs)
-    )
-    return gap_closed(gains, gap)
+    return gap_closed(np.array([gains[name] for name in common]), np.array([gap[name] for name in common]))
 
 
 def _check_options(

@@ -46,8 +46,8 @@ def notes_on_cases(pairs: Pairs, method: str, baseline: str) -> list[str]:
         lines.append(f"{method}: {pairs.dropped} structure(s) in cases have a value on one side only and are left out")
     if pairs.half_empty:
         lines.append(
-            f"{method}: in {pairs.half_empty} case(s) only one side drew a structure that is not there; "
-            "the empty mask counts as perfect"
+            f"{method}: {pairs.half_empty} structure(s) in cases are not in the reference, and only some runs drew "
+            "them; an empty mask counts as perfect there"
         )
     return lines
 
@@ -61,7 +61,8 @@ def notes_on_runs(method: Compared, baseline: Compared, *, same_labels: bool = T
         same_labels: False for a run that has all labels on purpose.
     """
     lines = [
-        f"{method.name} is not finished: {record.state} at {record.iteration} of {record.settings.num_iterations} iterations"
+        f"{method.name} is not finished: {record.state} at iteration {record.iteration} of "
+        f"{record.settings.num_iterations}"
         for record in _records(method)
         if record.state != "done"
     ]
@@ -89,15 +90,19 @@ def notes_on_references(method: Compared, baseline: Compared) -> list[str]:
     ours, theirs = method.runs[0].cases, baseline.runs[0].cases
     other = []
     for case in sorted(ours.keys() & theirs.keys()):
-        sizes = [{label: scores.get("n_ref") for label, scores in side[case].items()} for side in (ours, theirs)]
-        common = sizes[0].keys() & sizes[1].keys()
-        if any(None not in (pair := (sizes[0][label], sizes[1][label])) and pair[0] != pair[1] for label in common):
+        sizes, sizes_there = (
+            {label: scores["n_ref"] for label, scores in side[case].items() if "n_ref" in scores}
+            for side in (ours, theirs)
+        )
+        if any(sizes[label] != sizes_there[label] for label in sizes.keys() & sizes_there.keys()):
             other.append(case)
-    return [f"{method.name} was scored against other references than {baseline.name} in {_some(other)}"] if other else []
+    if not other:
+        return []
+    return [f"{method.name} was scored against other references than {baseline.name} in {_some(other)}"]
 
 
 def find_control(method: Compared, others: Sequence[Compared]) -> Compared | None:
-    """Return the regime control of a method: the same trainer and settings with `unlabelled_weight` 0; None without one."""
+    """Return the regime control of a method: its trainer and settings with `unlabelled_weight` 0; None without one."""
     if method.record is None or _weight(method.record) == 0:
         return None
     wanted = _settings(method.record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,8 @@ class Pairs:
         only_baseline: cases that the method lacks.
         only_method: cases that the baseline lacks.
         without_value: common cases that count nowhere, because no structure has a value on both sides.
-        half_empty: number of structures in cases that one side left correctly empty while a mask of the other side, or
-            of another seed, holds voxels; the empty masks count as perfect.
+        half_empty: number of structures in cases that are not in the reference and that only some runs drew; an empty
+            mask counts as perfect there.
         dropped: number of structures in cases that were left out because a value is missing for another reason.
     """
 
@@ -55,9 +56,9 @@ def pair(
 ) -> Pairs:
     """Return the paired values of a method and the baseline.
 
-    A structure counts in a case if both sides have a value. If the structure is in no reference mask, a side that drew
-    nothing has no value in summaries; this side gets the best value (Dice 1, distance 0) if the other side drew
-    something, so that spurious structures cost what they should. If no side drew anything, the structure does not count.
+    A structure counts in a case if both sides have a value. If the structure is not in the reference, a side that drew
+    nothing has no value in summaries. This side gets the best value (Dice 1, distance 0) if the other side drew
+    something, so that spurious structures cost what they should. A structure that no side drew does not count.
 
     Args:
         baseline: the runs of the baseline, one a seed.
@@ -86,24 +87,27 @@ def pair(
     values = [np.stack([_values(run, cases, labels, metric) for run in side]) for side in sides]
     empty = [np.stack([_empty(run, cases, labels) for run in side]) for side in sides]
     somewhere = np.isfinite(np.concatenate(values)).any(axis=0)
-    filled = [np.where(mask & somewhere, METRICS[metric].best, value) for value, mask in zip(values, empty, strict=True)]
+    filled = [
+        np.where(mask & somewhere, METRICS[metric].best, value) for value, mask in zip(values, empty, strict=True)
+    ]
     means = [_mean(value, np.isfinite(value), axis=0) for value in filled]
     valid = np.isfinite(means[0]) & np.isfinite(means[1])
     people = [patients.get(case, case) for case in cases]
-    has_value = valid.any(axis=1)
-    if not has_value.any():
+    has_value = [bool(row.any()) for row in valid]
+    if not any(has_value):
         raise DataError(f"{name} and the baseline have no value of {metric} in common", where=method[0].folders[0])
-    names = tuple(sorted({people[i] for i in np.flatnonzero(has_value)}))
-    groups = np.array([[person == each for person in people] for each in names])
-    base, ours = (_by_patient(mean, valid, groups) for mean in means)
-    each_run = [_by_patient(run, valid & np.isfinite(run), groups) - base for run in filled[1]]
+    names = sorted({person for person, counts in zip(people, has_value, strict=True) if counts})
+    index = {person: i for i, person in enumerate(names)}
+    groups = np.array([index.get(person, len(names)) for person in people])
+    average = partial(_by_patient, groups=groups, patients=len(names))
+    base, ours = (average(mean, valid) for mean in means)
+    each_run = [average(run - means[0], valid & np.isfinite(run)) for run in filled[1]]
     by_structure = {}
     for i, label in enumerate(labels):
-        column = valid[:, [i]]
-        difference = _by_patient(means[1][:, [i]], column, groups) - _by_patient(means[0][:, [i]], column, groups)
+        difference = average((means[1] - means[0])[:, [i]], valid[:, [i]])
         by_structure[label] = difference[np.isfinite(difference)]
     return Pairs(
-        names,
+        tuple(names),
         base,
         ours,
         by_structure,
@@ -119,7 +123,9 @@ def pair(
 def _values(run: Scores, cases: Sequence[str], labels: Sequence[str], metric: str) -> Floats:
     """Return the values of shape (cases, labels); NaN where the run has none."""
     if not any(metric in scores for case in run.cases.values() for scores in case.values()):
-        known = sorted({key for case in run.cases.values() for scores in case.values() for key in scores} & set(METRICS))
+        known = sorted(
+            {key for case in run.cases.values() for scores in case.values() for key in scores} & set(METRICS)
+        )
         raise DataError(
             f"the summary has no {metric}",
             where=run.folders[0],
@@ -145,13 +151,17 @@ def _mean(values: Floats, where: NDArray[np.bool_], axis: int) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _by_patient(values: Floats, where: NDArray[np.bool_], groups: NDArray[np.bool_]) -> Floats:
-    """Return the mean over structures, then over the cases of each patient.
+def _by_patient(values: Floats, where: NDArray[np.bool_], groups: NDArray[np.intp], patients: int) -> Floats:
+    """Return the mean over structures, then over the cases of each patient; NaN for a patient without a value.
 
     Args:
         values: of shape (cases, labels).
         where: which of them count.
-        groups: of shape (patients, cases), True for the cases of a patient.
+        groups: of shape (cases,): the number of each case's patient; `patients` stands for none.
+        patients: their number.
     """
     by_case = _mean(values, where, axis=1)
-    return _mean(np.broadcast_to(by_case, groups.shape), groups & np.isfinite(by_case), axis=1)
+    counted = np.isfinite(by_case)
+    count = np.bincount(groups[counted], minlength=patients + 1)[:patients]
+    total = np.bincount(groups[counted], weights=by_case[counted], minlength=patients + 1)[:patients]
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

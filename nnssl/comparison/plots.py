@@ -58,7 +58,8 @@ def _draw_panel(axes: Any, method: MethodComparison, comparison: Comparison) -> 
     axes.plot((0, 1), means, color="black", linewidth=2, marker="o", markersize=7)
     axes.set_xlim(-0.3, 1.3)
     axes.set_xticks((0, 1), [_wrapped(comparison.baseline), _wrapped(method.name)], fontsize="small")
-    axes.set_title(_wrapped(sentence(method, comparison.described), 38), fontsize="small")
+    verdict, difference = sentence(method, comparison.described).rsplit(": ", maxsplit=1)
+    axes.set_title(f"{_wrapped(verdict, 38)}\n{_wrapped(difference, 38)}", fontsize="small")
     axes.grid(axis="y", alpha=0.3)
 
 

@@ -1,4 +1,4 @@
-"""The scores of one run as comparisons read them: the cases of a `summary.json` of nnssl or nnU-Net, and their patients.
+"""The scores of a run as comparisons read them: the cases of a `summary.json` of nnssl or nnU-Net, and their patients.
 
 Neither torch nor nnU-Net is imported, and no mask is opened.
 """
@@ -107,7 +107,7 @@ def read_scores(summary: Path) -> Scores:
         raise DataError(
             "this is no summary of nnU-Net",
             where=summary,
-            why=f"metric_per_case must list reference_file, prediction_file and metrics ({type(error).__name__}: {error})",
+            why=f"metric_per_case lists reference_file, prediction_file and metrics ({type(error).__name__}: {error})",
             run=f"nnssl_evaluate LABELS {summary.parent}",
         ) from error
     if not cases:
@@ -195,4 +195,3 @@ def _read_or_empty(file: Path, key: str = "") -> Mapping[str, Any]:
         found = content.get(key) if key else content
         return found if isinstance(found, Mapping) else {}
     return {}
-

@@ -91,7 +91,9 @@ def read_source(text: str | Path) -> Source:
     """
     place = _existing(Path(text))
     if place.is_file():
-        return Source(str(text), place.parent.name if place.name == SUMMARY_JSON else place.stem, read_scores(place), {})
+        return Source(
+            str(text), place.parent.name if place.name == SUMMARY_JSON else place.stem, read_scores(place), {}
+        )
     summaries = _summaries(place)
     if not summaries:
         raise _without_scores(place)
@@ -127,7 +129,8 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
     others = [method for method in methods.values() if method is not chosen]
     if not others:
         raise UsageError(
-            "there is no method to compare with the baseline", run="nnssl_compare A B -baseline A, or nnssl_compare -d ID"
+            "there is no method to compare with the baseline",
+            run="nnssl_compare A B -baseline A, or nnssl_compare -d ID",
         )
     return chosen, others
 

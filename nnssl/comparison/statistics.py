@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Verdict = Literal["helped", "no evidence", "hurt"]
-HELPED, NO_EVIDENCE, HURT = "helped", "no evidence", "hurt"
+HELPED: Verdict = "helped"
+NO_EVIDENCE: Verdict = "no evidence"
+HURT: Verdict = "hurt"
 
 LEVEL = 0.05
 BOOTSTRAP_FROM = 20  # patients; fewer are an exploratory comparison
@@ -75,7 +77,7 @@ def judge(differences: Sequence[Floats], *, higher_is_better: bool = True) -> li
         interval, decided_by = mean_interval(values), deciding_test(len(values), len(differences))
         decisive = {"wilcoxon": p_holm, "t": p_t_holm, "": 1.0}[decided_by] < LEVEL
         better, worse = (HELPED, HURT) if higher_is_better else (HURT, HELPED)
-        verdict: Verdict = NO_EVIDENCE
+        verdict = NO_EVIDENCE
         if decisive and interval.low > 0:
             verdict = better
         elif decisive and interval.high < 0:
@@ -112,12 +114,11 @@ def mean_interval(values: Floats) -> Interval:
     if np.ptp(values) <= ROUNDING:
         return Interval(mean, mean, mean)
     if len(values) < BOOTSTRAP_FROM:
-        found = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    else:
-        generator = np.random.default_rng(0)
-        found = stats.bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=generator
-        ).confidence_interval
+        t_interval = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+        return Interval(mean, float(t_interval.low), float(t_interval.high))
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
 
@@ -194,7 +195,7 @@ def _ratio_of_means(above: Floats, below: Floats, axis: int = -1) -> Floats:
 
 
 def _fieller(gains: Floats, gap: Floats) -> tuple[float, float]:
-    """Return the roots of (mean(gains) - g mean(gap))² = t² var(gains - g gap) / n; the gap's interval excludes zero."""
+    """Return the roots g of (mean(gains) - g mean(gap))² = t² var(gains - g gap) / n, for a gap that is not zero."""
     from scipy import stats
 
     n = len(gap)

@@ -21,6 +21,11 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [*comparison_table(comparison), ""]
     for method in comparison.methods:
         lines += [sentence(method, comparison.described), *_details(method, comparison)]
+    decided_by = {method.judgement.decided_by for method in comparison.methods}
+    if "t" in decided_by:
+        lines.append("note: with so few patients Wilcoxon's test cannot reach 0.05; the t test (with Holm) decides")
+    if "" in decided_by:
+        lines.append(f"note: fewer than {FEWEST} patients are no evidence, whatever the difference")
     lines += [f"note: {note}" for note in comparison.notes]
     return "\n".join(lines)
 
@@ -51,11 +56,14 @@ def comparison_table(comparison: Comparison) -> list[str]:
 def sentence(method: MethodComparison, metric: Metric) -> str:
     """Return the verdict on one method as a plain sentence."""
     judged, patients = method.judgement, len(method.pairs.patients)
-    subject = f"{method.name} {judged.verdict}" if judged.verdict in (HELPED, HURT) else f"no evidence on {method.name}"
+    decided = judged.verdict in (HELPED, HURT)
+    subject = f"{method.name} {judged.verdict}" if decided else f"no evidence that {method.name} helped or hurt"
     people = f"{patients} patient{'' if patients == 1 else 's'}"
-    exploratory = " (exploratory)" if judged.exploratory else ""
+    remarks = ["exploratory"] if judged.exploratory else []
+    if not decided and (judged.interval.low > 0 or judged.interval.high < 0):
+        remarks.append(f"p {judged.p_holm:.2g}")  # the interval alone would suggest a verdict
     difference = _difference(judged.interval, metric, unit=f" {metric.unit}")
-    return f"{subject}: {difference} on {people}{exploratory}"
+    return f"{subject}: {difference} on {people}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def methods_csv(comparison: Comparison) -> str:
@@ -85,11 +93,8 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _details(method: MethodComparison, comparison: Comparison) -> list[str]:
     """Return the lines below a method's sentence."""
-    metric, lines = comparison.described, []
-    if method.judgement.decided_by == "t":
-        lines.append("Wilcoxon's test cannot reach 0.05 with so few patients; the t test with Holm decides")
-    elif not method.judgement.decided_by:
-        lines.append(f"fewer than {FEWEST} patients are no evidence, whatever the difference")
+    metric = comparison.described
+    lines: list[str] = []
     if len(method.pairs.by_run) > 1:
         each = ", ".join(_signed(value, metric) for value in method.pairs.by_run)
         lines.append(f"{len(method.pairs.by_run)} seeds: {each}; sd {_plain(method.seed_sd, metric)} {metric.unit}")
@@ -99,7 +104,8 @@ def _details(method: MethodComparison, comparison: Comparison) -> list[str]:
             f"{name}, the same training without losses on unlabelled scans, has {_signed(gain, metric)} "
             f"of these {_signed(method.judgement.interval.mean, metric)} {metric.unit}"
         )
-    if comparison.all_labels is not None:
+    gained = (method.judgement.interval.mean > 0) == metric.higher_is_better
+    if comparison.all_labels is not None and gained:
         lines.append(_gap_line(method, comparison.all_labels.name))
     return [f"  {line}" for line in lines]
 
