@@ -23,7 +23,7 @@ from nnssl.system.files import environment_folder
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import ModelName
 from nnssl.training.runs import Run, runs
-from nnssl.training.settings import automatic_tag
+from nnssl.training.settings import RunSettings, automatic_tag
 
 ALL_FOLDS = f"{FOLD_PREFIX}all"
 
@@ -129,7 +129,7 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
     others = [method for method in methods.values() if method is not chosen]
     if not others:
         raise UsageError(
-            "there is no method to compare with the baseline",
+            "there is no method beside the baseline",
             run="nnssl_compare A B -baseline A, or nnssl_compare -d ID",
         )
     return chosen, others
@@ -167,18 +167,7 @@ def methods_of_dataset(
             why="\n".join(f"-d {name} -p {plan} -c {conf}" for name, plan, conf in kinds),
             run="nnssl_compare -d {} -p {} -c {}".format(*kinds[0]),
         )
-    models: dict[Path, list[Run]] = {}
-    for run in found:
-        models.setdefault(run.folder.parent, []).append(run)
-    grouped: dict[tuple[str, str], list[Source]] = {}
-    for model, folds in models.items():
-        source = _source_of_model(model, folds)
-        grouped.setdefault(_settings_without_seed(folds[0].trainer, folds[0].tag, source.record), []).append(source)
-    trainers = [trainer for trainer, _ in grouped]
-    methods = [
-        Compared(trainer if trainers.count(trainer) == 1 or not tag else f"{trainer}{TAG_SEPARATOR}{tag}", tuple(group))
-        for (trainer, tag), group in grouped.items()
-    ]
+    methods = _grouped(found)
     chosen = _chosen({method.name: method for method in methods}, baseline, listed=True)
     others = [method for method in methods if method is not chosen]
     if not others:
@@ -311,8 +300,26 @@ def _source_of_model(model: Path, folds: Sequence[Run]) -> Source:
     return Source(str(model), _name(model), scores, records)
 
 
-def _settings_without_seed(trainer: str, tag: str, record: RunRecord | None) -> tuple[str, str]:
-    """Return trainer and the automatic tag of the settings without the seed; the tag itself without a record."""
-    if record is None:
-        return trainer, tag
-    return trainer, automatic_tag(dataclasses.replace(record.settings, seed=0, tag=""))
+def _grouped(found: Sequence[Run]) -> list[Compared]:
+    """Return one method for each trainer and settings; a method's name has the settings that tell it from others."""
+    models: dict[Path, list[Run]] = {}
+    for run in found:
+        models.setdefault(run.folder.parent, []).append(run)
+    sources = {model: _source_of_model(model, folds) for model, folds in models.items()}
+    lengths = {source.record.settings.num_iterations for source in sources.values() if source.record}
+    grouped: dict[tuple[str, str], list[Source]] = {}
+    for model, source in sources.items():
+        run = models[model][0]
+        tag = run.tag if source.record is None else _tag_of_settings(source.record.settings, len(lengths) == 1)
+        grouped.setdefault((run.trainer, tag), []).append(source)
+    trainers = [trainer for trainer, _ in grouped]
+    names = [
+        f"{trainer}{TAG_SEPARATOR}{tag}" if tag and trainers.count(trainer) > 1 else trainer for trainer, tag in grouped
+    ]
+    return [Compared(name, tuple(group)) for name, group in zip(names, grouped.values(), strict=True)]
+
+
+def _tag_of_settings(settings: RunSettings, one_length: bool) -> str:
+    """Return the automatic tag of settings without the seed, and without a length that all runs share."""
+    length = RunSettings().num_iterations if one_length else settings.num_iterations
+    return automatic_tag(dataclasses.replace(settings, seed=0, num_iterations=length))

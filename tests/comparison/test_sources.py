@@ -53,7 +53,7 @@ def test_places_without_scores_say_what_to_do(results: Path, tmp_path: Path) -> 
     with pytest.raises(DataError, match="no such run") as caught:
         read_source(tmp_path / "gone")
     assert "nnssl_runs" in caught.value.run
-    with pytest.raises(DataError, match="no summary.json") as caught:
+    with pytest.raises(DataError, match="the folder holds no summary") as caught:
         read_source(tmp_path)
     assert caught.value.run == f"nnssl_evaluate LABELS {tmp_path}"
     for state, option in (("done", "--val"), ("stopped", "--c")):
@@ -125,10 +125,17 @@ def test_the_runs_of_a_data_set_are_grouped_by_settings(results: Path) -> None:
     base, others = methods_of_dataset(1)
     assert (base.name, [len(run.cases) for run in base.runs]) == ("SupervisedTrainer", [2, 1])
     assert {other.name: len(other.runs) for other in others} == {
-        "FixMatchTrainer@iterations100": 2,
-        "FixMatchTrainer@iterations100,unlabelled_weight=0.0": 2,
+        "FixMatchTrainer": 2,
+        "FixMatchTrainer@unlabelled_weight=0": 2,
     }
     assert methods_of_dataset(DATASET, fold=1, baseline="SupervisedTrainer")[0].runs[0].cases.keys() == {"case_1"}
+
+
+def test_runs_of_two_lengths_are_two_methods(results: Path) -> None:
+    for length in (100, 200):
+        write_run(results, "SupervisedTrainer", CASES, tag=f"n{length}", num_iterations=length)
+    base, (other,) = methods_of_dataset(1, baseline="SupervisedTrainer@iterations100")
+    assert (base.record.settings.num_iterations, other.name) == (100, "SupervisedTrainer@iterations200")
 
 
 def test_runs_of_stock_nnunet_are_methods_too(results: Path) -> None:
