@@ -306,11 +306,16 @@ def _grouped(found: Sequence[Run]) -> list[Compared]:
     for run in found:
         models.setdefault(run.folder.parent, []).append(run)
     sources = {model: _source_of_model(model, folds) for model, folds in models.items()}
-    lengths = {source.record.settings.num_iterations for source in sources.values() if source.record}
+    lengths: dict[str, set[int]] = {}
+    for source in sources.values():
+        if source.record:
+            lengths.setdefault(source.record.trainer, set()).add(source.record.settings.num_iterations)
     grouped: dict[tuple[str, str], list[Source]] = {}
     for model, source in sources.items():
         run = models[model][0]
-        tag = run.tag if source.record is None else _tag_of_settings(source.record.settings, len(lengths) == 1)
+        tag = run.tag
+        if source.record:
+            tag = _tag_of_settings(source.record.settings, len(lengths[source.record.trainer]) == 1)
         grouped.setdefault((run.trainer, tag), []).append(source)
     trainers = [trainer for trainer, _ in grouped]
     names = [
@@ -320,6 +325,6 @@ def _grouped(found: Sequence[Run]) -> list[Compared]:
 
 
 def _tag_of_settings(settings: RunSettings, one_length: bool) -> str:
-    """Return the automatic tag of settings without the seed, and without a length that all runs share."""
+    """Return the automatic tag of settings without the seed, and without a length that all runs of the trainer share."""
     length = RunSettings().num_iterations if one_length else settings.num_iterations
     return automatic_tag(dataclasses.replace(settings, seed=0, num_iterations=length))
