@@ -325,6 +325,6 @@ def _grouped(found: Sequence[Run]) -> list[Compared]:
 
 
 def _tag_of_settings(settings: RunSettings, one_length: bool) -> str:
-    """Return the automatic tag of settings without the seed, and without a length that all runs of the trainer share."""
+    """Return the automatic tag of settings without the seed, and without a length that the trainer's runs share."""
     length = RunSettings().num_iterations if one_length else settings.num_iterations
     return automatic_tag(dataclasses.replace(settings, seed=0, num_iterations=length))
