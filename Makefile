@@ -36,6 +36,7 @@ demo: venv
 	nnssl_predict -i $(DEMO_RAW)/imagesTs -o demo/predictions/MeanTeacherTrainer -tr MeanTeacherTrainer -device cpu
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/SupervisedTrainer
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/MeanTeacherTrainer
+	nnssl_compare demo/predictions/SupervisedTrainer demo/predictions/MeanTeacherTrainer
 
 # dataset_conversion is installed inside nnssl. Tools that read files see the installed packages in this folder of links.
 LAYOUT := .venv/layout

@@ -26,6 +26,7 @@ COMMANDS = (
     "predict",
     "pseudo_label",
     "evaluate",
+    "compare",
     "methods",
 )  # others follow these
 

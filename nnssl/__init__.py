@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
-The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`.
-Importing this package is fast: torch and nnU-Net are imported when a function is called.
+The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
+`compare`. Importing this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from nnssl.version import DISTRIBUTION as DISTRIBUTION
 from nnssl.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from nnssl.comparison.api import compare as compare
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
@@ -31,10 +32,11 @@ _API = {
     "pseudo_label": "nnssl.labelling.api",
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
+    "compare": "nnssl.comparison.api",
 }
 __all__ = [
-    "DISTRIBUTION", "__version__", "convert", "evaluate", "evaluate_run", "plan", "predict", "pseudo_label", "runs",
-    "train",
+    "DISTRIBUTION", "__version__", "compare", "convert", "evaluate", "evaluate_run", "plan", "predict", "pseudo_label",
+    "runs", "train",
 ]  # fmt: skip
 
 

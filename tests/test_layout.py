@@ -25,6 +25,7 @@ SHARED_BY_COMMANDS = "nnssl/cli/runtime.py"
 # The test file of a module has the module's name and place. The modules below are tested through the module that calls
 # them, or in one table with others of their kind; the key is the test file that does so.
 TESTED_BY = {
+    "comparison/test_api.py": ("nnssl/comparison/result.py",),
     "cli/test_bad_input.py": ("nnssl/system/signals.py",),
     "cli/test_train.py": (
         "nnssl/training/api.py",

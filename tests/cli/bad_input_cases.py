@@ -588,6 +588,50 @@ EVALUATE_CASES = [
              ("folders", "nnssl_evaluate LABELS PREDICTIONS")),
 ]  # fmt: skip
 
+ROW = '{"reference_file": "%s.nii.gz", "prediction_file": "%s.nii.gz", "metrics": {"1": {"Dice": 0.5, "IoU": 0.3}}}'
+COMPARE = "nnssl_compare {root}/masks {root}/labels -baseline {root}/masks"
+
+
+def scored(masks: str = '{"metric_per_case": [%s]}' % (ROW % ("a", "a")), case: str = "a") -> Callable[[World], None]:
+    """Return a change that writes summaries into the folders of masks and labels."""
+
+    def change(world: World) -> None:
+        (world.masks / "summary.json").write_text(masks)
+        (world.labels / "summary.json").write_text('{"metric_per_case": [%s]}' % (ROW % (case, case)))
+
+    return change
+
+
+COMPARE_CASES = [
+    BadInput("compare: nothing named", "nnssl_compare", 2, ("nnssl_compare -d ID",)),
+    BadInput("compare: places and a data set", f"{COMPARE} -d 906", 2, ("nnssl_compare -d ID",)),
+    BadInput("compare: fold without a data set", f"{COMPARE} -f 0", 2, ("fold", "data set"), scored()),
+    BadInput("compare: no such place", COMPARE, 3, ("{root}/masks", "nnssl_evaluate LABELS {root}/masks")),
+    BadInput("compare: no such folder", COMPARE.replace("/labels", "/gone"), 3, ("{root}/gone", "nnssl_runs"),
+             scored()),
+    BadInput("compare: no baseline", COMPARE.partition(" -")[0], 2, ("-baseline NAME", "masks, labels"), scored()),
+    BadInput("compare: the baseline alone", "nnssl_compare {root}/masks -baseline {root}/masks", 2,
+             ("no method beside",), scored()),
+    BadInput("compare: one folder twice", COMPARE.replace("/labels", "/masks/summary.json"), 2,
+             ("named twice",), scored()),
+    BadInput("compare: not JSON", COMPARE, 3, ("{root}/masks/summary.json", "JSON"), scored("{")),
+    BadInput("compare: no summary", COMPARE, 3, ("{root}/masks/summary.json", "metric_per_case"), scored("{}")),
+    BadInput("compare: no cases", COMPARE, 3, ("no case",), scored('{"metric_per_case": []}')),
+    BadInput("compare: other cases", COMPARE, 3, ("no case in common", "a", "b"), scored(case="b")),
+    BadInput("compare: metric that is not in the summary", f"{COMPARE} -metric hd95_mm", 3,
+             ("hd95_mm", "nnssl_evaluate LABELS"), scored()),
+    BadInput("compare: unknown metric", f"{COMPARE} -metric HD95", 2, ("-metric HD95", "hd95_mm"), scored()),
+    BadInput("compare: run without validation", COMPARE.replace("labels", FOLD.replace("{dataset}", DATASET)), 3,
+             ("not validated", "--val"), scored()),
+    BadInput("compare: output below a file", f"{COMPARE} -o {{root}}/file/out", 4, ("{root}/file",),
+             lambda w: [scored()(w), write("file", "")(w)]),
+    BadInput("compare: output that is a folder", f"{COMPARE} -o {{root}}/out", 4, ("comparison.csv",),
+             lambda w: [scored()(w), (w.root / "out" / "comparison.csv").mkdir(parents=True)]),
+    BadInput("compare: data set without runs", "nnssl_compare -d 907", 2, ("nnssl_runs",)),
+    BadInput("compare: nnUNet_results unset", "nnssl_compare -d 906", 4, ("export nnUNet_results=",),
+             unset("nnUNet_results")),
+]  # fmt: skip
+
 PHANTOM_CASES = [
     BadInput("phantom: id of zero", PHANTOM.replace("907", "0"), 2, ("-d 0", "1 to 999")),
     BadInput("phantom: id that is a word", PHANTOM.replace("907", "one"), 2, ("-d", "one")),
@@ -617,5 +661,6 @@ CASES = [
     *TRAIN_CASES,
     *PREDICT_CASES,
     *EVALUATE_CASES,
+    *COMPARE_CASES,
     *PHANTOM_CASES,
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from jsonschema import validate
 from tests.cli.bad_input_world import few_samples_and_steps
 
 TEXT, COUNT, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
-NUMBER, SHARE = {"type": "number"}, {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+NUMBER, MAYBE = {"type": "number"}, {"type": ["number", "null"]}
+SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 TEXTS, DICT = {"type": "array", "items": TEXT}, {"type": "object"}
 
 
@@ -54,6 +56,16 @@ SCHEMAS = {
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
         metric_per_case={"type": "array", "items": keys(metrics=DICT, reference_file=TEXT, prediction_file=TEXT)},
     ),
+    "compare": keys(
+        baseline=TEXT, metric=TEXT, notes=TEXTS,
+        methods={
+            "type": "array",
+            "minItems": 1,
+            "items": keys(name=TEXT, mean_difference=NUMBER, ci_low=MAYBE, ci_high=MAYBE, p_holm=SHARE, patients=COUNT,
+                          verdict={"enum": ["helped", "no evidence", "hurt"]}, exploratory=FLAG, structures=DICT,
+                          metrics=DICT),
+        },
+    ),
     "runs": {
         "type": "array",
         "minItems": 1,
@@ -86,11 +98,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "predict": f"-i {raw}/imagesTs -o {root}/masks -device cpu --disable_tta",
         "pseudo_label": f"-d 909 -o {root}/pseudo -device cpu --disable_tta",
         "evaluate": f"{raw}/labelsTs {root}/masks -np 1",
+        "compare": f"{root}/masks {root}/others -baseline {root}/masks",
         "runs": "-d 909",
         "methods": "",
         "convert": f"folder -i {raw} -d 910 -images imagesTr/*_0000.nii.gz -labels labelsTr/*.nii.gz --dry_run -np 1",
     }
     for command, words in steps.items():
+        if command == "compare":
+            shutil.copytree(root / "masks", root / "others")
         found[command] = _answer(command, words.split())
     patch.undo()
     return found
@@ -129,6 +144,7 @@ def test_every_command_has_a_schema() -> None:
         ("predict", "-i nowhere -o masks"),
         ("pseudo_label", "-d 999 -o masks"),
         ("evaluate", "a b"),
+        ("compare", "-d 999"),
         ("runs", ""),
         ("convert", "folder -i nowhere -d 910"),
     ],

@@ -1,0 +1,55 @@
+"""`nnssl_compare`: methods beside a baseline on the same cases, and whether each helped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from nnssl.cli.runtime import parser, print_json, run
+
+ABOUT = (
+    "Compare methods with a baseline on the same cases: paired differences by patient, mean with 95 % interval, "
+    "Wilcoxon's test with Holm's adjustment, and for each method a plain verdict: helped, no evidence or hurt. Reads "
+    "summary.json and run.json only, also the summaries of stock nnU-Net."
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    made = parser("nnssl_compare", ABOUT)
+    add = made.add_argument
+    place = (
+        "folder of a run (a fold, or a model with its folds), or a folder with summary.json; NAME=PLACE gives a name, "
+        "and several places of one name are seeds of one method"
+    )
+    add("places", metavar="PLACE", nargs="*", help=place)
+    add("-baseline", metavar="PLACE", help="one of the places or names (default: the only SupervisedTrainer)")
+    add("-d", dest="dataset", metavar="ID", help="instead of places: all finished and validated runs of a data set")
+    add("-p", dest="plans", help="with -d: plans name, with the tag of the label budget")
+    add("-c", dest="configuration", help="with -d: configuration")
+    add("-f", dest="fold", help="with -d: only this fold (default: the folds of a run together)")
+    metric = "Dice (default), IoU, nsd, or a distance: hd95_mm, assd_mm, hd95_vox_pooled, asd_vox"
+    add("-metric", default="Dice", help=metric)
+    add("-all", dest="all_labels", metavar="PLACE", help="the run on all labels: which share of the gap is closed?")
+    add("-o", dest="output_folder", metavar="FOLDER", help="write comparison.csv, .json, .png and .svg there")
+    return made
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Compare and print the table with its sentences, or the result as strict JSON."""
+    from nnssl.comparison.api import compare
+    from nnssl.comparison.tables import comparison_text
+
+    names = ("baseline", "dataset", "plans", "configuration", "fold", "metric", "all_labels", "output_folder")
+    result = compare(arguments.places, **{name: getattr(arguments, name) for name in names})
+    if arguments.json:
+        print_json(result.to_dict())
+        return
+    print(comparison_text(result))
+    if arguments.output_folder:
+        print(f"written: {arguments.output_folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return run(make_parser(), body, argv)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nnssl.cli.compare import main, make_parser
+from tests.comparison.folders_for_tests import numbered, write_run, write_summary
+
+BASE = np.linspace(0.5, 0.8, 8)
+GAIN = np.linspace(0.05, 0.12, 8)
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    for name, shift in (("A", 0), ("B", GAIN), ("C", -GAIN)):
+        write_summary(tmp_path / name, numbered(BASE + shift))
+    return tmp_path
+
+
+def test_table_and_sentences(capsys) -> None:
+    assert main(["A", "B", "C", "-baseline", "A"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["method", "A", "B", "C"]
+    assert lines[5] == "B helped: +8.5 Dice points [6.5, 10.5] on 8 patients (exploratory)"
+    assert lines[6].startswith("C hurt: ")
+    assert captured.err == ""
+
+
+def test_json_has_the_named_keys_in_the_order_given(capsys) -> None:
+    assert main(["C", "A", "B", "-baseline", "A", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["baseline"] == "A"
+    assert [(method["name"], method["verdict"]) for method in printed["methods"]] == [("C", "hurt"), ("B", "helped")]
+    method = printed["methods"][1]
+    assert method["mean_difference"] == pytest.approx(GAIN.mean())
+    assert method["ci_low"] < method["mean_difference"] < method["ci_high"]
+    assert (method["p_holm"], method["patients"], method["exploratory"]) == (pytest.approx(2 / 2**7), 8, True)
+
+
+def test_every_option_reaches_the_comparison(folders, capsys) -> None:
+    (folders / "results").mkdir()
+    write_run(folders / "results", "SupervisedTrainer", numbered(BASE), plans="P")
+    write_run(folders / "results", "CCETrainer", numbered(BASE + GAIN), plans="P")
+    write_run(folders / "results", "CCETrainer", numbered(BASE), plans="Q")
+    options = ["-d", "1", "-p", "P", "-c", "2d", "-f", "0", "-metric", "IoU", "-all", "B", "-o", "out"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_results", str(folders / "results"))
+        assert main([*options, "-baseline", "SupervisedTrainer"]) == 0
+    text = capsys.readouterr().out
+    assert "mean Jaccard" in text
+    assert "closes 100% [100%, 100%] of the gap to B" in text
+    assert text.splitlines()[-1] == "written: out"
+    assert (folders / "out" / "comparison.png").stat().st_size > 10_000
+
+
+def test_a_pipe_gets_the_same_text(folders, capsys) -> None:
+    words = ["A", "B", "-baseline", "A"]
+    code = f"import sys; from nnssl.cli.compare import main; sys.exit(main({words}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert main(words) == 0
+    assert done.stdout.decode("ascii") == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("", 2, "runs or folders to compare, or a data set"),
+        ("A B", 2, "choose the baseline"),
+        ("A -baseline A", 2, "no method beside the baseline"),
+        ("A B -baseline gone", 3, "no such run"),
+        ("A B gone -baseline A", 3, "no such run"),
+        ("A empty -baseline A", 3, "no summary.json"),
+        ("A other -baseline A", 3, "no case in common"),
+        ("A B -baseline A -metric nsd", 3, "no nsd"),
+        ("A B -baseline A -metric dice", 2, "unknown metric"),
+        ("A B -baseline A -f 0", 2, "choose among the runs"),
+        ("A B -d 1", 2, "runs or folders to compare, or a data set"),
+        ("-d 1", 4, "nnUNet_results is not set"),
+        ("A B -baseline A -o A/summary.json", 4, "output folder"),
+        ("A B -baseline A -all gone", 3, "no such run"),
+    ],
+)
+def test_errors_have_their_exit_code(words: str, code: int, said: str, folders, capsys) -> None:
+    (folders / "empty").mkdir()
+    write_summary(folders / "other", {"stranger": 0.5})
+    before = sorted(folders.rglob("*"))
+    assert main(words.split()) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert main([*words.split(), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["exit_code"] == code
+    assert sorted(folders.rglob("*")) == before
+
+
+def test_help_names_every_option() -> None:
+    text = make_parser().format_help()
+    for option in ("PLACE", "-baseline", "-d", "-p", "-c", "-f", "-metric", "-all", "-o", "--json"):
+        assert option in text
