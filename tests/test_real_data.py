@@ -39,8 +39,9 @@ def test_plan_train_predict_evaluate(name: str, tmp_path: Path, monkeypatch) -> 
         few, many, held_out,
     ]  # fmt: skip
     run = nnssl.train(
-        dataset, configuration, 0, labelled=labelled, num_iterations=4, device="cpu", run_validation=False
-    )
+        dataset, configuration, 0, labelled=labelled, num_iterations=4, device="cpu", run_validation=False,
+        settings={"supervised_share": 0.0, "ready_dice": 0.0},
+    )  # fmt: skip
     images = tmp_path / "images"
     images.mkdir()
     outside = next((tmp_path / "nnUNet_raw").glob("held_out_*"))
