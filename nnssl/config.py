@@ -204,6 +204,25 @@ def config_with(config_class: type[ConfigT], overrides: Mapping[str, Value] | It
     return config_class(**chosen)
 
 
+def parse_shares(name: str, text: str) -> list[float]:
+    """Return the numbers of a setting that lists one number from 0 to 1 for each class, separated by commas.
+
+    Raises:
+        UsageError: the text is no such list.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise UsageError(
+            f"{name}={text} is not allowed",
+            where=f"--set {name}={text}",
+            why="it has one number from 0 to 1 for each class, background first, for example 0.95,0.7,0.7",
+        )
+    return values
+
+
 def _split_setting(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name or not value:

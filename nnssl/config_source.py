@@ -21,7 +21,7 @@ from nnssl.config import MethodConfig
 from nnssl.registry import Method
 
 PACKAGE = "nnssl_trainers."
-LIGHT_MODULES = {"nnssl.config"}  # besides the standard library
+LIGHT_MODULES = {"nnssl.config", "nnssl.errors"}  # besides the standard library
 SETTINGS_ATTRIBUTE = "config_class"
 
 
@@ -90,8 +90,10 @@ def _value_of(module: str, name: str) -> Any:  # noqa: ANN401 - classes and cons
         return _imported(first.module, original)
     if isinstance(first, ast.Import):
         raise _NeedsImport(name)
-    names = [node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
     own = {name} | {node.id for node in names if isinstance(node.ctx, ast.Store)}  # the fields of a class, for example
+    own |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     used = {node.id for node in names if not hasattr(builtins, node.id)} - own
     namespace = {"__name__": __name__, **{other: _value_of(module, other) for other in sorted(used)}}
     exec(compile(ast.Module(statements, []), module, "exec", dont_inherit=True), namespace)

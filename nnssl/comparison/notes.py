@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nnssl.comparison.pairing import Pairs
 from nnssl.comparison.sources import Compared
+from nnssl.registry import METHODS
 from nnssl.training.record import RunRecord
 
 LISTED = 5
@@ -66,6 +67,16 @@ def notes_on_runs(method: Compared, baseline: Compared, *, same_labels: bool = T
         for record in _records(method)
         if record.state != "done"
     ]
+    lines += [
+        f"{method.name}: no unlabelled scan counted in fold {record.fold}; that run is supervised"
+        for record in _records(method)
+        if record.state == "done" and record.unlabelled_from is None and _needs_unlabelled(record)
+    ]
+    lines += [
+        f"{method.name} started from trained weights, whose iterations do not count here: {record.settings.start_from}"
+        for record in _records(method)
+        if record.settings.start_from
+    ]
     pairs = [
         (ours, theirs)
         for source in method.sources
@@ -111,6 +122,11 @@ def find_control(method: Compared, others: Sequence[Compared]) -> Compared | Non
         if record and record.trainer == method.record.trainer and _weight(record) == 0 and _settings(record) == wanted:
             return other
     return None
+
+
+def _needs_unlabelled(record: RunRecord) -> bool:
+    method = METHODS.get(record.trainer)
+    return method is not None and "unlabelled" in method.needs
 
 
 def _weight(record: RunRecord) -> object:

@@ -16,7 +16,7 @@ from nnssl.data.raw import RawCase, RawDataset, clashing_names, overlooked_folde
 from nnssl.data.scans import ChannelIntensity, Examined, Expected, ScanFacts, ScanTask, examine
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
-from nnssl.host import reader_of
+from nnssl.host import READER_OF_3D_TIFF, reader_of, size_file
 from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR, LABELS_TS
 from nnssl.system.workers import run_parallel
 
@@ -55,8 +55,8 @@ def check_dataset(
     These are problems:
         - in dataset.json: wrong labels or a wrong `numTraining`; an `imagesUn` folder without scans;
         - in one case: a file that cannot be read, wrong numbers or a wrong count of channels, channels or a label of
-          another shape or spacing or on flipped or reordered axes, NaN and infinite voxels, a missing label, a label
-          value that is not declared;
+          another shape or spacing or on flipped or reordered axes, NaN, infinite and huge voxels, a missing label, a
+          label value that is not declared, a TIFF scan without the voxel size that others have;
         - across cases: the same voxels twice, one name in two folders, names that clash (`X` and `X_seg`), a patient in
           the test set and elsewhere.
 
@@ -90,6 +90,9 @@ def check_dataset(
     }
     expected = Expected(_reader(raw), len(raw.channel_names), labels, raw.file_ending)
     results = run_parallel(partial(examine, expected=expected), tasks, num_processes, "checking the scans")
+    missing_sizes, no_sizes = _missing_sizes(tasks, expected.reader)
+    for name, problem in missing_sizes.items():
+        results[name].problems.append(f"{tasks[name].case.name} ({tasks[name].kind}): {problem}")
     broken = {name: results[f"unlabelled {name}"].problems for name in raw.unlabelled}
     broken = {name: texts for name, texts in broken.items() if texts}
     skipped = broken if skip_unreadable else {}
@@ -98,7 +101,7 @@ def check_dataset(
     facts = [outcome.facts for outcome in results.values() if outcome.facts]
     repeated, warnings = _duplicates(raw, facts)
     problems += repeated + [text for outcome in results.values() for text in outcome.problems]
-    _log_warnings(raw, warnings + [text for outcome in results.values() for text in outcome.warnings])
+    _log_warnings(raw, no_sizes + warnings + [text for outcome in results.values() for text in outcome.warnings])
     if problems:
         raise DataError(
             f"the raw data set has {len(problems)} problem(s)",
@@ -107,6 +110,18 @@ def check_dataset(
             run=_repair(raw, results.values(), broken, len(problems)),
         )
     return CheckedDataset({scan.case: scan for scan in facts}, skipped)
+
+
+def _missing_sizes(tasks: Mapping[str, ScanTask], reader: Any) -> tuple[dict[str, str], list[str]]:  # noqa: ANN401
+    """Return the problems of TIFF scans without their voxel size, by task, and the warning where no scan has one."""
+    if reader.__name__ != READER_OF_3D_TIFF:
+        return {}, []
+    files = {name: size_file(task.case.images[0]) for name, task in tasks.items() if task.case.images}
+    missing = {name: file for name, file in files.items() if not file.is_file()}
+    if missing and len(missing) == len(files):
+        return {}, ["no TIFF scan has its voxel size beside it (CASE.json): nnU-Net takes 1 mm along each axis"]
+    hint = 'without it nnU-Net takes 1 mm; write {"spacing": [z, y, x]} in mm into it'
+    return {name: f"{file} is missing, which holds the voxel size: {hint}" for name, file in missing.items()}, []
 
 
 def _repair(

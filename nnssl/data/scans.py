@@ -99,6 +99,9 @@ class Expected:
     file_ending: str
 
 
+LARGEST_VALUE = 1e15  # its square, which the standard deviation needs, is far below the largest fp32 number
+
+
 @dataclass
 class Examined:
     """The outcome for one scan.
@@ -197,12 +200,18 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
             f"dataset.json names {expected.channels}: add or remove channel files, or correct channel_names"
         )
     first = channels[0]
-    for volume in channels:
+    for number, volume in enumerate(channels):
         bad = count_not_finite(volume.path, volume.voxels)
         if bad:
             outcome.problems.append(
                 f"{volume.path} has {bad} of {volume.voxels.size} voxels that are NaN or infinite, 0 are allowed: "
                 f"replace them with a value that means background"
+            )
+        elif abs(extreme := _extreme(volume.voxels)) > LARGEST_VALUE:
+            outcome.problems.append(
+                f"{volume.path}: the intensities of channel {number} cannot be normalised, because of the value "
+                f"{extreme:.6g} (at most {LARGEST_VALUE:g} in size): replace it by a value of the scan's own range, "
+                f"its background for example"
             )
         elif volume.voxels.min() == volume.voxels.max():
             outcome.warnings.append(f"{volume.path} has the value {volume.voxels.flat[0]:g} in every voxel")
@@ -215,6 +224,12 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
         )
     for volume in channels[1:]:
         _compare(volume, first, outcome)
+
+
+def _extreme(voxels: FloatArray) -> float:
+    """Return the value of the largest size."""
+    low, high = float(voxels.min()), float(voxels.max())
+    return low if abs(low) > abs(high) else high
 
 
 def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume], outcome: Examined) -> None:

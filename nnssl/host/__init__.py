@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -266,6 +267,7 @@ def reader_of(dataset_json: dict[str, Any], example: str | None, *, verbose: boo
     return found
 
 
+READER_OF_3D_TIFF = "Tiff3DIO"
 READERS_OF_PICTURES = ("NaturalImage2DIO",)  # one file holds all channels of a case
 
 
@@ -275,6 +277,11 @@ def companion_file(path: Path) -> Path | None:
     nnU-Net's reader of 3-D TIFF takes the voxel size of `CASE.tif` from `CASE.json`. The file need not exist.
     """
     return path.with_suffix(".json") if path.suffix.lower() in (".tif", ".tiff") else None
+
+
+def size_file(image: Path) -> Path:
+    """Return the file with the voxel size of a 3-D TIFF scan: `CASE.json` for `CASE_0000.tif`. It need not exist."""
+    return image.with_name(re.sub(r"_\d{4}$", "", image.stem) + ".json")
 
 
 # ---------------------------------------------------------------------- training and inference

@@ -19,9 +19,9 @@ from nnssl.errors import DataError
 
 Array = np.ndarray[Any, Any]
 
-PHYSICAL_LIMIT = 1e9  # Bq/ml of PET, the largest unit in use, stays below
-OUTLIER_RATIO = 1e-6  # voxels below this part of the largest value are the scan, the others are outliers
-LEAST_CONTRAST = 1e-3  # in units of the normalised intensities, whose standard deviation is about 1
+OUTLIER_RATIO = 1e-3  # voxels below this part of the largest value are the scan, the others are outliers
+LEAST_SCAN_SHARE = 0.999  # with fewer voxels below, bright structures are no outliers
+LEAST_CONTRAST = 0.5  # in units of the normalised intensities, whose standard deviation is about 1
 SAMPLED_VOXELS = 1_000_000
 REPAIR = "replace the value by one of the scan's own range, its background for example"
 log = logging.getLogger("nnssl.nnunet")
@@ -58,12 +58,14 @@ class _RawChannel:
         extreme: value with the largest magnitude.
         step: distance between the compared voxels in the flat array.
         core: which compared voxels are no outliers.
-        varies: whether these differ from each other.
+        is_scan: whether these are nearly the whole channel and differ from each other.
+        varies: whether the channel has more than one value.
     """
 
     extreme: float
     step: int
     core: Array
+    is_scan: bool
     varies: bool
 
     @classmethod
@@ -73,7 +75,8 @@ class _RawChannel:
         step = max(1, channel.size // SAMPLED_VOXELS)
         sample = channel.reshape(-1)[::step]
         core = np.abs(sample) <= abs(extreme) * OUTLIER_RATIO
-        return cls(extreme, step, core, bool(core.any() and np.ptp(sample[core]) > 0))
+        is_scan = bool(core.mean() >= LEAST_SCAN_SHARE and np.ptp(sample[core]) > 0)
+        return cls(extreme, step, core, is_scan, low < high)
 
     def contrast(self, normalised: Array) -> float:
         """Return the range of the normalised voxels that are no outliers."""
@@ -112,15 +115,13 @@ def _check_channel(number: int, raw: _RawChannel, normalised: Array) -> None:
     bad = normalised.size - int(np.count_nonzero(np.isfinite(normalised)))
     if bad:
         effect = f"makes {bad} of {normalised.size} normalised voxels NaN or infinite"
-    elif abs(raw.extreme) <= PHYSICAL_LIMIT or not raw.varies or raw.contrast(normalised) > LEAST_CONTRAST:
-        return
-    elif np.ptp(normalised) == 0:
+    elif raw.varies and np.ptp(normalised) == 0:
         effect = "makes all normalised voxels equal"
+    elif not raw.is_scan or raw.contrast(normalised) > LEAST_CONTRAST:
+        return
     else:
-        text = (
-            "warning: %s: the value %.6g in channel %d, beyond any physical range, leaves the other voxels no contrast"
-        )
-        log.warning(text + "; %s", scan, raw.extreme, number, REPAIR)
+        text = "warning: %s: the value %.6g in channel %d is an outlier that leaves the other voxels no contrast; %s"
+        log.warning(text, scan, raw.extreme, number, REPAIR)
         return
     raise DataError(
         f"the intensities of channel {number} cannot be normalised",

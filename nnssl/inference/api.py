@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from nnssl.data.raw import channels_of
 from nnssl.errors import DataError, UsageError
-from nnssl.host import READERS_OF_PICTURES, companion_file
+from nnssl.host import READER_OF_3D_TIFF, READERS_OF_PICTURES, companion_file, size_file
 from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
@@ -209,7 +208,6 @@ class DiskJob:
             cases = cases_in_folder(self.source[0], self.output, ending, files)
         else:
             cases = [case_of_files(self.source, self.output, ending)]
-        _check_companions(cases)
         check_writable(cases[0].mask.parent, "the output folder", "choose another folder with -o")
         return cases[self.part_id :: self.num_parts]
 
@@ -222,18 +220,37 @@ class DiskJob:
         return case.mask.is_file() and (not self.save_probabilities or Path(f"{case.stem}.npz").is_file())
 
 
-def _check_companions(cases: Sequence[ScanToPredict]) -> None:
-    """Refuse TIFF scans whose voxel size nnU-Net would overlook: `CASE_0000.tif` has its voxel size in `CASE.json`."""
-    images = [image for case in cases for image in case.images]
-    overlooked = [image for image in images if (companion := companion_file(image)) and companion.is_file()]
-    if overlooked:
-        image = overlooked[0]
-        stem = re.sub(r"_\d{4}$", "", image.stem)
+def _check_voxel_sizes(cases: Sequence[ScanToPredict], trained_on: Sequence[float]) -> None:
+    """Refuse 3-D TIFF scans whose voxel size nnU-Net would overlook or invent.
+
+    The voxel size of `CASE_0000.tif` stands in `CASE.json`. Without it nnU-Net takes 1 mm, which is right only for a
+    model that was trained on such scans.
+
+    Args:
+        cases: the scans.
+        trained_on: median spacing of the model's training scans in mm.
+
+    Raises:
+        DataError: a scan has no voxel size where the reader looks for it.
+    """
+    without = [case for case in cases if case.images and not size_file(case.images[0]).is_file()]
+    if not without:
+        return
+    image = without[0].images[0]
+    file, beside = size_file(image), companion_file(image)
+    if beside is not None and beside.is_file():
         raise DataError(
-            f"the voxel sizes of {len(overlooked)} TIFF scan(s) would be overlooked",
+            f"the voxel sizes of {len(without)} TIFF scan(s) would be overlooked",
             where=image,
-            why=f"nnU-Net's reader looks for {stem}.json beside {stem}_0000{image.suffix}",
-            run=f"name the files {stem}_0000{image.suffix} and {stem}.json",
+            why=f"nnU-Net's reader looks for {file.name}",
+            run=f"name the file {file.name}",
+        )
+    if any(mm != 1 for mm in trained_on):
+        raise DataError(
+            f"{len(without)} TIFF scan(s) have no voxel size",
+            where=image,
+            why=f"there is no {file.name}; nnU-Net would take 1 mm, and the model was trained on {list(trained_on)} mm",
+            run=f'write {{"spacing": [z, y, x]}} in mm into {file.name}',
         )
 
 
@@ -295,9 +312,12 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     """
     model, settings = _chosen(options)
     description = read_object(model.path / DATASET_JSON, keys=DATASET_KEYS)
-    reader = read_object(model.path / PLANS_JSON, keys=PLANS_KEYS)["image_reader_writer"]
-    files = 1 if reader in READERS_OF_PICTURES else len(channels_of(description))  # of a case
+    plans = read_object(model.path / PLANS_JSON, keys=PLANS_KEYS)
+    pictures = plans["image_reader_writer"] in READERS_OF_PICTURES
+    files = 1 if pictures else len(channels_of(description))  # of a case
     cases = job.cases(str(description[FILE_ENDING_KEY]), files)
+    if plans["image_reader_writer"] == READER_OF_3D_TIFF:
+        _check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
     from nnssl.inference.predictor import Predictor, using_threads
 

@@ -77,10 +77,10 @@ class RunSettings:
 def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
     """Return the name of a run without `-tag`: what differs from the defaults, or an empty text.
 
-    The parts stand in this order, joined by commas: `seed1`, `iterations2500`, `bf16`, `pretrained`, `started`,
-    `pseudolabels`, then the method's settings by name as `--set` takes them. The label budget is part of the plans
-    name. Text beyond 60 characters is shortened, and characters that a folder's name should not have become `-`. Such a
-    tag ends in a hash, so that different settings never share a tag.
+    The parts stand in this order, joined by commas: `seed1`, `iterations2500`, `bf16`, `pretrained`, `started` and
+    `pseudolabels` with a hash of the place, then the method's settings by name as `--set` takes them. The label budget
+    is part of the plans name. Text beyond 60 characters is shortened, and characters that a folder's name should not
+    have become `-`. Such a tag ends in a hash, so that different settings never share a tag.
 
     Args:
         settings: of the run; their `tag` does not count.
@@ -91,8 +91,8 @@ def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
         parts.append(f"iterations{settings.num_iterations}")
     parts += ["bf16"] if settings.bf16 else []
     parts += ["pretrained"] if pretrained else []
-    parts += ["started"] if settings.start_from else []
-    parts += ["pseudolabels"] if settings.pseudo_labels else []
+    for name, place in (("started", settings.start_from), ("pseudolabels", settings.pseudo_labels)):
+        parts += [f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"] if place else []
     parts += [f"{name}={format_value(value)}" for name, value in sorted(settings.config.items())]
     text = ",".join(parts)
     mended = FORBIDDEN.sub("-", text)

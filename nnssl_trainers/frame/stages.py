@@ -150,7 +150,7 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
         """Write the weights of the supervised stage, and give the second stage fresh optimisers."""
         if self.supervised_iterations:
             self.save_checkpoint(str(Path(self.output_folder) / CHECKPOINT_SUPERVISED))
-            log.info("the supervised stage is done; training goes on with the unlabelled scans")
+            log.info("the supervised stage of %d iterations is done", self.supervised_iterations)
         self._second_stage, self._supervised_for = True, self.supervised_iterations
         if self.supervised_iterations and self.restarts:
             torch.manual_seed(self.settings.seed)  # the same numbers follow where the supervised stage was taken over

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nnssl.config import Value, hyper, redefine
+from nnssl.config import Value, hyper, parse_shares, redefine
 from nnssl.errors import UsageError
 from nnssl.ingredients.schedules import gaussian_rampup
 from nnssl.ingredients.supervised import class_numbers, masked_dice
@@ -86,6 +86,11 @@ class FixMatchConfig(StrongViewConfig, TeacherConfig):
     )
     dice_only: bool = hyper(False, "the loss on pseudo-labels is the Dice of all classes, without cross-entropy")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_thresholds != "off":
+            parse_shares("class_thresholds", self.class_thresholds)
+
 
 class FixMatchTrainer(TeacherStudentTrainer[FixMatchConfig]):
     """FixMatch; the docstring of this module describes the algorithm and its departures from the papers."""
@@ -114,7 +119,7 @@ class FixMatchTrainer(TeacherStudentTrainer[FixMatchConfig]):
     def _thresholds(self, heads: int) -> Tensor:
         """Return τ of each class or region (C)."""
         text = self.config.class_thresholds
-        values = [float(part) for part in text.split(",")] if text != "off" else [self.config.threshold] * heads
+        values = parse_shares("class_thresholds", text) if text != "off" else [self.config.threshold] * heads
         if len(values) != heads:
             raise UsageError(
                 f"class_thresholds has {len(values)} numbers for {heads} classes",

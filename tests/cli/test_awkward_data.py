@@ -222,17 +222,44 @@ def test_a_changed_voxel_size_is_copied_and_the_scan_preprocessed_again(tiffs):
 
 
 @pytest.mark.parametrize("name", ["t0.tif", "t0_0000.tif"])
-def test_a_tiff_scan_whose_voxel_size_would_be_overlooked_is_refused(world, trained, tmp_path, name, capsys):
+def test_a_tiff_scan_whose_voxel_size_would_be_overlooked_or_invented_is_refused(
+    world, trained, tmp_path, name, capsys
+):
     model = tmp_path / "model"
     shutil.copytree(trained, model)
     description = json.loads((model / "dataset.json").read_text())
     (model / "dataset.json").write_text(json.dumps(description | {"file_ending": ".tif"}))
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "Tiff3DIO"}))
     scan = world.scans / name
     scan.parent.mkdir()
     scan.touch()
-    scan.with_suffix(".json").write_text(json.dumps({"spacing": [3.0, 1.0, 1.0]}))
+    beside = scan.with_suffix(".json")
+    beside.write_text(json.dumps({"spacing": [3.0, 1.0, 1.0]}))
     assert world.run(f"{PREDICT} -i {scan} -o {world.masks} -m {model}") == 3
-    assert "would be overlooked" in capsys.readouterr().err
+    if name == "t0_0000.tif":
+        assert "would be overlooked" in capsys.readouterr().err
+        beside.unlink()
+        assert world.run(f"{PREDICT} -i {scan} -o {world.masks} -m {model}") == 3
+        assert "1 TIFF scan(s) have no voxel size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["c1", "u0"])
+def test_a_tiff_scan_without_the_voxel_size_that_others_have_ends_planning(tiffs, case, capsys):
+    folder = "imagesTr" if case == "c1" else "imagesUn"
+    (tiffs.raw / folder / f"{case}.json").unlink()
+    assert tiffs.run(f"{PLAN} -c 3d_fullres") == 3
+    assert f"{case}.json is missing, which holds the voxel size" in capsys.readouterr().err
+    if case == "u0":
+        assert tiffs.run(f"{PLAN} -c 3d_fullres --skip_unreadable") == 0
+
+
+def test_tiff_scans_that_all_lack_a_voxel_size_are_a_warning(tiffs, caplog):
+    for file in tiffs.raw.rglob("*.json"):
+        if file.parent != tiffs.raw:
+            file.unlink()
+    assert tiffs.run(f"{PLAN} -c 3d_fullres") == 0
+    assert "no TIFF scan has its voxel size beside it" in caplog.text
 
 
 # ---------------------------------------------------------------------- one slice

@@ -53,6 +53,7 @@ def write_run(
     fold: str = "0",
     plans: str = "nnUNetPlans",
     state: Any = "done",
+    unlabelled_from: int | None = 0,
     data: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Path:
@@ -64,7 +65,7 @@ def write_run(
     hashes = DataHashes(**{"labelled": "l", "validation": f"v{fold}", "splits": "s", **(data or {})})
     sessions = (Session(f"nnssl_train 1 2d {fold} -tr {trainer}", "t"),)
     record = RunRecord(DATASET, trainer, plans, "2d", fold, asked, state=state, iteration=asked.num_iterations,
-                       sessions=sessions, data=hashes)  # fmt: skip
+                       unlabelled_from=unlabelled_from, sessions=sessions, data=hashes)  # fmt: skip
     record.write(folder)
     if cases is not None:
         write_summary(folder / "validation", cases)

@@ -61,6 +61,17 @@ def test_other_lengths_and_unfinished_runs_are_named(make) -> None:
     ]
 
 
+def test_runs_without_unlabelled_scans_and_runs_that_started_trained_are_named(make) -> None:
+    baseline = make("SupervisedTrainer", unlabelled_from=None)
+    assert notes_on_runs(baseline, baseline) == []
+    assert notes_on_runs(make(unlabelled_from=None), baseline) == [
+        "CCETrainer: no unlabelled scan counted in fold 0; that run is supervised"
+    ]
+    (line,) = notes_on_runs(make("DSMTTrainer", start_from="A/fold_0/checkpoint_final.pth"), baseline)
+    assert line.startswith("DSMTTrainer started from trained weights")
+    assert line.endswith("A/fold_0/checkpoint_final.pth")
+
+
 def test_folders_without_records_need_no_note(make, tmp_path: Path) -> None:
     assert notes_on_runs(compared(write_summary(tmp_path / "x", CASES)), make()) == []
 

@@ -37,7 +37,8 @@ def test_what_differs_from_the_defaults_names_the_run(settings: dict, tag: str) 
 
 def test_the_tag_of_a_run_that_starts_from_other_weights_says_so() -> None:
     assert automatic_tag(RunSettings(), pretrained=True) == "pretrained"
-    assert automatic_tag(RunSettings(start_from="a", pseudo_labels="b")) == "started,pseudolabels"
+    assert automatic_tag(RunSettings(start_from="a", pseudo_labels="b")) == "started-ca9781,pseudolabels-3e23e8"
+    assert automatic_tag(RunSettings(start_from="c")) != automatic_tag(RunSettings(start_from="a"))
     assert automatic_tag(RunSettings(tag="other")) == ""
 
 

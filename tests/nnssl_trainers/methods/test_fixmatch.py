@@ -8,6 +8,7 @@ import torch
 from nnssl.errors import UsageError
 from nnssl.ingredients.supervised import masked_dice
 from nnssl_trainers.frame.batch import as_list
+from nnssl_trainers.methods.fixmatch import FixMatchConfig
 
 NO_MIX = {"cutmix_probability": 0.0, "flips": False}
 
@@ -164,3 +165,9 @@ def test_a_class_that_the_teacher_lost_gets_no_loss_against_it(ready) -> None:
     assert trainer.taught_voxels is None
     trainer.training_losses(batch)
     assert trainer.taught_voxels is not None
+
+
+@pytest.mark.parametrize("text", ["a,b", "nan,0.5", "0.5,2", ""])
+def test_thresholds_that_are_no_shares_are_refused_with_the_settings(text: str) -> None:
+    with pytest.raises(UsageError, match="class_thresholds"):
+        FixMatchConfig(class_thresholds=text)
