@@ -67,6 +67,8 @@ class Network(_Entry):
     package: ClassVar[str] = "nnssl.networks"
 
 
+DEFAULT_METHOD = "FixMatchTrainer"  # what `nnssl_train` takes without `-tr`
+
 _AnyEntry = TypeVar("_AnyEntry", bound=_Entry)
 
 METHODS: dict[str, Method] = {

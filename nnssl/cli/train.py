@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, print_json, run
+from nnssl.registry import DEFAULT_METHOD
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -17,7 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("dataset_name_or_id", help="data set, 27 or Dataset027_ACDC")
     add("configuration", help="2d, 3d_fullres or 3d_lowres")
     add("fold", help="fold number, or all")
-    add("-tr", default="MeanTeacherTrainer", metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
+    add("-tr", default=DEFAULT_METHOD, metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 of a budget (default: %(default)s)")
     add("-labelled", "-labeled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")

@@ -25,7 +25,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
     VALIDATION_FOLDER,
 )
-from nnssl.registry import Method, find_method
+from nnssl.registry import DEFAULT_METHOD, Method, find_method
 from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
@@ -63,7 +63,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     configuration: str,
     fold: int | str,
     *,
-    trainer: str = "MeanTeacherTrainer",
+    trainer: str = DEFAULT_METHOD,
     plans: str = "nnUNetPlans",
     labelled: str | None = None,
     protocol: str | None = None,

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from nnssl.cli.methods import main as methods
 from nnssl.cli.train import main
+from nnssl.registry import DEFAULT_METHOD
 from nnssl.training.checkpoints import load, save
 from nnssl.training.record import RunRecord
 from nnssl.training.runs import runs
@@ -32,7 +33,7 @@ def train(dataset: Path, *extra: str) -> int:
     return main([dataset.name, "3d_fullres", "0", "-device", "cpu", *extra])
 
 
-def results(dataset: Path, trainer: str = "MeanTeacherTrainer", tag: str = "") -> Path:
+def results(dataset: Path, trainer: str = DEFAULT_METHOD, tag: str = "") -> Path:
     model = f"{trainer}__nnUNetPlans__3d_fullres" + (f"@{tag}" if tag else "")
     return dataset.parents[1] / "nnUNet_results" / dataset.name / model / "fold_0"
 
@@ -280,7 +281,7 @@ def test_masks_made_elsewhere(dataset, tmp_path, capsys) -> None:
     sitk.WriteImage(labels, str(masks / "case_05.nii.gz"))  # of a validation case: left out
     words = ("-tr", "SelfTrainingTrainer", "-num_iterations", "2", "--no_val", "-pseudo_labels")
     assert train(dataset, *words, str(masks)) == 0
-    folder = results(dataset, "SelfTrainingTrainer", "iterations2,pseudolabels")
+    [folder] = results(dataset).parents[1].glob("SelfTrainingTrainer__*@iterations2,pseudolabels-*/fold_0")
     assert list(json.loads((folder / "pseudo_labels" / "cases.json").read_text())) == ["un_01"]
     record = RunRecord.read(folder)
     assert record.settings.pseudo_labels == str(masks)
