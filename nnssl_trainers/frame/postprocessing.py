@@ -44,19 +44,29 @@ def decide_for_fold(trainer: Any) -> Postprocessing | None:  # noqa: ANN401
     Returns:
         The decision; None, with a warning, where the labels cannot be read, as this must not end a run.
     """
-    truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
-    ending = trainer.dataset_json[FILE_ENDING_KEY]
-    cases = {case: truth / f"{case}{ending}" for case in trainer.fold_cases().labelled}
-    structures = declared_structures(trainer.dataset_json, Path(DATASET_JSON))
-    load = partial(read_mask, trainer.plans_manager.image_reader_writer_class)
     try:
-        decision = decide_by_anatomy(cases, load, structures, _processes(cases))
+        decision = anatomy_of_labels(trainer)
     except (DataError, EnvironmentProblem) as error:
         _warn(error)
         return None
     decision.write(Path(trainer.output_folder))
     _tell(trainer, f"post-processing: {decision}")
     return decision
+
+
+def anatomy_of_labels(trainer: Any) -> Postprocessing:  # noqa: ANN401
+    """Return what the labelled training cases of the run say about post-processing.
+
+    Raises:
+        DataError: a label cannot be read.
+        EnvironmentProblem: a worker process was lost.
+    """
+    truth = Path(trainer.preprocessed_dataset_folder_base) / GT_FOLDER
+    ending = trainer.dataset_json[FILE_ENDING_KEY]
+    cases = {case: truth / f"{case}{ending}" for case in trainer.fold_cases().labelled}
+    structures = declared_structures(trainer.dataset_json, Path(DATASET_JSON))
+    load = partial(read_mask, trainer.plans_manager.image_reader_writer_class)
+    return decide_by_anatomy(cases, load, structures, _processes(cases))
 
 
 def decide_for_model(trainer: Any) -> Postprocessing | None:  # noqa: ANN401

@@ -1,8 +1,9 @@
 """Whole unlabelled scans with stored pseudo-labels, which training then uses like labels.
 
 The network of the supervised stage predicts every unlabelled scan once, with mirroring; or the user gives masks
-(`-pseudo_labels`), and the supervised stage falls away. Labels and confidence stand in the folder `pseudo_labels` of
-the fold, with a report about every scan. A loose filter leaves the worst scans out, and
+(`-pseudo_labels`), and the supervised stage falls away. Of a structure that is one component in every labelled
+scan, the pseudo-labels of the network keep the largest component. Labels and confidence stand in the folder
+`pseudo_labels` of the fold, with a report about every scan. A loose filter leaves the worst scans out, and
 voxels below a confidence do not count. A killed run goes on with the scans that are missing.
 """
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from nnssl.config import hyper
 from nnssl.data.labels import Label
+from nnssl.evaluation.postprocessing import postprocess
 from nnssl.host import forget_patch_weights
 from nnssl.inference.pipeline import run_overlapped
 from nnssl.labelling.files import MaskReader, check_masks, find_masks
@@ -34,6 +36,7 @@ from nnssl.labelling.scores import ScanScore, choose_scans, score_scan, voxel_vo
 from nnssl.labelling.store import ENDING, PseudoLabelledCases, read_pseudo_label, write_pseudo_label
 from nnssl.names import CHECKPOINT_LATEST, CHECKPOINT_SUPERVISED, PSEUDO_FOLDER, PSEUDO_JSON
 from nnssl_trainers.frame.architecture import unwrap
+from nnssl_trainers.frame.postprocessing import anatomy_of_labels
 from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
 from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 from nnssl_trainers.frame.validation import predictor_of
@@ -55,6 +58,9 @@ class StoredLabelsConfig(StagedConfig):
     )
     pseudo_foreground: float = hyper(
         0.33, "share of the pseudo-labelled patches that is centred on foreground", low=0.0, high=1.0
+    )
+    pseudo_components: bool = hyper(
+        True, "pseudo-labels keep only the largest component of what is one component in every labelled scan"
     )
 
 
@@ -188,7 +194,12 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         if self.is_ddp:
             distributed.barrier()  # every process has seen the same files
             missing = missing[self.local_rank :: distributed.get_world_size()]
-        self.predict_scans(self.unlabelled_dataset(), missing, self._store)
+        decision = anatomy_of_labels(self) if missing and self.config.pseudo_components else None
+
+        def store(case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:
+            self._store(case, postprocess(labels, decision), confidence)
+
+        self.predict_scans(self.unlabelled_dataset(), missing, store)
         return dict.fromkeys(cases, self._own_origin())
 
     def _store(self, case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:

@@ -18,6 +18,7 @@ Departures from the paper:
   seen among many pseudo-labelled ones.
 - The paper drops the 4 % of the cases whose labels change most between its rounds. Here a missing structure, a volume
   far outside those of the labelled scans, or a low confidence speaks against a scan, and unsure voxels do not count.
+- Where a structure is one component in every labelled scan, its pseudo-labels keep the largest component only.
 - Pseudo-labelled patches have stronger intensity augmentation, and CutMix within the batch.
 - The paper ends with all cases; the end on real labels alone follows noisy-student recipes.
 """

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from skimage.measure import label
 
 from nnssl.errors import DataError, StoppedBySignal
 from nnssl.inference.predictor import Predictor
@@ -111,7 +112,7 @@ def test_a_run_killed_before_its_next_checkpoint_labels_nothing_again(make_train
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_stored_labels_are_the_mirrored_prediction_of_the_supervised_network(dim: int, make_trainer) -> None:
-    trainer = make_trainer(METHOD, dim, **RUN, config=NO_LOOK)
+    trainer = make_trainer(METHOD, dim, **RUN, config=NO_LOOK | {"pseudo_components": False})
     trainer.initialize()
     for parameter in trainer.network.parameters():
         parameter.data.add_(0.2 * torch.randn_like(parameter))
@@ -137,6 +138,32 @@ def test_stored_labels_are_the_mirrored_prediction_of_the_supervised_network(dim
     sure = (probs.topk(2, 0).values.diff(dim=0).abs()[0] > 0.01).numpy()
     assert np.array_equal(labels[part][sure], guess.numpy()[sure])
     assert sure.mean() > 0.5
+
+
+def test_stored_labels_have_one_component_where_every_label_has(make_trainer, make_tiny) -> None:
+    truth = sitk.GetArrayFromImage(sitk.ReadImage(str(make_tiny(2) / "gt_segmentations" / "case_00.nii.gz")))
+    assert all(label(truth == value, connectivity=3).max() == 1 for value in (1, 2))
+    as_predicted, cleaned = [], []
+    for kept, results in ((False, as_predicted), (True, cleaned)):
+        trainer = make_trainer(METHOD, 2, **RUN, config=NO_LOOK | {"pseudo_components": kept}, tag=f"kept{kept}")
+        trainer.initialize()
+        torch.manual_seed(0)
+        for parameter in trainer.network.parameters():
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+        trainer.iteration, trainer.current_epoch = 6, 1
+        trainer.begin_second_stage()
+        results += [read_pseudo_label(trainer.pseudo_folder / f"{case}.b2nd") for case in UNLABELLED]
+    removed = 0
+    for (before, sure), (after, confidence) in zip(as_predicted, cleaned, strict=True):
+        expected = before.copy()
+        for values in ((1, 2), (1,), (2,)):
+            components = label(np.isin(expected, values), connectivity=3)
+            sizes = np.bincount(components.ravel())[1:]
+            expected[(components > 0) & ~np.isin(components, np.flatnonzero(sizes == sizes.max(initial=0)) + 1)] = 0
+        assert np.array_equal(after, expected)
+        assert np.array_equal(confidence, sure)
+        removed += (before != after).sum()
+    assert removed > 0
 
 
 def test_the_report_names_origin_scores_and_verdict(make_trainer) -> None:
