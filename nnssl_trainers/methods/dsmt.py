@@ -143,7 +143,8 @@ class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConf
         """Return the weighted L_psup, L_con and L_lab of each student, eq. 14-19."""
         c, (weak, strong, scan), labels = self.config, batch.unlabelled, self.label_manager
         weak, strong = add_shared_noise((weak, strong), c.noise_std)
-        taught, target = self.teach(weak), full_size_target(batch)
+        parts = weak.chunk(2 if c.pairs == "halves" else 1)  # T(u_a), T(u_b): a half has its own batch statistics
+        taught, target = torch.cat([self.teach(part) for part in parts]), full_size_target(batch)
         sure = confident_voxels(taught, c.pseudo_confidence, labels.has_regions)
         wait_for_labels = self.pseudo_labels(taught, scan & sure, c.largest_component)
         (x_b, x_a), (u_a, u_b) = self.partners(batch.image_l), self.partners(strong)  # foreground in the box of x_U
