@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {
             class_name="DSMTTrainer",
             paper="Su, Sun, Adamyk, DSMT-Net: Dual-student mean teacher network with pixel-level pseudo-label "
             "optimization for semi-supervised medical image segmentation, Computational Biology and Chemistry 119, "
-            "2025",
+            "2025; Bai et al., Bidirectional copy-paste for semi-supervised medical image segmentation, CVPR 2023",
             needs=("unlabelled",),
             activations=3.2,  # labelled patches and two mixes; the losses are in full precision
             students=2,

@@ -23,6 +23,8 @@ Choices where the paper is silent or contradicts itself:
 - Eq. 17 as printed gives the weight 1 to all outside the box; here labels have 1, pseudo-labels γ, as in eq. 16.
 - S2 is pre-trained beside S1. Self-training starts with fresh momentum and the first learning rate. Both students have
   deep supervision. Padding is background, except in L_con. T sees no intensity augmentation.
+
+`preset=bcp`: bidirectional copy-paste (Bai et al., CVPR 2023) is the paper's loss with one student, α = 1 and δ = 0.
 """
 
 from __future__ import annotations
@@ -41,27 +43,24 @@ from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
 from nnssl.ingredients.perturb import add_shared_noise
 from nnssl.ingredients.pseudo_labels import confident_voxels
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl_trainers.frame.architecture import unwrap
+from nnssl_trainers.frame.architecture import NONE, unwrap
 from nnssl_trainers.frame.batch import Batch, full_size_target, split_in_half
 from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrainer
+from nnssl_trainers.parts.copy_paste_presets import COPY_PASTE_LOSSES, DSMT_TRAINING
 from nnssl_trainers.parts.label_enhancement import EnhancementConfig, enhance_predictions
 from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss, Side, known_voxels
 
-PAPER: dict[str, Value] = {"network": "bcp", "optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
-PAPER |= {"nesterov": False, "weight_decay": 1e-4, "augmentation": "paper", "learning_rate_schedule": "step"}
-PAPER |= {"learning_rate_factor": 0.9, "learning_rate_interval": 1 / 12}  # every 2,500 of 30,000 iterations
-PAPER |= PAPER_CLOCK | {"pretrain_mix": "one", "pretrain_least": 0, "contrast_rampup": 0}
-PAPER |= {"labelled_loss": "mixed", "pairs": "halves", "mixed_dice": "regions"}
-PAPER |= {"pseudo_confidence": 0.0, "largest_component": True}
+PAPER: dict[str, Value] = PAPER_CLOCK | COPY_PASTE_LOSSES | DSMT_TRAINING | {"contrast_rampup": 0}
+BCP: dict[str, Value] = PAPER_CLOCK | COPY_PASTE_LOSSES | {"student2": NONE, "contrast_weight": 0.0}
 
 
 @dataclass(frozen=True)
 class DSMTConfig(TwoStudentsConfig, TeacherConfig, EnhancementConfig):
     """The settings of DSMT-Net."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER}
+    presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {"paper": PAPER, "bcp": BCP}
     deployed: str = redefine(
         TwoStudentsConfig, "deployed", "student1", choices=("student1", "teacher", "student2", "mean")
     )
@@ -143,7 +142,8 @@ class DSMTTrainer(TwoStudentsTrainer[DSMTConfig], TeacherStudentTrainer[DSMTConf
         """Return the weighted L_psup, L_con and L_lab of each student, eq. 14-19."""
         c, (weak, strong, scan), labels = self.config, batch.unlabelled, self.label_manager
         weak, strong = add_shared_noise((weak, strong), c.noise_std)
-        taught, target = self.teach(weak), full_size_target(batch)
+        parts = weak.chunk(2 if c.pairs == "halves" else 1)  # T(u_a), T(u_b): a half has its own batch statistics
+        taught, target = torch.cat([self.teach(part) for part in parts]), full_size_target(batch)
         sure = confident_voxels(taught, c.pseudo_confidence, labels.has_regions)
         wait_for_labels = self.pseudo_labels(taught, scan & sure, c.largest_component)
         (x_b, x_a), (u_a, u_b) = self.partners(batch.image_l), self.partners(strong)  # foreground in the box of x_U
