@@ -14,10 +14,11 @@ from nnssl.config import ConfigT, config_with
 from nnssl.errors import UsageError
 from nnssl.host import plans_manager
 from nnssl.names import CHECKPOINT_SUPERVISED
+from nnssl.registry import PLAN
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import LATEST
 from nnssl.training.settings import RunSettings
-from nnssl_trainers.frame.architecture import PLAN, architecture, replace_architecture, unwrap
+from nnssl_trainers.frame.architecture import architecture, replace_architecture, unwrap
 from nnssl_trainers.frame.epoch_log import EpochLog
 
 LOGGED_AT_START = ("epoch_start_timestamps", "lrs")  # the other lists of nnU-Net's log grow at the end of an epoch
@@ -144,7 +145,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         self._best_ema = state["best_ema"]
 
     def load_log(self, lists: Mapping[str, list[Any]]) -> None:
-        """Load nnU-Net's log up to the current iteration: one entry an epoch that is done, and the start of a begun one.
+        """Load nnU-Net's log up to the current iteration: an entry for each done epoch, and the start of a begun one.
 
         Another run may have stopped elsewhere in the epoch, and a longer run does the last, shorter epoch again.
 
