@@ -14,6 +14,7 @@ from nnssl.errors import UsageError
 Value = bool | int | float | str | None  # None is written as `auto`
 ConfigT = TypeVar("ConfigT", bound="MethodConfig")
 DEFAULT_PRESET = "default"
+NETWORK_KEY = "network"  # in the metadata of a setting that names a network: further words that it takes
 
 
 def hyper(
@@ -37,6 +38,18 @@ def hyper(
     """
     kind = float if default is None else type(default)
     meta = {"help": help_text, "symbol": symbol, "kind": kind, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=meta)
+
+
+def hyper_network(default: str, help_text: str, *, others: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - as `hyper`
+    """Return a dataclass field for the name of a network; `nnssl.registry.check_networks` checks the name.
+
+    Args:
+        default: the default.
+        help_text: the meaning of the setting in one line.
+        others: further words that the setting takes instead of a network.
+    """
+    meta = {"help": help_text, "symbol": "", "kind": str, "low": None, "high": None, "choices": (), NETWORK_KEY: others}
     return field(default=default, metadata=meta)
 
 
@@ -74,7 +87,7 @@ class MethodConfig:
     presets: ClassVar[Mapping[str, Mapping[str, Value]]] = {}
 
     preset: str = hyper(DEFAULT_PRESET, "named group of settings; a setting that is given itself wins")
-    network: str = hyper(
+    network: str = hyper_network(
         "plan",
         "network: plan (nnU-Net's), residual (nnU-Net's with residual encoder), bcp (unet_bcp in 2-D, vnet in 3-D), "
         "another of nnssl.registry.NETWORKS, or the path of a class; options: mamba_unet:width=24,state_size=4",

@@ -21,7 +21,7 @@ from nnssl.config import MethodConfig
 from nnssl.registry import Method
 
 PACKAGE = "nnssl_trainers."
-LIGHT_MODULES = {"nnssl.config", "nnssl.errors"}  # besides the standard library
+LIGHT_MODULES = {"nnssl.config", "nnssl.errors", "nnssl.registry"}  # besides the standard library
 SETTINGS_ATTRIBUTE = "config_class"
 
 

@@ -31,6 +31,7 @@ SUMMARY_JSON = "summary.json"
 SUMMARY_POSTPROCESSED_JSON = "summary_postprocessed.json"  # the scores after post-processing
 POSTPROCESSING_JSON = "postprocessing.json"  # the decision of a fold, or of a model
 RUN_JSON = "run.json"
+PREDICTION_JSON = "predict_from_raw_data_args.json"  # nnU-Net's record of a prediction, beside the masks
 PROGRESS_JSONL = "progress.jsonl"
 CHECKPOINT_LATEST = "checkpoint_latest.pth"
 CHECKPOINT_BEST = "checkpoint_best.pth"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
-from nnssl.errors import unknown_name
+from nnssl.config import NETWORK_KEY, MethodConfig
+from nnssl.errors import UsageError, unknown_name
+
+PLAN, NONE, RESIDUAL, BCP = "plan", "none", "residual", "bcp"  # words of settings that name a network
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Method(_Entry):
         teachers: number of networks that only predict, with 4 bytes per weight.
         networks: the trained networks whose architecture is not the plan's, by their names in `NETWORKS`; planning
             measures their activations.
+        takes_pseudo_labels: whether `-pseudo_labels` can give the masks of unlabelled scans.
     """
 
     needs: tuple[str, ...]
@@ -51,6 +57,7 @@ class Method(_Entry):
     students: int = 1
     teachers: int = 0
     networks: tuple[str, ...] = ()
+    takes_pseudo_labels: bool = False
     package: ClassVar[str] = "nnssl_trainers.methods"
 
 
@@ -107,6 +114,7 @@ METHODS: dict[str, Method] = {
             "inference, FLARE 2022, LNCS 13816",
             needs=("unlabelled",),
             activations=2.0,
+            takes_pseudo_labels=True,
         ),
         Method(
             name="dsmt",
@@ -211,6 +219,45 @@ def find_network(name: str) -> Network:
         UsageError: no network has this name; the message lists the valid names.
     """
     return _find(NETWORKS, name, kind="network", option="network", otherwise="choose one of these names")
+
+
+def check_networks(config: MethodConfig) -> None:
+    """Check the settings that name networks, as far as the names tell; a dotted path stays for its import.
+
+    Raises:
+        UsageError: no network has such a name; the message lists the valid names.
+    """
+    for item in fields(config):
+        if NETWORK_KEY in item.metadata:
+            check_network(item.name, getattr(config, item.name), item.metadata[NETWORK_KEY])
+
+
+def check_network(setting: str, text: str, others: Sequence[str] = ()) -> None:
+    """Check that a setting names a network: a word, a key of `NETWORKS`, or a dotted path; the last two take options.
+
+    Args:
+        setting: name of the setting.
+        text: its value, `mamba_unet:width=24` for example.
+        others: further words that the setting takes.
+
+    Raises:
+        UsageError: no network has this name; the message lists the valid names.
+    """
+    name = text.partition(":")[0]
+    if text in (PLAN, RESIDUAL, *others) or name in (BCP, *NETWORKS) or "." in name:
+        return
+    close = difflib.get_close_matches(name, (PLAN, RESIDUAL, BCP, *NETWORKS, *others), n=1)
+    raise UsageError(
+        f"{setting}={text} is no network",
+        where=f"--set {setting}={text}",
+        why=known_networks(others),
+        run=f"--set {setting}={close[0]}" if close else "",
+    )
+
+
+def known_networks(others: Sequence[str] = ()) -> str:
+    """Return the values of a setting that names a network, as text for a message."""
+    return f"known: {', '.join((PLAN, RESIDUAL, BCP, *NETWORKS, *others))}, or the dotted path of a class"
 
 
 def _find(table: dict[str, _AnyEntry], name: str, *, kind: str, option: str, otherwise: str) -> _AnyEntry:

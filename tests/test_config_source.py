@@ -94,6 +94,11 @@ def test_a_method_without_a_file_or_without_settings(tmp_path: Path, monkeypatch
         ("0 --set ema_decay=5", "ema_decay=5.0 is not allowed"),
         ("0 --set ema_decay", "is not of the form name=value"),
         ("0 -tr CCETrainer --set preset=papr", "preset=papr is not allowed"),
+        ("0 --set network=vnt", "known: plan, residual, bcp, unet_bcp, vnet"),
+        ("0 -network none", "network=none is no network"),
+        ("0 -tr DSMTTrainer --set student2=mamba_net:width=8", "student2=mamba_net:width=8 is no network"),
+        ("0 -pseudo_labels masks", "train with -tr SelfTrainingTrainer"),
+        ("0 -tr SelfTrainingTrainer -pseudo_labels nowhere", "there is no such folder of masks"),
         ("7", "fold 7 does not exist"),
         ("0 -labelled 99", "99 patients"),
         ("0 -p OtherPlans", "OtherPlans"),
@@ -106,6 +111,27 @@ def test_nnssl_train_refuses_wrong_arguments_without_importing_torch(make_tiny, 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode in (2, 3)
     assert message in done.stderr
+
+
+PREPROCESSED = "import nnssl.planning.preprocessing as p; p.check_preprocessed = lambda *_: None; "
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "a run of this name exists already"),
+        ("-num_iterations 0", "-num_iterations must be at least 1"),
+        ("-seed -1", "-seed must be 0 or larger"),
+    ],
+)
+def test_what_the_results_folder_and_the_numbers_tell_needs_no_torch(make_tiny, words: str, message: str) -> None:
+    folder = make_tiny()
+    run = folder.parents[1] / "nnUNet_results" / folder.name / "MeanTeacherTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    run.mkdir(parents=True)
+    (run / "checkpoint_final.pth").touch()
+    command = [sys.executable, "-c", f"{PREPROCESSED}{BLOCKED}", folder.name, "3d_fullres", "0", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 def test_an_unknown_configuration_is_refused_without_importing_torch(make_tiny) -> None:

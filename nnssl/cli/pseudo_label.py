@@ -17,10 +17,11 @@ def make_parser() -> argparse.ArgumentParser:
     made = parser("nnssl_pseudo_label", about)
     add = made.add_argument
     add("-d", required=True, metavar="DATASET", help="data set, name or id")
-    add("-o", required=True, metavar="DIR", help="folder for the masks (made if need be)")
+    add("-o", required=True, metavar="DIR", help="empty or new folder for the masks")
     add("-m", nargs="+", default=[], metavar="RUN", help="model or fold folders, averaged; default: the only model")
     add("-keep_share", type=float, default=0.9, help="share of the scans that the filter keeps, default %(default)s")
     add("--disable_tta", action="store_true", help="no averaging over mirrored copies: faster, less accurate")
+    add("--overwrite", action="store_true", help="replace the masks that are there")
     add("--continue_prediction", "--c", action="store_true", help="keep masks that are there, predict the others")
     add("-device", choices=("cuda", "cpu", "mps"), help="default: the best one there is")
     return made
@@ -37,7 +38,8 @@ def _body(arguments: argparse.Namespace) -> None:
             keep_share=arguments.keep_share,
             mirroring=not arguments.disable_tta,
             device=arguments.device,
-            overwrite=not arguments.continue_prediction,
+            overwrite=arguments.overwrite,
+            continue_prediction=arguments.continue_prediction,
         )
     if arguments.json:
         print_json(dataclasses.asdict(result))

@@ -46,6 +46,14 @@ class _Parser(argparse.ArgumentParser):
         _Parser.as_json = "--json" in (sys.argv[1:] if args is None else args)
         return super().parse_args(args, namespace)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return the options that an unknown word stands for: `-f0` is `-f 0`, and an abbreviation is no option.
+
+        Python 3.11 abbreviates options with one dash, whatever `allow_abbrev` says. `-folds` does not mean `-f olds`.
+        """
+        glued = option_string[:2] if not option_string[2:3].isalpha() else None
+        return [found for found in super()._get_option_tuples(option_string) if found[1] == glued]
+
     def error(self, message: str) -> NoReturn:
         raise SystemExit(_report(UsageError(message, run=f"{self.prog} --help"), self.as_json))
 

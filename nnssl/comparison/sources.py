@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from nnssl.errors import DataError, UsageError, unknown_name
 from nnssl.names import (
     FOLD_PREFIX,
     NAME_SEPARATOR,
+    PREDICTION_JSON,
     RESULTS_VARIABLE,
+    SEMI_KEY,
     SUMMARY_JSON,
     SUPERVISED_TRAINER,
     TAG_SEPARATOR,
@@ -37,12 +41,14 @@ class Source:
         name: trainer and tag of a model, else the folder's name.
         scores: of all its folds together.
         records: fold -> record; empty for folders that are no runs of nnssl.
+        trainer: class name of the trainer, empty where no file and no folder's name tells.
     """
 
     text: str
     name: str
     scores: Scores
     records: Mapping[str, RunRecord]
+    trainer: str = ""
 
     @property
     def record(self) -> RunRecord | None:
@@ -77,6 +83,12 @@ class Compared:
         """The record of one of the runs, None without one."""
         return next((source.record for source in self.sources if source.record), None)
 
+    @property
+    def trainer(self) -> str:
+        """Class name of the trainer; where no file tells, the name without its tag."""
+        told = next((source.trainer for source in self.sources if source.trainer), "")
+        return self.record.trainer if self.record else told or self.name.partition(TAG_SEPARATOR)[0]
+
 
 def read_source(text: str | Path) -> Source:
     """Return the scores of a run, of a folder with a `summary.json`, or of a summary file.
@@ -91,9 +103,8 @@ def read_source(text: str | Path) -> Source:
     """
     place = _existing(Path(text))
     if place.is_file():
-        return Source(
-            str(text), place.parent.name if place.name == SUMMARY_JSON else place.stem, read_scores(place), {}
-        )
+        name = place.parent.name if place.name == SUMMARY_JSON else place.stem
+        return Source(str(text), name, read_scores(place), {}, _trainer_of(place.parent))
     summaries = _summaries(place)
     if not summaries:
         raise _without_scores(place)
@@ -103,7 +114,8 @@ def read_source(text: str | Path) -> Source:
         record = RunRecord.read(fold)
         if record is not None:
             records[record.fold] = record
-    return Source(str(text), _name(place.resolve()), merge_scores(map(read_scores, summaries)), records)
+    scores = merge_scores(map(read_scores, summaries))
+    return Source(str(text), _name(place.resolve()), scores, records, _trainer_of(place))
 
 
 def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> tuple[Compared, list[Compared]]:
@@ -111,14 +123,15 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
 
     Args:
         texts: see `read_source`; `NAME=PLACE` gives a name, and several places of one name are seeds of one method.
-        baseline: one of the texts or names, or a further place. None takes the only run of `SupervisedTrainer`.
+        baseline: one of the texts or names, or a further place. None takes the only run, or folder of predictions, of
+            `SupervisedTrainer`.
 
     Raises:
         UsageError: no baseline, no other method, or a place named twice.
         DataError: a place holds no scores.
     """
     grouped: dict[str, list[Source]] = {}
-    for text in dict.fromkeys(map(str, texts)):
+    for text in map(str, texts):
         given, place = _split_name(text)
         grouped.setdefault(given or text, []).append(read_source(place))
     _check_places([source for sources in grouped.values() for source in sources])
@@ -231,11 +244,28 @@ def _without_scores(place: Path) -> DataError:
 
 def _name(place: Path) -> str:
     """Return trainer and tag of the model that a folder belongs to, else the folder's name."""
-    for folder in (place, *place.parents[:2]):
-        model = ModelName.parse(folder.name)
-        if model is not None:
-            return f"{model.trainer}{TAG_SEPARATOR}{model.tag}" if model.tag else model.trainer
-    return place.name
+    model = _model_of(place)
+    if model is None:
+        return place.name
+    return f"{model.trainer}{TAG_SEPARATOR}{model.tag}" if model.tag else model.trainer
+
+
+def _model_of(place: Path) -> ModelName | None:
+    """Return the name of the model that a folder belongs to, None where no folder has such a name."""
+    names = (ModelName.parse(folder.name) for folder in (place, *place.parents[:2]))
+    return next((name for name in names if name is not None), None)
+
+
+def _trainer_of(folder: Path) -> str:
+    """Return the trainer of the model that a folder belongs to or that predicted its masks; empty where nothing tells.
+
+    The record of a prediction is read as far as it goes: stock nnU-Net's names no model.
+    """
+    model = _model_of(folder.resolve())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / PREDICTION_JSON).read_text(encoding="utf-8"))
+        model = ModelName.parse(Path(record[SEMI_KEY]["model"]).name) or model
+    return model.trainer if model else ""
 
 
 def _split_name(text: str) -> tuple[str, str]:
@@ -255,7 +285,10 @@ def _check_places(sources: Sequence[Source]) -> None:
     for source in sources:
         if source.place in seen:
             raise UsageError(
-                "the same run is named twice", where=source.place[0], why=f"{seen[source.place].text}, {source.text}"
+                "the same run is named twice",
+                where=source.place[0],
+                why=f"{seen[source.place].text}, {source.text}",
+                run="name each run or folder once; a comparison needs two: nnssl_compare A B -baseline A",
             )
         seen[source.place] = source
 
@@ -270,11 +303,13 @@ def _chosen(methods: dict[str, Compared], baseline: str | Path | None, *, listed
     """
     names = [method.name for method in methods.values()]
     if baseline is None:
-        supervised = [method for method in methods.values() if _trainer(method) == SUPERVISED_TRAINER]
+        supervised = [method for method in methods.values() if method.trainer == SUPERVISED_TRAINER]
         if len(supervised) == 1:
             return supervised[0]
         why = f"{len(supervised)} of these are runs of {SUPERVISED_TRAINER}: {', '.join(names) or 'no finished run'}"
         run = "add -baseline NAME, with one of these names" if names else "nnssl_runs lists all runs"
+        if len(names) == 1 and not listed:
+            run = "add the place to compare with: nnssl_compare A B -baseline A"
         raise UsageError("choose the baseline", why=why, run=run)
     text = str(baseline)
     if text in methods:
@@ -289,15 +324,11 @@ def _chosen(methods: dict[str, Compared], baseline: str | Path | None, *, listed
     return same[0] if same else Compared(source.name if source.name not in names else text, (source,))
 
 
-def _trainer(method: Compared) -> str:
-    return method.record.trainer if method.record else method.name.partition(TAG_SEPARATOR)[0]
-
-
 def _source_of_model(model: Path, folds: Sequence[Run]) -> Source:
     numbered = [run.folder for run in folds if run.folder.name != ALL_FOLDS] or [run.folder for run in folds]
     records = {record.fold: record for fold in numbered if (record := RunRecord.read(fold)) is not None}
     scores = merge_scores([read_scores(_validation(fold)) for fold in numbered])
-    return Source(str(model), _name(model), scores, records)
+    return Source(str(model), _name(model), scores, records, _trainer_of(model))
 
 
 def _grouped(found: Sequence[Run]) -> list[Compared]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,24 @@ def clashing_names(cases: Iterable[str]) -> list[str]:
         for name in sorted(names)
         if f"{name}_seg" in names
     ]
+
+
+def with_other_ending(names: Iterable[str], ending: str) -> list[str]:
+    """Return the names of image files, of any format, that do not end with `ending`."""
+    return [name for name in names if not name.endswith(ending) and name.lower().endswith(IMAGE_ENDINGS)]
+
+
+def other_endings(folder: Path, ending: str) -> str:
+    """Return which images of a folder do not count, because they end differently; empty where there are none."""
+    others = with_other_ending(sorted(file.name for file in folder.iterdir() if file.name[0] != "."), ending)
+    if not others:
+        return ""
+    return f"{len(others)} image(s) do not count, because they do not end with {ending}: {listed(others)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first five names as text for a message."""
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def overlooked_folders(folder: Path) -> list[str]:
@@ -210,11 +228,19 @@ def _cases(folder: Path, dataset_json: Mapping[str, Any], labels: Path | None = 
             images.setdefault(match[1], []).append(file)
         elif not file.name.startswith(".") and not file.name.endswith(aside):
             strangers.append(file.name)
+    foreign = with_other_ending(strangers, ending)
+    if foreign:
+        raise DataError(
+            f"{len(foreign)} image(s) do not end with {ending}, the file_ending of dataset.json",
+            where=folder,
+            why=listed(foreign),
+            run=f"convert these images to {ending}, or move them",
+        )
     if strangers:
         raise DataError(
             f"{len(strangers)} file name(s) are not of the form CASE_0000{ending}",
             where=folder,
-            why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
+            why=listed(strangers),
             run="rename or move these files",
         )
     return {

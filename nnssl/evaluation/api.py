@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.labels import Label
+from nnssl.data.raw import listed, other_endings
 from nnssl.errors import DataError, UsageError, unknown_name
 from nnssl.evaluation.mask_pairs import FilePair, Measurement, measure_case
 from nnssl.evaluation.postprocessing import Postprocessing
@@ -161,7 +162,7 @@ def _pairs(
     wanted, found = _label_files(references, ending), _label_files(predictions, ending)
     for folder, files in ((references, wanted), (predictions, found)):
         if not files:
-            raise DataError(f"the folder holds no {ending} files", where=folder)
+            raise DataError(f"the folder holds no {ending} files", where=folder, why=other_endings(folder, ending))
     cases = {name: FilePair(name, wanted[name], found[name]) for name in wanted if name in found}
     without_prediction = [name for name in wanted if name not in found]
     without_reference = [name for name in found if name not in wanted]
@@ -175,7 +176,7 @@ def _pairs(
         raise DataError(
             f"{len(without_prediction)} of {len(wanted)} references have no prediction",
             where=predictions,
-            why=", ".join(without_prediction[:5]) + (" …" if len(without_prediction) > 5 else ""),
+            why="\n".join(filter(None, (listed(without_prediction), other_endings(predictions, ending)))),
             run=f"predict these cases, or add --chill to evaluate the {len(cases)} that have a prediction",
         )
     return cases, without_prediction, without_reference

@@ -13,7 +13,7 @@ from nnssl.host import READER_OF_3D_TIFF, READERS_OF_PICTURES, companion_file, s
 from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
 from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
-from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON
+from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON, PREDICTION_JSON, SEMI_KEY
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object, write_json
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
         "folder_with_segs_from_prev_stage": None,
         "num_parts": job.num_parts,
         "part_id": job.part_id,
-        "nnssl_semi": {
+        SEMI_KEY: {
             "model": str(predictor.model.path) if predictor.model else None,
             "folds": predictor.folds,
             "step_size": predictor.tile_step_size,
@@ -362,6 +362,6 @@ def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
             "device": str(predictor.device),
         },
     }
-    write_json(folder / "predict_from_raw_data_args.json", arguments)
-    write_json(folder / "dataset.json", predictor.dataset_json)
-    write_json(folder / "plans.json", predictor.plans_manager.plans)
+    write_json(folder / PREDICTION_JSON, arguments)
+    write_json(folder / DATASET_JSON, predictor.dataset_json)
+    write_json(folder / PLANS_JSON, predictor.plans_manager.plans)

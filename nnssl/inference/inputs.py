@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from nnssl.data.raw import IMAGE_ENDINGS, RawCase
+from nnssl.data.raw import RawCase, listed, with_other_ending
 from nnssl.errors import DataError
 from nnssl.system.resources import cpu_count
 
@@ -56,14 +56,7 @@ def cases_in_folder(folder: Path, output: Path, ending: str, files: int = 0) -> 
         else:
             others.append(file)
     plain = [file for file in others if files == 1 and file.name.endswith(ending) and file.is_file()]
-    strangers = [file.name for file in others if file not in plain and file.name.endswith((ending, *IMAGE_ENDINGS))]
-    if strangers:
-        raise DataError(
-            f"{len(strangers)} image(s) are not named CASE_0000{ending}",
-            where=folder,
-            why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
-            run=f"the model was trained on {ending} files with a channel number: rename, convert or move these",
-        )
+    _check_names([file.name for file in others if file not in plain], folder, ending)
     for file in plain:
         name = file.name.removesuffix(ending)
         if name in images:
@@ -73,6 +66,33 @@ def cases_in_folder(folder: Path, output: Path, ending: str, files: int = 0) -> 
     if not images:
         raise DataError("there are no scans to predict", where=folder, why=f"no file is named CASE_0000{ending}")
     return [ScanToPredict(name, tuple(files), output / f"{name}{ending}") for name, files in sorted(images.items())]
+
+
+def _check_names(names: Sequence[str], folder: Path, ending: str) -> None:
+    """Refuse image files that are no scan for the model: those with another ending, or without a channel number.
+
+    Args:
+        names: of the files that are none of the cases, in order.
+        folder: with the scans.
+        ending: of the files that the model was trained on, with its dot.
+
+    Raises:
+        DataError: an image is among the files.
+    """
+    unnumbered = [name for name in names if name.endswith(ending)]
+    foreign = with_other_ending(names, ending)
+    whys = []
+    if foreign:
+        whys.append(f"the model was trained on {ending} files; other endings: {listed(foreign)}")
+    if unnumbered:
+        whys.append(f"without a channel number: {listed(unnumbered)}")
+    if foreign:
+        what, run = "have another file ending than the model's scans", f"convert these to {ending}, or move them"
+        run += f"; name the others CASE_0000{ending}" if unnumbered else ""
+    else:
+        what, run = f"are not named CASE_0000{ending}", "rename these, or move them"
+    if whys:
+        raise DataError(f"{len(foreign or unnumbered)} image(s) {what}", where=folder, why="\n".join(whys), run=run)
 
 
 def cases_of_list(scans: Sequence[Sequence[Path]], output: Path, ending: str) -> list[ScanToPredict]:

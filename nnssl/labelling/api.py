@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnssl.data.labels import Label, parse_labels
-from nnssl.data.raw import RawCase, RawDataset, dataset_name, read_raw_dataset
+from nnssl.data.raw import RawCase, RawDataset, dataset_name, listed, read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.mask_pairs import read_labels
@@ -98,7 +98,8 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
     keep_share: float = 0.9,
     mirroring: bool = True,
     device: str | torch.device | None = None,
-    overwrite: bool = True,
+    overwrite: bool = False,
+    continue_prediction: bool = False,
 ) -> PseudoLabelResult:
     """Write masks of the unlabelled scans of a data set, for `nnssl_train -pseudo_labels`.
 
@@ -115,10 +116,12 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
         keep_share: share of the scans that the filter keeps, in [0, 1]; the masks of the others are written, too.
         mirroring: average over mirrored copies.
         device: `cuda`, `cpu` or `mps`; None takes the best one.
-        overwrite: predict scans again whose mask is there.
+        overwrite: replace the masks in `output`; without it, or `continue_prediction`, files there are an error.
+        continue_prediction: keep the masks in `output`, and predict the other scans.
 
     Raises:
-        UsageError: no such data set or model, several models fit, or the models have different labels.
+        UsageError: no such data set or model, several models fit, the models have different labels, or `output` holds
+            files.
         DataError: there are no unlabelled scans, or a scan cannot be read.
         EnvironmentProblem: a checkpoint is damaged, there is no such device, or a file cannot be written.
         OutOfMemory: the device has too little memory for a scan.
@@ -130,6 +133,7 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
     folder = Path(output)
     if raw.folder.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UsageError("pseudo-labels are no part of the raw data set", where=folder, run="choose another -o")
+    _check_replacing(folder, overwrite, continue_prediction)
     chosen = [_find(model, raw.name) for model in models] or [_only_model(raw.name)]
     runs = [cases for model in chosen for cases in model.cases(preprocessed)]
     scans = _scans(raw, runs, folder)
@@ -140,7 +144,9 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
         Predictor.from_folder(model.folder, folds=model.folds, mirroring=mirroring, device=device) for model in chosen
     ]
     _check_same_labels(predictors, raw)
-    todo = [scan for scan in scans if overwrite or not (scan.mask.is_file() and _confidence_of(scan).is_file())]
+    todo = [
+        scan for scan in scans if not (continue_prediction and scan.mask.is_file() and _confidence_of(scan).is_file())
+    ]
     check_cases(todo, predictors[0].plans_manager.image_reader_writer_class, predictors[0].channels)
     for number, scan in enumerate(todo, start=1):
         _label(scan, predictors)
@@ -156,6 +162,20 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
         models=[str(model.folder.path) for model in chosen],
         device=str(predictors[0].device),
     )
+
+
+def _check_replacing(folder: Path, overwrite: bool, continue_prediction: bool) -> None:
+    """Refuse to write into a folder that holds files, unless the user says what becomes of them."""
+    if overwrite and continue_prediction:
+        raise UsageError("--overwrite and --continue_prediction exclude each other", run="leave one of them out")
+    there = sorted(file.name for file in folder.iterdir() if file.name[0] != ".") if folder.is_dir() else []
+    if there and not overwrite and not continue_prediction:
+        raise UsageError(
+            "the output folder holds files already",
+            where=folder,
+            why=f"{listed(there)}; masks are not replaced unasked",
+            run="--c keeps the masks and predicts the others; --overwrite replaces them; another -o keeps both",
+        )
 
 
 def _find(model: str | Path, dataset: str) -> _Model:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nnssl.data.geometry import geometry_of_array, relate_grids
 from nnssl.data.labels import parse_labels
+from nnssl.data.raw import listed, other_endings
 from nnssl.data.splits import FoldCases
 from nnssl.errors import DataError
 from nnssl.evaluation.mask_pairs import read_labels
@@ -51,7 +52,7 @@ def find_masks(folder: Path, ending: str, cases: FoldCases) -> dict[str, GivenMa
     Masks of labelled and validation cases are left out, with a warning: these cases have labels.
 
     Args:
-        folder: with the masks; files with other endings do not count.
+        folder: with the masks; files with other endings do not count, and a warning names the images among them.
         ending: of the masks, with its dot.
         cases: of the run.
 
@@ -70,6 +71,7 @@ def find_masks(folder: Path, ending: str, cases: FoldCases) -> dict[str, GivenMa
         for case in stems
         if case in unlabelled
     }
+    uncounted = other_endings(folder, ending)
     if strangers or not found:
         what = (
             f"{len(strangers)} mask(s) belong to no scan of this run" if strangers else "no unlabelled scan has a mask"
@@ -77,13 +79,15 @@ def find_masks(folder: Path, ending: str, cases: FoldCases) -> dict[str, GivenMa
         raise DataError(
             what,
             where=folder,
-            why=", ".join(strangers[:5]) + (" …" if len(strangers) > 5 else ""),
+            why="\n".join(filter(None, (listed(strangers), uncounted))),
             run=f"name the masks CASE{ending} after the unlabelled scans, {cases.unlabelled[0]}{ending} for example, "
             "and move others away",
         )
     labelled = [stem for stem in stems if stem in others - unlabelled]
     if labelled:
         log.warning("warning: %d mask(s) of labelled or validation scans do not count: %s", len(labelled), labelled[0])
+    if uncounted:
+        log.warning("warning: %s", uncounted)
     if len(found) < len(unlabelled):
         log.info("%d of %d unlabelled scans have a mask in %s", len(found), len(unlabelled), folder)
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from nnssl.system.files import check_writable, environment_folder, replacing, wr
 from nnssl.system.resources import available_cpus
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+NO_UNLABELLED = "no unlabelled scans in imagesUn/: only SupervisedTrainer can learn from this data set"
 log = logging.getLogger(__name__)
 
 
@@ -138,8 +140,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         num_processes_fingerprint: processes for check and fingerprint; None as above.
         run_preprocessing: False stops after the plans.
         clean: compute fingerprint and preprocessed cases again.
-        skip_unreadable: leave out unlabelled scans that cannot be read or used; the result lists them, and no fold has
-            them. A later call tries them again.
+        skip_unreadable: leave out unlabelled scans that cannot be read, used or normalised; the result lists them, and
+            no fold has them. A later call tries them again.
         budget: old spelling of `hardware`.
 
     Raises:
@@ -179,27 +181,27 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     )
     facts, skipped = checked.facts, checked.skipped
     if skipped:
-        warnings += [f"left out by --skip_unreadable: {text}" for texts in skipped.values() for text in texts]
-        kept = {name: case for name, case in raw.unlabelled.items() if name not in skipped}
-        raw, splits = dataclasses.replace(raw, unlabelled=kept), without_cases(splits, skipped)
-        cases = fold_cases(splits, fold, request.labelled, raw.patients())
-        scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
+        warnings += _left_out(skipped)
+        scope, splits = _without(scope, splits, request, skipped)
     scope = dataclasses.replace(scope, facts=facts)
     warnings += shift_warnings(scope.compared_facts())
     if not scope.unlabelled:
-        warnings.append("no unlabelled scans in imagesUn/: only SupervisedTrainer can learn from this data set")
+        warnings.append(NO_UNLABELLED)
     if len(raw.labelled) == 1:
         warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
-    for warning in warnings:
-        log.warning("warning: %s", warning)
+    _log(warnings)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
-    fingerprint = dataset_fingerprint(scope, readers, fingerprint_extractor, clean)
-    plans = make_plans(scope, request, fingerprint)
+    fingerprint_of = partial(dataset_fingerprint, num_processes=readers, extractor=fingerprint_extractor)
+    plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
     chosen = trainable_configurations(plans, _choose_configurations(configurations, plans))
-    used = {*scope.with_labels, *scope.unlabelled}
-    check_slices(plans, chosen, {case: scan for case, scan in facts.items() if case in used})
+    check_slices(plans, chosen, {case: facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
     path = _write_plans(scope, splits, plans)
-    done = _preprocess(scope, plans, {name: processes[name] for name in chosen}, clean) if run_preprocessing else {}
+    processes = {name: processes[name] for name in chosen if run_preprocessing}
+    done, late = _preprocess(scope, plans, processes, clean, skip_unreadable)
+    if late:
+        scope, splits, more = _leave_out_late(scope, splits, request, late, fingerprint_of)
+        warnings += more
+    cases = fold_cases(splits, fold, request.labelled, scope.raw.patients())
     return PlanResult(
         raw.name,
         plans["plans_name"],
@@ -208,8 +210,55 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         cases,
         tuple(_training_command(raw.name, name, plans["plans_name"], request, not cases.unlabelled) for name in chosen),
         tuple(warnings),
-        skipped,
+        skipped | late,
     )
+
+
+def _log(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        log.warning("warning: %s", warning)
+
+
+def _left_out(skipped: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one warning for each problem of the scans that are left out."""
+    return [f"left out by --skip_unreadable: {text}" for texts in skipped.values() for text in texts]
+
+
+def _without(
+    scope: Scope, splits: Splits, request: PlanRequest, skipped: Mapping[str, Sequence[str]]
+) -> tuple[Scope, Splits]:
+    """Return scope and folds without these scans of imagesUn."""
+    kept = {name: case for name, case in scope.raw.unlabelled.items() if name not in skipped}
+    raw, splits = dataclasses.replace(scope.raw, unlabelled=kept), without_cases(splits, skipped)
+    made = make_scope(raw, scope.preprocessed, splits, request.fold, request.labelled)
+    return dataclasses.replace(made, facts=scope.facts), splits
+
+
+def _leave_out_late(
+    scope: Scope,
+    splits: Splits,
+    request: PlanRequest,
+    skipped: Mapping[str, Sequence[str]],
+    fingerprint_of: Callable[[Scope], object],
+) -> tuple[Scope, Splits, list[str]]:
+    """Take scans that could not be preprocessed out of the files that planning has written already.
+
+    Args:
+        scope: the cases so far.
+        splits: the folds so far.
+        request: what was asked for.
+        skipped: scan of imagesUn -> its problems.
+        fingerprint_of: `dataset_fingerprint`, whose second file lists the unlabelled scans.
+
+    Returns:
+        Scope and folds without these scans, and the warnings about them, which are in the log, too.
+    """
+    scope, splits = _without(scope, splits, request, skipped)
+    warnings = _left_out(skipped) + ([] if scope.unlabelled else [NO_UNLABELLED])
+    _log(warnings)
+    fingerprint_of(scope)
+    write_splits(scope.preprocessed, splits)
+    return scope, splits, warnings
 
 
 def _by(sizes: Sequence[float]) -> str:
@@ -278,11 +327,17 @@ def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any]) -> Path:
 
 
 def _preprocess(
-    scope: Scope, plans: dict[str, Any], processes: Mapping[str, int | None], clean: bool
-) -> dict[str, int]:
-    """Preprocess the configurations; return configuration -> number of cases that this call preprocessed."""
-    copy_labels(scope)
+    scope: Scope, plans: dict[str, Any], processes: Mapping[str, int | None], clean: bool, skip_unreadable: bool
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Preprocess the configurations.
+
+    Returns:
+        configuration -> number of cases that this call preprocessed, and unlabelled case that is left out -> problem.
+    """
     done: dict[str, int] = {}
+    skipped: dict[str, list[str]] = {}
+    if processes:
+        copy_labels(scope)
     identifiers: dict[str, str] = {}
     for name, number in processes.items():
         configuration = resolved_configuration(plans, name)
@@ -292,8 +347,10 @@ def _preprocess(
             continue
         facts = [scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)]
         workers = number or default_processes(scope.raw, facts, configuration["spacing"])
-        done[name] = preprocess(scope, plans, name, workers, clean)
-    return done
+        result = preprocess(scope, plans, name, workers, clean, skip_unreadable)
+        done[name] = result.count
+        skipped |= {case: [problem] for case, problem in result.skipped.items()}
+    return done, skipped
 
 
 def _summary(plans: Mapping[str, Any], name: str, done: int) -> ConfigurationPlan:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl.errors import EnvironmentProblem
+from nnssl.errors import DataError, EnvironmentProblem
 from nnssl.host import ConfigurationManager, PlansManager, companion_file, plans_manager, quiet
 from nnssl.names import DATASET_JSON, GT_FOLDER, SEMI_KEY
 from nnssl.planning.manifest import (
@@ -47,10 +47,32 @@ class _FolderJob:
     configuration: ConfigurationManager
     dataset_json: dict[str, Any]
     description: str
+    optional: Collection[str] = ()  # the scans of imagesUn, which can be left out
+    skip: bool = False  # leave them out where they cannot be preprocessed
 
 
-def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_processes: int, clean: bool = False) -> int:
-    """Preprocess the scope's cases for one configuration; return how many cases this call preprocessed.
+@dataclass(frozen=True)
+class Preprocessed:
+    """What one call of `preprocess` did.
+
+    Attributes:
+        count: number of cases that the call preprocessed.
+        skipped: unlabelled case that could not be preprocessed -> its problem.
+    """
+
+    count: int
+    skipped: Mapping[str, str]
+
+
+def preprocess(
+    scope: Scope,
+    plans: dict[str, Any],
+    configuration: str,
+    num_processes: int,
+    clean: bool = False,
+    skip_unreadable: bool = False,
+) -> Preprocessed:
+    """Preprocess the scope's cases for one configuration.
 
     Labelled cases go to `<data_identifier>`, exactly as nnU-Net's preprocessing writes them. Unlabelled cases, whose
     label files are never opened, go to `<data_identifier>_unlabelled`. A case appears in its folder only when complete,
@@ -63,6 +85,7 @@ def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_proc
         configuration: name of the configuration.
         num_processes: worker processes.
         clean: preprocess every case again.
+        skip_unreadable: leave out scans of `imagesUn` that cannot be normalised, instead of raising an error.
 
     Raises:
         DataError: the intensities of a scan cannot be normalised; the message names file, channel and value.
@@ -76,17 +99,21 @@ def preprocess(scope: Scope, plans: dict[str, Any], configuration: str, num_proc
     chosen = KeepingConfiguration(manager.get_configuration(configuration).configuration)
     _import_by_name(manager, chosen)
     labelled = scope.preprocessed / str(chosen.data_identifier)
-    done = 0
+    count = 0
+    skipped: dict[str, str] = {}
     for path, cases, kept, with_labels in (
         (labelled, scope.with_labels, scope.kept_with_labels, True),
         (unlabelled_folder(labelled), scope.unlabelled, scope.kept_unlabelled, False),
     ):
         folder = DataFolder(path, settings)
         description = f"{configuration}: {len(cases)} {'labelled' if with_labels else 'unlabelled'} cases"
-        job = _FolderJob(folder, manager, chosen, dataset_json, description)
+        optional = frozenset(scope.raw.unlabelled)
+        job = _FolderJob(folder, manager, chosen, dataset_json, description, optional, skip_unreadable)
         wanted = {case: _task(scope, case, with_labels) for case in cases}
-        done += _update_folder(job, wanted, {} if clean else _usable(folder, wanted, kept), num_processes)
-    return done
+        problems = _update_folder(job, wanted, {} if clean else _usable(folder, wanted, kept), num_processes)
+        skipped |= {case: problem for case, problem in problems.items() if problem}
+        count += sum(not problem for problem in problems.values())
+    return Preprocessed(count, skipped)
 
 
 def check_preprocessed(
@@ -154,12 +181,15 @@ def _usable(folder: DataFolder, wanted: Mapping[str, _Task], kept: Collection[st
     }
 
 
-def _update_folder(job: _FolderJob, wanted: Mapping[str, _Task], usable: dict[str, str], num_processes: int) -> int:
-    """Bring one folder up to date; return the number of preprocessed cases."""
+def _update_folder(
+    job: _FolderJob, wanted: Mapping[str, _Task], usable: dict[str, str], num_processes: int
+) -> dict[str, str]:
+    """Bring one folder up to date; return each case that had to be done -> why it is left out, or an empty text."""
     folder = job.folder
     todo = {name: case for name, case in wanted.items() if name not in usable}
+    problems: dict[str, str] = {}
     if not wanted and not usable and not folder.manifest.exists():
-        return 0
+        return problems
     try:
         folder.keep_only(usable)
         if todo:
@@ -169,13 +199,13 @@ def _update_folder(job: _FolderJob, wanted: Mapping[str, _Task], usable: dict[st
     if todo:
         log.info("%s, %d to do, %d processes", job.description, len(todo), num_processes)
         try:
-            run_parallel(partial(_preprocess_case, job=job), todo, num_processes, job.description)
+            problems = run_parallel(partial(_preprocess_case, job=job), todo, num_processes, job.description)
         except BaseException:
             for unfinished in folder.partial.iterdir():  # a failed worker ends the others in the middle of a case
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise
-        folder.keep_only(usable | {name: case.source_hash for name, case in todo.items()})
-    return len(todo)
+        folder.keep_only(usable | {name: case.source_hash for name, case in todo.items() if not problems[name]})
+    return problems
 
 
 def _import_by_name(manager: PlansManager, configuration: ConfigurationManager) -> None:
@@ -184,8 +214,11 @@ def _import_by_name(manager: PlansManager, configuration: ConfigurationManager) 
     _ = configuration.resampling_fn_data, configuration.resampling_fn_seg
 
 
-def _preprocess_case(case: _Task, job: _FolderJob) -> None:
-    """Write the files of one case into a folder of its own, then move them to their place, the image last."""
+def _preprocess_case(case: _Task, job: _FolderJob) -> str:
+    """Write the files of one case into a folder of its own, then move them to their place, the image last.
+
+    The result is empty, or the problem of a case that is left out; such a case has no files.
+    """
     from nnssl.host.preprocessing import checked_preprocessor
 
     place = job.folder.partial / case.name
@@ -206,6 +239,13 @@ def _preprocess_case(case: _Task, job: _FolderJob) -> None:
         last = {case.name + ending for ending in DATA_ENDINGS}
         for file in sorted(place.iterdir(), key=lambda path: path.name in last):
             file.replace(job.folder.path / file.name)
+    except DataError as error:
+        if case.name not in job.optional:
+            raise
+        if job.skip:
+            return f"{case.name} (unlabelled): {error.where}: {error.what}: {error.why}"
+        run = f"{error.run}; or add --skip_unreadable, which leaves such unlabelled scans out"
+        raise DataError(error.what, where=error.where, why=error.why, run=run) from error
     except (OSError, RuntimeError) as error:
         if preprocessor.computing:
             raise
@@ -218,6 +258,7 @@ def _preprocess_case(case: _Task, job: _FolderJob) -> None:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     job.folder.note(case.name, case.source_hash)
+    return ""
 
 
 def _preprocessor_for_folders(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's preprocessor classes

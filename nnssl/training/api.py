@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nnssl.config import Value, config_with
+from nnssl.config import MethodConfig, Value, config_with
 from nnssl.config_source import settings_without_torch
 from nnssl.data.protocols import budget_of, is_of_protocol
 from nnssl.data.raw import dataset_name
@@ -25,7 +25,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
     VALIDATION_FOLDER,
 )
-from nnssl.registry import DEFAULT_METHOD, Method, find_method
+from nnssl.registry import DEFAULT_METHOD, Method, check_networks, find_method
 from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
@@ -128,7 +128,8 @@ def train(  # noqa: PLR0913 - the public API names every option
         StoppedBySignal: SIGTERM or SIGUSR1; the run is saved.
     """
     method = find_method(trainer)
-    settings = _checked_settings(method, settings)
+    config = _config_of(method, settings)
+    masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
     if protocol:
         labelled = budget_of(protocol, labelled, fold)
     if TAG_SEPARATOR in plans:
@@ -148,8 +149,6 @@ def train(  # noqa: PLR0913 - the public API names every option
     budget = LabelBudget.parse(labelled) if labelled else None
     plan = _plans_for(preprocessed, plans, configuration, fold, budget)
     start = find_start(start_from, results / preprocessed.name, fold, plan, configuration) if start_from else None
-    trainer_class = method.load()
-    config = config_with(trainer_class.config_class, settings)  # imports torch, so that other checks come first
     asked = {
         "num_iterations": num_iterations,
         "seed": seed,
@@ -157,8 +156,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         "bf16": bf16 or None,
         "config": config.changes(),
         "start_from": name_of_start(start, results) if start else None,
-        "pseudo_labels": pseudo_labels
-        and find_pseudo_labels(pseudo_labels, trainer, trainer_class.takes_pseudo_labels),
+        "pseudo_labels": masks,
     }
     given = {name: value for name, value in asked.items() if value is not None and value != {}}
     name = ModelName(trainer, plan["plans_name"], configuration)
@@ -207,15 +205,12 @@ def train(  # noqa: PLR0913 - the public API names every option
     return TrainResult(folder, folder / FINAL, summary if run_validation else None, run, RunRecord.read(folder))
 
 
-def _checked_settings(
-    method: Method, settings: Mapping[str, Value] | Iterable[str]
-) -> Mapping[str, Value] | Iterable[str]:
-    """Return the settings, and refuse wrong ones at once: `settings_without_torch` says what has to wait for torch."""
-    given = settings if isinstance(settings, Mapping) else list(settings)
+def _config_of(method: Method, settings: Mapping[str, Value] | Iterable[str]) -> MethodConfig:
+    """Return the checked settings of a method; torch is imported only where `settings_without_torch` returns None."""
     draft = settings_without_torch(method)
-    if draft is not None:
-        config_with(draft, given)
-    return given
+    config: MethodConfig = config_with(draft or method.load().config_class, settings)
+    check_networks(config)
+    return config
 
 
 def _device(name: str, num_gpus: int, bf16: bool) -> str:

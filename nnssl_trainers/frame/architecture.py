@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.errors import UsageError
 from nnssl.networks import plans_entry
-from nnssl.registry import NETWORKS
+from nnssl.registry import BCP, PLAN, RESIDUAL, check_network, known_networks
 
-PLAN, NONE, RESIDUAL, BCP = "plan", "none", "residual", "bcp"
 OF_BCP = {2: "unet_bcp", 3: "vnet"}  # the networks of Bai et al., CVPR 2023, by number of spatial axes
 RESIDUAL_BLOCKS = (1, 3, 4)  # nnU-Net's residual planners give the first stages these blocks and each later stage 6
 Architecture = dict[str, Any]
@@ -42,20 +41,20 @@ def architecture(setting: str, text: str, plan: Mapping[str, Any], others: tuple
     Raises:
         UsageError: no network has this name, or an option is wrong.
     """
+    check_network(setting, text, others)
     if text == PLAN:
         return dict(plan["architecture"])
     if text == RESIDUAL:
         return _residual_architecture(setting, plan["architecture"])
     name, _, options = text.partition(":")
     name = OF_BCP[len(plan["patch_size"])] if name == BCP else name
-    known = f"known: {', '.join((PLAN, RESIDUAL, BCP, *NETWORKS, *others))}, or the dotted path of a class"
-    if name not in NETWORKS and "." not in name:
-        raise UsageError(f"{setting}={text} is no network", where=f"--set {setting}={text}", why=known)
     try:
         return plans_entry(name, plan, **_parse_options(options))
     except UsageError as error:
         raise UsageError(
-            f"{setting}={text} is no network", where=f"--set {setting}={text}", why=f"{error.what}; {known}"
+            f"{setting}={text} is no network",
+            where=f"--set {setting}={text}",
+            why=f"{error.what}; {known_networks(others)}",
         ) from error
 
 

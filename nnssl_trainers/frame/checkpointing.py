@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic
 
@@ -13,11 +14,14 @@ from nnssl.config import ConfigT, config_with
 from nnssl.errors import UsageError
 from nnssl.host import plans_manager
 from nnssl.names import CHECKPOINT_SUPERVISED
+from nnssl.registry import PLAN
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import LATEST
 from nnssl.training.settings import RunSettings
-from nnssl_trainers.frame.architecture import PLAN, architecture, replace_architecture, unwrap
+from nnssl_trainers.frame.architecture import architecture, replace_architecture, unwrap
 from nnssl_trainers.frame.epoch_log import EpochLog
+
+LOGGED_AT_START = ("epoch_start_timestamps", "lrs")  # the other lists of nnU-Net's log grow at the end of an epoch
 
 
 class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
@@ -137,8 +141,23 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             "counted_steps", self.iteration - self.settings.epoch_end(self.current_epoch - 1)
         )
         checkpoints.set_rng_state(state["rng"])
-        self.logger.load_checkpoint(state["logging"])
+        self.load_log(state["logging"])
         self._best_ema = state["best_ema"]
+
+    def load_log(self, lists: Mapping[str, list[Any]]) -> None:
+        """Load nnU-Net's log up to the current iteration: an entry for each done epoch, and the start of a begun one.
+
+        Another run may have stopped elsewhere in the epoch, and a longer run does the last, shorter epoch again.
+
+        Args:
+            lists: the log of a checkpoint, with one list a quantity and one entry an epoch.
+        """
+        begun = self.iteration > self.settings.epoch_end(self.current_epoch - 1)
+        kept = {
+            name: values[: self.current_epoch + int(begun and name in LOGGED_AT_START)]
+            for name, values in lists.items()
+        }
+        self.logger.load_checkpoint(kept)
 
     def extra_content(self) -> dict[str, Any]:
         """Return what a method keeps in every checkpoint under nnssl's key; prediction does not need this content."""
@@ -200,6 +219,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
             if ours["run"]["num_iterations"] < self.settings.num_iterations:
                 # The shorter run may have ended inside an epoch of the longer run.
                 self.current_epoch = self.settings.epoch_of(self.iteration)
+                self.load_log(ours["state"]["logging"])
         else:
             unwrap(self.deployed).load_state_dict(checkpoint["network_weights"])
             self.iteration, self.current_epoch = ours["iteration"], checkpoint["current_epoch"]

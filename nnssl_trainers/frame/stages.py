@@ -288,10 +288,10 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
             return
         checkpoint = checkpoints.load(found)
         self.load_students(checkpoint, found)
-        self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.iteration = self.supervised_iterations
         self.current_epoch = self.settings.epoch_of(self.iteration)
+        self.load_log(checkpoint["logging"])
         if self.local_rank == 0:
             self.record.take_over(found.parent, self.settings.epoch_end(self.current_epoch - 1))
         self._tell(f"the supervised stage of {self.iteration} iterations is taken from {found}")

@@ -76,7 +76,6 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         lost_classes: of each structure, whether no kept scan has a voxel of it.
     """
 
-    takes_pseudo_labels = True
     scored_on = "scans"
     kept: list[str] | None = None
     lost_classes: list[bool]

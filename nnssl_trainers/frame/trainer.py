@@ -33,7 +33,6 @@ log = logging.getLogger("nnssl.train")
 class SemiSupervisedTrainer(TrainingStep[ConfigT]):
     """The base class of all methods; the docstring of this module says what a method adds."""
 
-    takes_pseudo_labels: ClassVar[bool] = False  # whether `-pseudo_labels` can give the masks of unlabelled scans
     _from_pretrained = False
     unused_heads: ClassVar[bool] = False  # True: some outputs have no loss, and distributed training must expect that
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from nnssl.config import hyper
+from nnssl.config import hyper, hyper_network
 from nnssl.errors import UsageError
 from nnssl.host import plans_manager
 from nnssl.networks import build_network
 from nnssl.networks.mean import MeanOfNetworks
-from nnssl_trainers.frame.architecture import NONE, PLAN, Architecture, architecture, replace_architecture, unwrap
+from nnssl.registry import NONE, PLAN
+from nnssl_trainers.frame.architecture import Architecture, architecture, replace_architecture, unwrap
 from nnssl_trainers.frame.batch import as_list
 from nnssl_trainers.frame.checkpointing import plan_of
 from nnssl_trainers.frame.optimization import build_optimizer, schedule_factor
@@ -26,7 +27,9 @@ from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
 class TwoStudentsConfig(StagedConfig):
     """The settings of every method with two students; `network` names the network of student 1."""
 
-    student2: str = hyper("mamba_unet", f"network of student 2: the values of `network`, or {NONE}")
+    student2: str = hyper_network(
+        "mamba_unet", f"network of student 2: the values of `network`, or {NONE}", others=(NONE,)
+    )
     deployed: str = hyper("student1", "the network that is deployed", choices=("student1", "student2", "mean"))
     pretrain_share: float = hyper(0.0, "share of the run that is pre-training on labels", low=0.0, high=1.0)
     pretrain_least: int = hyper(0, "least number of pre-training iterations, at most half of the run", low=0)

@@ -60,6 +60,33 @@ def test_every_option_reaches_the_comparison(folders, capsys) -> None:
     assert (folders / "out" / "comparison.png").stat().st_size > 10_000
 
 
+def write_prediction(folder, cases, model) -> None:
+    """Write a folder of scored predictions with the record that nnssl_predict leaves."""
+    write_summary(folder, cases)
+    record = {"list_of_lists_or_source_folder": "scans", "nnssl_semi": {"model": model, "folds": ["0"]}}
+    (folder / "predict_from_raw_data_args.json").write_text(json.dumps(record))
+
+
+def test_predictions_of_the_supervised_trainer_are_the_baseline(folders, capsys) -> None:
+    model = "/results/Dataset001_A/{}__nnUNetPlans__3d_fullres@seed1"
+    write_prediction(folders / "p1", numbered(BASE + GAIN), model.format("MeanTeacherTrainer"))
+    write_prediction(folders / "p0", numbered(BASE), model.format("SupervisedTrainer"))
+    for places in (["p1", "p0"], ["p1/summary.json", "p0/summary.json"], ["Teacher=p1", "Base=p0"]):
+        assert main([*places, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["baseline"] == ("Base" if "=" in places[1] else "p0")
+    write_prediction(folders / "p2", numbered(BASE), model.format("SupervisedTrainer"))
+    assert main(["p1", "p0", "p2"]) == 2
+    assert "2 of these are runs of SupervisedTrainer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"nnssl_semi": {"model": null}}', '{"nnssl_semi": []}'])
+def test_a_record_that_names_no_model_says_nothing(content: str, folders, capsys) -> None:
+    (folders / "A" / "predict_from_raw_data_args.json").write_text(content)
+    assert main(["A", "B"]) == 2
+    assert "choose the baseline" in capsys.readouterr().err
+
+
 def test_a_pipe_gets_the_same_text(folders, capsys) -> None:
     words = ["A", "B", "-baseline", "A"]
     code = f"import sys; from nnssl.cli.compare import main; sys.exit(main({words}))"
@@ -80,6 +107,11 @@ def test_a_pipe_gets_the_same_text(folders, capsys) -> None:
         ("", 2, "runs or folders to compare, or a data set"),
         ("A B", 2, "choose the baseline"),
         ("A -baseline A", 2, "no method beside the baseline"),
+        ("A", 2, "add the place to compare with: nnssl_compare A B -baseline A"),
+        ("A A", 2, "the same run is named twice"),
+        ("A A -baseline A", 2, "name each run or folder once"),
+        ("A B A -baseline A", 2, "the same run is named twice"),
+        ("X=B X=B A -baseline A", 2, "the same run is named twice"),
         ("A B -baseline gone", 3, "no such run"),
         ("A B gone -baseline A", 3, "no such run"),
         ("A empty -baseline A", 3, "no summary.json"),

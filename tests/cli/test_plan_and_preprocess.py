@@ -184,6 +184,57 @@ def test_an_unlabelled_scan_that_cannot_be_used_is_left_out_on_request(capsys, d
     check_what_training_reads(data, ["un_0", "un_1", "un_2"])
 
 
+def make_extreme(path):
+    """Write the lowest number into a face of the image: the check passes it, the normalisation does not."""
+    image = nibabel.load(path)
+    voxels = np.asarray(image.dataobj).astype(np.float32)
+    voxels[:, :, :3] = np.finfo(np.float32).min
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_unlabelled_scan_that_cannot_be_normalised_is_left_out(capsys, data, processes):  # noqa: F811
+    extreme = data.raw / "imagesUn" / "un_1_0000.nii.gz"
+    whole = extreme.read_bytes()
+    make_extreme(extreme)
+    words = [*CPU, "-c", "3d_fullres", "-np", processes]
+    assert main(words) == 3
+    err = capsys.readouterr().err
+    assert "channel 0 cannot be normalised" in err
+    assert "or add --skip_unreadable" in err
+    for _ in range(2):  # the second call tries the scan again
+        assert main([*words, "--skip_unreadable", "--json"]) == 0
+        (made,) = json.loads(capsys.readouterr().out)["plans"]
+        ((case, (why,)),) = made["skipped"].items()
+        assert (case, str(extreme) in why, "-3.40282e+38" in why) == ("un_1", True, True)
+        assert f"left out by --skip_unreadable: {why}" in made["warnings"]
+        assert made["cases"]["unlabelled"] == ["un_0", "un_2"]
+        check_what_training_reads(data, ["un_0", "un_2"], "--skip_unreadable")
+        assert not [path for path in data.preprocessed.rglob("*") if "un_1" in path.name or "partial" in path.name]
+    extreme.write_bytes(whole)
+    assert main(words) == 0
+    check_what_training_reads(data, ["un_0", "un_1", "un_2"])
+
+
+@pytest.mark.parametrize("budget", [[], ["-labelled", "1", "-f", "all"]])
+def test_a_labelled_scan_that_cannot_be_normalised_is_never_left_out(capsys, data, budget):  # noqa: F811
+    for path in (data.raw / "imagesTr").iterdir():
+        if path.name.startswith(("case_0", "case_1")):
+            make_extreme(path)
+    assert main([*CPU, "-c", "3d_fullres", "--skip_unreadable", *budget]) == 3
+    err = capsys.readouterr().err
+    assert "cannot be normalised" in err
+    assert "--skip_unreadable" not in err
+
+
+def test_all_unlabelled_scans_that_cannot_be_normalised_left_out_is_said(capsys, caplog, data):  # noqa: F811
+    for path in (data.raw / "imagesUn").iterdir():
+        make_extreme(path)
+    assert main([*CPU, "-c", "3d_fullres", "--skip_unreadable"]) == 0
+    assert "only SupervisedTrainer can learn from this data set" in caplog.text
+    assert "-tr SupervisedTrainer" in capsys.readouterr().out
+
+
 def check_what_training_reads(data, unlabelled, *flags):  # noqa: F811
     """Check that folds, manifest, files and the recorded command agree about the unlabelled scans."""
     plans = read_json(data.preprocessed / "nnUNetPlans.json")

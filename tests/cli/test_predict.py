@@ -130,6 +130,12 @@ def add_channel(scans, **_):
     (scans / "case_1_0001.nii.gz").write_bytes((scans / "case_1_0000.nii.gz").read_bytes())
 
 
+def add_uncompressed(scans, **_):
+    for case in (0, 1, 2):
+        (scans / f"case_{case}_0000.nii.gz").rename(scans / f"case_{case}.nii.gz")
+    (scans / "case_3.nii").write_bytes(b"scan")
+
+
 def empty(scans, **_):
     for file in scans.iterdir():
         file.unlink()
@@ -147,6 +153,7 @@ def nothing(**_):
     ("spoil", "options", "code", "message"),
     [
         (spoil_image, [], 3, "case_1_0000.nii.gz"),
+        (add_uncompressed, [], 3, "the model was trained on .nii.gz files; other endings: case_3.nii"),
         (add_channel, [], 3, "2 channel(s) in case_1_0000.nii.gz"),
         (empty, [], 3, "there are no scans to predict"),
         (spoil_checkpoint, [], 4, "fold_1/checkpoint_final.pth"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,50 @@ def test_without_json_the_output_stays_in_place(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("words\n", "")
     print_json({"outside": 1})
     assert json.loads(capsys.readouterr().out) == {"outside": 1}
+
+
+COMMANDS = (
+    "convert",
+    "plan_and_preprocess",
+    "train",
+    "predict",
+    "pseudo_label",
+    "evaluate",
+    "compare",
+    "runs",
+    "methods",
+    "phantom",
+)
+
+
+def parsers_of(command: str) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of a command and those of its sub-commands, without required options."""
+    top = import_module(f"nnssl.cli.{command}").make_parser()
+    found = {command: top}
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= action.choices
+    for each in found.values():
+        for action in each._actions:
+            action.required = False
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_option_can_be_abbreviated(command: str) -> None:
+    for name, made in parsers_of(command).items():
+        options = [option for action in made._actions for option in action.option_strings]
+        short = {option[:length] for option in options for length in range(2, len(option))} - {*options, "--"}
+        assert short
+        for word in sorted(short):
+            _, unknown = made.parse_known_args([word])
+            assert unknown == [word], f"{name} {word}"
+
+
+def test_a_number_may_follow_an_option_of_one_letter_and_a_word_may_not() -> None:
+    made = import_module("nnssl.cli.runs").make_parser()
+    assert made.parse_args(["-d27", "-f0"]).dataset == "27"
+    assert made.parse_args(["-f=0"]).fold == "0"
+    with pytest.raises(SystemExit) as caught:
+        made.parse_args(["-folds", "0"])
+    assert caught.value.code == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nnssl.registry import DEFAULT_METHOD
 from nnssl.training.checkpoints import load, save
 from nnssl.training.record import RunRecord
 from nnssl.training.runs import runs
+from nnssl.training.settings import RunSettings, automatic_tag
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_continue_validate_and_refuse_to_replace(dataset, capsys) -> None:
 
 
 @pytest.mark.parametrize("trainer", ["SupervisedTrainer", "DSMTTrainer"])
-def test_a_finished_run_can_be_made_longer(trainer: str, dataset, monkeypatch) -> None:
+def test_a_finished_run_can_be_made_longer(trainer: str, dataset, monkeypatch, capsys) -> None:
     monkeypatch.setattr("nnssl.training.settings.ITERATIONS_PER_EPOCH", 2)
     short = ("-tr", trainer, "--no_val", "--set", "network=plan", *(["student2=none"] if trainer[0] == "D" else []))
     assert train(dataset, *short, "-num_iterations", "3", "-tag", "grows") == 0
@@ -104,7 +106,19 @@ def test_a_finished_run_can_be_made_longer(trainer: str, dataset, monkeypatch) -
     assert [row["iteration"] for row in rows] == [2, 3, 4, 6, 7]
     rates = [row["learning_rate"] for row in rows[-2:]]
     assert rates == sorted(rates, reverse=True)  # the schedule of the new length goes down to its end
-    assert load(folder / "checkpoint_final.pth")["nnssl_semi"]["iteration"] == 7
+    final = load(folder / "checkpoint_final.pth")
+    assert final["nnssl_semi"]["iteration"] == 7
+    assert {len(values) for values in final["logging"].values()} == {4}  # epochs of 2 iterations
+    assert "logging issue" not in capsys.readouterr().out
+
+
+def test_a_stage_is_taken_over_without_a_complaint_of_nnunets_log(dataset, monkeypatch, capsys, caplog) -> None:
+    monkeypatch.setattr("nnssl.training.settings.ITERATIONS_PER_EPOCH", 2)
+    with caplog.at_level(logging.INFO):
+        for trainer in ("MeanTeacherTrainer", "FixMatchTrainer"):
+            assert train(dataset, "-tr", trainer, "-num_iterations", "4", "--no_val", "--set", "ready_dice=0") == 0
+    assert "the supervised stage of 2 iterations is taken from" in caplog.text
+    assert "logging issue" not in capsys.readouterr().out
 
 
 def test_an_overwrite_that_fails_keeps_the_earlier_run(dataset, monkeypatch, capsys) -> None:
@@ -281,7 +295,8 @@ def test_masks_made_elsewhere(dataset, tmp_path, capsys) -> None:
     sitk.WriteImage(labels, str(masks / "case_05.nii.gz"))  # of a validation case: left out
     words = ("-tr", "SelfTrainingTrainer", "-num_iterations", "2", "--no_val", "-pseudo_labels")
     assert train(dataset, *words, str(masks)) == 0
-    [folder] = results(dataset).parents[1].glob("SelfTrainingTrainer__*@iterations2,pseudolabels-*/fold_0")
+    tag = automatic_tag(RunSettings(num_iterations=2, pseudo_labels=str(masks)))
+    folder = results(dataset, "SelfTrainingTrainer", tag)
     assert list(json.loads((folder / "pseudo_labels" / "cases.json").read_text())) == ["un_01"]
     record = RunRecord.read(folder)
     assert record.settings.pseudo_labels == str(masks)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,11 +149,18 @@ def test_description_that_is_a_list(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["imagesUn/u.nii.gz", "imagesTr/a_000.nii.gz", "imagesTs/t_0000.nii", "imagesUn/x.txt"]
+    ("file", "message"),
+    [
+        ("imagesUn/u.nii.gz", "1 file name(s) are not of the form CASE_0000.nii.gz"),
+        ("imagesTr/a_000.nii.gz", "1 file name(s) are not of the form CASE_0000.nii.gz"),
+        ("imagesUn/x.txt", "1 file name(s) are not of the form CASE_0000.nii.gz"),
+        ("imagesTs/t_0000.nii", "1 image(s) do not end with .nii.gz, the file_ending of dataset.json"),
+        ("imagesUn/U_0000.NII.GZ", "1 image(s) do not end with .nii.gz, the file_ending of dataset.json"),
+    ],
 )
-def test_file_without_channel_suffix_or_ending(folder: Path, file: str) -> None:
+def test_file_without_channel_suffix_or_ending(folder: Path, file: str, message: str) -> None:
     touch(folder, file)
-    with pytest.raises(DataError, match=r"1 file name\(s\)") as caught:
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
         read_raw_dataset(12)
     assert Path(file).name in caught.value.why
     assert caught.value.where == str(folder / Path(file).parent)

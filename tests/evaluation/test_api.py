@@ -169,6 +169,15 @@ def test_named_json_files_are_used(tmp_path):
         evaluate(references, predictions, dataset_json=dataset_json)
 
 
+def test_a_prediction_with_another_ending_is_named_as_such(tmp_path):
+    references, predictions = write_folders(tmp_path)
+    (predictions / "case_1.nii.gz").rename(predictions / "case_1.nii")
+    with pytest.raises(DataError, match="1 of 4 references have no prediction") as caught:
+        evaluate(references, predictions)
+    told = "1 image(s) do not count, because they do not end with .nii.gz: case_1.nii"
+    assert caught.value.why == f"case_1\n{told}"
+
+
 def test_missing_predictions_stop_unless_chill(tmp_path):
     references, predictions = write_folders(tmp_path)
     (predictions / "case_1.nii.gz").unlink()

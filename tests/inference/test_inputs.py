@@ -42,8 +42,10 @@ def test_cases_are_sorted_and_channels_in_order(tmp_path):
         ([], "no scans", "CASE_0000.nii.gz"),
         (["notes.txt"], "no scans", "CASE_0000.nii.gz"),
         (["a_0000.nii.gz", "b.nii.gz"], "not named", "b.nii.gz"),
-        (["a_0000.nii.gz", "b_0000.mha"], "not named", "b_0000.mha"),
-        (["a_0000.nii"], "not named", "a_0000.nii"),
+        (["a_0000.nii.gz", "b_0000.mha"], r"^1 image\(s\) have another file ending", "other endings: b_0000.mha"),
+        (["a_0000.nii"], "another file ending", "other endings: a_0000.nii"),
+        (["a_0000.nii.gz", "B_0000.NII.GZ"], "another file ending", "other endings: B_0000.NII.GZ"),
+        (["a.nii.gz", "b.nii"], "another file ending", "other endings: b.nii\nwithout a channel number: a.nii.gz"),
     ],
 )
 def test_names_that_do_not_fit(tmp_path, files, message, why):
@@ -64,6 +66,15 @@ def test_one_channel_needs_no_channel_number(tmp_path):
     ]
     with pytest.raises(DataError, match=r"1 image.*not named"):
         cases_in_folder(tmp_path, Path("out"), ".nii.gz", files=2)
+
+
+def test_other_endings_among_plain_names_are_named_as_such(tmp_path):
+    for name in ("a.nii.gz", "b.nii", "c.mha", "d_0000.nii.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"^2 image\(s\) have another file ending") as caught:
+        cases_in_folder(tmp_path, Path("out"), ".nii.gz", files=1)
+    assert caught.value.why == "the model was trained on .nii.gz files; other endings: b.nii, c.mha"
+    assert "channel" not in str(caught.value)
 
 
 def test_a_scan_with_and_without_channel_number_is_two_files_for_one_mask(tmp_path):

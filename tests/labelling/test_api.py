@@ -85,11 +85,16 @@ def test_masks_that_are_there_stay_and_keep_their_origin(models, tmp_path) -> No
     first = label(tmp_path / "masks", models[:1])
     before = json.loads(first.scores.read_text())
     (tmp_path / "masks" / f"{first.cases[1]}.nii.gz").unlink()
-    second = label(tmp_path / "masks", models[1:], overwrite=False)
+    with pytest.raises(UsageError, match="holds files already") as error:
+        label(tmp_path / "masks", models[1:])
+    assert "--overwrite replaces them" in error.value.run
+    second = label(tmp_path / "masks", models[1:], continue_prediction=True)
     after = json.loads(second.scores.read_text())
     assert second.predicted == 1
     changed = [case for case in first.cases if after[case]["source"] != before[case]["source"]]
     assert changed == [first.cases[1]]
+    third = label(tmp_path / "masks", models[1:], overwrite=True)
+    assert third.predicted == len(first.cases)
 
 
 def test_the_folder_is_what_training_takes(models, tmp_path) -> None:

@@ -140,6 +140,17 @@ def test_masks_are_found_by_the_names_of_unlabelled_scans(tmp_path, caplog) -> N
     assert "1 of 2 unlabelled scans have a mask" in caplog.text
 
 
+def test_masks_with_another_ending_are_named_as_such(tmp_path, caplog) -> None:
+    folder = touch(tmp_path / "m", "un_0.nii.gz", "un_1.nii", "scores.json")
+    assert list(find_masks(folder, ".nii.gz", CASES)) == ["un_0"]
+    told = "1 image(s) do not count, because they do not end with .nii.gz: un_1.nii"
+    assert told in caplog.text
+    (folder / "un_0.nii.gz").unlink()
+    with pytest.raises(DataError, match="no unlabelled scan has a mask") as error:
+        find_masks(folder, ".nii.gz", CASES)
+    assert error.value.why == told
+
+
 def test_strange_names_and_no_masks_are_errors(tmp_path) -> None:
     folder = touch(tmp_path / "m", "un_0.nii.gz", "other.nii.gz", "test_confidence.nii.gz")
     with pytest.raises(DataError, match=r"2 mask\(s\) belong to no scan of this run") as error:

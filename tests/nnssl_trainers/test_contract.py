@@ -17,6 +17,7 @@ from nnssl.config import config_with, format_value
 from nnssl.registry import METHODS
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import as_list
+from nnssl_trainers.frame.stored_labels import StoredLabelsTrainer
 
 both = pytest.mark.parametrize(("name", "dim"), [(name, dim) for name in METHODS for dim in (2, 3)])
 every = pytest.mark.parametrize("name", METHODS)
@@ -29,6 +30,7 @@ def test_class_keeps_nnunets_contract(name: str) -> None:
         inspect.signature(nnUNetTrainer.__init__).parameters
     )
     assert pickle.loads(pickle.dumps(cls)) is cls
+    assert METHODS[name].takes_pseudo_labels == issubclass(cls, StoredLabelsTrainer)
     source = Path(inspect.getsourcefile(cls)).read_text(encoding="utf-8")
     assert len(source.splitlines()) <= 200
     assert "cuda" not in source

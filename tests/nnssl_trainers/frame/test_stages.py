@@ -257,3 +257,27 @@ def test_start_from_another_network_is_an_error(make_trainer) -> None:
     other = make_trainer("FixMatchTrainer", 2, staged=True, config={"network": "unet_bcp"}, start_from="there")
     with pytest.raises(EnvironmentProblem, match="another network"):
         other.load_start(str(file))
+
+
+def log_of(trainer) -> dict[str, list[object]]:
+    """Return the lists of nnU-Net's log in the final checkpoint."""
+    return checkpoints.load(Path(trainer.output_folder) / "checkpoint_final.pth")["logging"]
+
+
+@pytest.mark.parametrize("stage", [4, 6])  # the second stage begins with an epoch, and inside an epoch
+@pytest.mark.parametrize("donor", ["MeanTeacherTrainer", "SupervisedTrainer"])
+def test_nnunets_log_has_one_entry_an_epoch_after_a_stage_is_taken_over(
+    donor: str, stage: int, make_trainer, capsys
+) -> None:
+    staged = {**STAGED, "num_iterations": 2 * stage, "config": NO_LOOK}
+    run = staged if donor == "MeanTeacherTrainer" else {"num_iterations": stage, "epoch": 4, "seed": 5}
+    first = make_trainer(donor, 2, **run)
+    first.run_training()
+    write_record(first)
+    second = make_trainer("FixMatchTrainer", 2, **staged)
+    second.run_training()
+    assert "logging issue" not in capsys.readouterr().out
+    assert {len(values) for values in log_of(second).values()} == {second.num_epochs}
+    starts = log_of(second)["epoch_start_timestamps"]
+    assert starts[0] == log_of(first)["epoch_start_timestamps"][0]  # the stage was taken over
+    assert starts == sorted(starts)
