@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-m", nargs="+", default=[], metavar="RUN", help="model or fold folders, averaged; default: the only model")
     add("-keep_share", type=float, default=0.9, help="share of the scans that the filter keeps, default %(default)s")
     add("--disable_tta", action="store_true", help="no averaging over mirrored copies: faster, less accurate")
+    add("--no_postprocessing", action="store_true", help="masks as the networks give them, without largest components")
     add("--overwrite", action="store_true", help="replace the masks that are there")
     add("--continue_prediction", "--c", action="store_true", help="keep masks that are there, predict the others")
     add("-device", choices=("cuda", "cpu", "mps"), help="default: the best one there is")
@@ -40,6 +41,7 @@ def _body(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             overwrite=arguments.overwrite,
             continue_prediction=arguments.continue_prediction,
+            postprocessing=not arguments.no_postprocessing,
         )
     if arguments.json:
         print_json(dataclasses.asdict(result))

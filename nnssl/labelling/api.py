@@ -17,6 +17,7 @@ from nnssl.data.raw import RawCase, RawDataset, dataset_name, listed, read_raw_d
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.mask_pairs import read_labels
+from nnssl.evaluation.postprocessing import Postprocessing, postprocess
 from nnssl.evaluation.structures import declared_structures
 from nnssl.inference.export import write_mask
 from nnssl.inference.inputs import ScanToPredict, check_cases
@@ -100,13 +101,15 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
     device: str | torch.device | None = None,
     overwrite: bool = False,
     continue_prediction: bool = False,
+    postprocessing: bool = True,
 ) -> PseudoLabelResult:
     """Write masks of the unlabelled scans of a data set, for `nnssl_train -pseudo_labels`.
 
     The scans are those that every given model may learn from without their labels: imagesUn without the patients that a
     fold validates on, and the cases whose labels the label budget hides. The probabilities of all models and folds are
-    averaged on the grid of the scan. `CASE.nii.gz` is the most likely label, `CASE_confidence.nii.gz` its probability
-    times 255, and `scores.json` has the score of each scan and class, the volumes, and whether the filter keeps a scan.
+    averaged on the grid of the scan. `CASE.nii.gz` is the most likely label after post-processing,
+    `CASE_confidence.nii.gz` the probability of the label before it times 255, and `scores.json` has the score of each
+    scan and class, the volumes, and whether the filter keeps a scan.
 
     Args:
         dataset: id or folder name.
@@ -118,6 +121,7 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
         device: `cuda`, `cpu` or `mps`; None takes the best one.
         overwrite: replace the masks in `output`; without it, or `continue_prediction`, files there are an error.
         continue_prediction: keep the masks in `output`, and predict the other scans.
+        postprocessing: follow the decision that is stored with the models (largest components) if all have the same.
 
     Raises:
         UsageError: no such data set or model, several models fit, the models have different labels, or `output` holds
@@ -141,15 +145,20 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
     from nnssl.inference.predictor import Predictor
 
     predictors = [
-        Predictor.from_folder(model.folder, folds=model.folds, mirroring=mirroring, device=device) for model in chosen
+        Predictor.from_folder(
+            model.folder, folds=model.folds, mirroring=mirroring, device=device, postprocessing=postprocessing
+        )
+        for model in chosen
     ]
     _check_same_labels(predictors, raw)
+    decision = _shared_decision(predictors)
+    log.info("post-processing: %s", decision or "none")
     todo = [
         scan for scan in scans if not (continue_prediction and scan.mask.is_file() and _confidence_of(scan).is_file())
     ]
     check_cases(todo, predictors[0].plans_manager.image_reader_writer_class, predictors[0].channels)
     for number, scan in enumerate(todo, start=1):
-        _label(scan, predictors)
+        _label(scan, predictors, decision)
         log.info("%d of %d: %s", number, len(todo), scan.name)
     volumes, origins = _labelled_ml(preprocessed, runs, predictors[0]), _origins(folder, scans, todo, chosen)
     kept = _write_scores(folder, scans, predictors[0], volumes, keep_share, origins)
@@ -235,7 +244,14 @@ def _confidence_of(scan: ScanToPredict) -> Path:
     return scan.mask.with_name(f"{scan.name}{CONFIDENCE}{scan.mask.name.removeprefix(scan.name)}")
 
 
-def _label(scan: ScanToPredict, predictors: Sequence[Predictor]) -> None:
+def _shared_decision(predictors: Sequence[Predictor]) -> Postprocessing | None:
+    """Return the post-processing of all models, None where they differ or have none."""
+    decisions = [predictor.postprocessing.decision for predictor in predictors]
+    same = all(each and decisions[0] and each.applied == decisions[0].applied for each in decisions)
+    return decisions[0] if same else None
+
+
+def _label(scan: ScanToPredict, predictors: Sequence[Predictor], decision: Postprocessing | None) -> None:
     """Write confidence and mask of one scan; the mask is the last file."""
     import torch
 
@@ -247,7 +263,7 @@ def _label(scan: ScanToPredict, predictors: Sequence[Predictor]) -> None:
     labels, confidence = most_likely(torch.from_numpy(mean / len(predictors)), predictors[0].label_manager)
     writer = predictors[0].plans_manager.image_reader_writer_class()
     write_mask(_confidence_of(scan), confidence, properties, writer)
-    write_mask(scan.mask, labels, properties, writer)
+    write_mask(scan.mask, postprocess(labels, decision), properties, writer)
 
 
 def _score(predictor: Predictor, path: Path, confidence: NDArray[np.uint8] | None = None) -> ScanScore:

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 import nnssl
 from nnssl.errors import DataError, UsageError
+from nnssl.evaluation.postprocessing import Postprocessing, Step, postprocess
 from tests.tiny_raw import NAME, write_raw
 
 HIDDEN_AND_UNLABELLED = 4  # of 6 labelled scans 2 validate and 2 keep their labels; imagesUn has 2
@@ -50,7 +51,7 @@ def voxels(path: Path) -> np.ndarray:
 
 
 def test_the_probabilities_of_all_models_are_averaged(world, models, tmp_path) -> None:
-    result = label(tmp_path / "masks", models)
+    result = label(tmp_path / "masks", models, postprocessing=False)
     assert len(result.cases) == result.predicted == HIDDEN_AND_UNLABELLED
     assert {"un_00", "un_01"} < set(result.cases)
     assert result.models == [str(model) for model in models]
@@ -79,6 +80,28 @@ def test_the_probabilities_of_all_models_are_averaged(world, models, tmp_path) -
     assert scores[case]["origin"] == "model"
     assert all(str(model / "fold_0" / "checkpoint_final.pth") in scores[case]["source"] for model in models)
     assert set(result.kept) == {name for name, entry in scores.items() if entry["kept"]}
+
+
+def test_masks_are_post_processed_where_all_models_decided_the_same(models, tmp_path) -> None:
+    def masks(name: str, **options) -> list[np.ndarray]:
+        result = label(tmp_path / name, models, **options)
+        return [voxels(result.folder / f"{case}.nii.gz") for case in result.cases]
+
+    stored = [model / "fold_0" / "postprocessing.json" for model in models]
+    own = Postprocessing.read(stored[0].parent)
+    assert own is not None
+    chosen = Postprocessing("labelled anatomy", 2, (Step("core", (1,), True, "one component in 2 of 2 cases"),))
+    try:
+        for file in stored:
+            chosen.write(file.parent)
+        raw, cleaned = masks("raw", postprocessing=False), masks("cleaned")
+        assert all(np.array_equal(postprocess(a, chosen), b) for a, b in zip(raw, cleaned, strict=True))
+        assert any((a != b).any() for a, b in zip(raw, cleaned, strict=True))
+        Postprocessing("labelled anatomy", 2).write(stored[0].parent)
+        assert all(np.array_equal(a, b) for a, b in zip(raw, masks("different"), strict=True))
+    finally:
+        for file in stored:
+            own.write(file.parent)
 
 
 def test_masks_that_are_there_stay_and_keep_their_origin(models, tmp_path) -> None:
