@@ -43,7 +43,7 @@ from nnssl.ingredients.mixing import copy_paste, copy_paste_mask
 from nnssl.ingredients.perturb import add_shared_noise
 from nnssl.ingredients.pseudo_labels import confident_voxels
 from nnssl.ingredients.schedules import gaussian_rampup
-from nnssl_trainers.frame.architecture import NONE, unwrap
+from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, full_size_target, split_in_half
 from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
@@ -53,7 +53,7 @@ from nnssl_trainers.parts.label_enhancement import EnhancementConfig, enhance_pr
 from nnssl_trainers.parts.segmentation_loss import MixedSegmentationLoss, Side, known_voxels
 
 PAPER: dict[str, Value] = PAPER_CLOCK | COPY_PASTE_LOSSES | DSMT_TRAINING | {"contrast_rampup": 0}
-BCP: dict[str, Value] = PAPER_CLOCK | COPY_PASTE_LOSSES | {"student2": NONE, "contrast_weight": 0.0}
+BCP: dict[str, Value] = PAPER_CLOCK | COPY_PASTE_LOSSES | {"student2": "none", "contrast_weight": 0.0}
 
 
 @dataclass(frozen=True)
