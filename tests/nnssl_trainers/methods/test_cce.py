@@ -299,7 +299,7 @@ ABLATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("config", "missing"), ABLATIONS, ids=str)
+@pytest.mark.parametrize(("config", "missing"), ABLATIONS, ids=lambda value: str(sorted(value) or value))
 def test_every_ablation_trains(config, missing, ready) -> None:
     trainer, batch = ready(2, **config)
     before = [torch.cat([p.detach().flatten() for p in s.parameters()]) for s in trainer.students]
