@@ -11,7 +11,7 @@ import pytest
 
 from nnssl.config import MethodConfig
 from nnssl.config_source import settings_without_torch
-from nnssl.registry import METHODS, Method
+from nnssl.registry import DEFAULT_METHOD, METHODS, Method
 
 BLOCKED = "import sys; sys.modules['torch'] = None; from nnssl.cli.train import main; sys.exit(main(sys.argv[1:]))"
 
@@ -90,7 +90,7 @@ def test_a_method_without_a_file_or_without_settings(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("0 --set ema_dcay=0.5", "unknown setting 'ema_dcay' of MeanTeacherConfig"),
+        ("0 --set ema_dcay=0.5", "unknown setting 'ema_dcay' of FixMatchConfig"),
         ("0 --set ema_decay=5", "ema_decay=5.0 is not allowed"),
         ("0 --set ema_decay", "is not of the form name=value"),
         ("0 -tr CCETrainer --set preset=papr", "preset=papr is not allowed"),
@@ -126,7 +126,7 @@ PREPROCESSED = "import nnssl.planning.preprocessing as p; p.check_preprocessed =
 )
 def test_what_the_results_folder_and_the_numbers_tell_needs_no_torch(make_tiny, words: str, message: str) -> None:
     folder = make_tiny()
-    run = folder.parents[1] / "nnUNet_results" / folder.name / "MeanTeacherTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    run = folder.parents[1] / "nnUNet_results" / folder.name / f"{DEFAULT_METHOD}__nnUNetPlans__3d_fullres" / "fold_0"
     run.mkdir(parents=True)
     (run / "checkpoint_final.pth").touch()
     command = [sys.executable, "-c", f"{PREPROCESSED}{BLOCKED}", folder.name, "3d_fullres", "0", *words.split()]

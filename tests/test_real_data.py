@@ -52,7 +52,7 @@ def test_plan_train_predict_evaluate(name: str, tmp_path: Path, monkeypatch) -> 
     assert len(result.summary["metric_per_case"]) == 2
     rows = [json.loads(line) for line in (run.folder / "progress.jsonl").read_text().splitlines()]
     assert rows[-1]["iteration"] == 4
-    assert set(rows[-1]) >= {"loss_supervised", "loss_consistency", "pseudo_dice", "data_wait_share"}
+    assert set(rows[-1]) >= {"loss_supervised", "loss_pseudo", "pseudo_dice", "data_wait_share"}
 
 
 def h5_arrays(path: Path) -> dict[str, np.ndarray]:

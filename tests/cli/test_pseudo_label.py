@@ -28,9 +28,9 @@ def calls(monkeypatch):
 
 
 def test_options_reach_the_function(calls, capsys) -> None:
-    words = "-d 27 -o out -m A B -keep_share 0.8 --disable_tta --c -device cpu"
+    words = "-d 27 -o out -m A B -keep_share 0.8 --disable_tta --c --no_postprocessing -device cpu"
     assert main(words.split()) == 0
-    options = {"models": ["A", "B"], "keep_share": 0.8, "mirroring": False, "device": "cpu"}
+    options = {"models": ["A", "B"], "keep_share": 0.8, "mirroring": False, "device": "cpu", "postprocessing": False}
     assert calls == [(("27", "out"), {**options, "overwrite": False, "continue_prediction": True})]
     printed = capsys.readouterr().out
     assert "2 masks, 1 of them new: out" in printed
@@ -41,7 +41,7 @@ def test_options_reach_the_function(calls, capsys) -> None:
 
 def test_defaults(calls) -> None:
     assert main(["-d", "27", "-o", "out"]) == 0
-    defaults = {"models": [], "keep_share": 0.9, "mirroring": True, "device": None}
+    defaults = {"models": [], "keep_share": 0.9, "mirroring": True, "device": None, "postprocessing": True}
     assert calls[0][1] == {**defaults, "overwrite": False, "continue_prediction": False}
     assert main(["-d", "27", "-o", "out", "--overwrite"]) == 0
     assert calls[1][1]["overwrite"] is True
