@@ -15,7 +15,7 @@ import nnssl.ingredients
 from nnssl.config import MethodConfig, describe_allowed, format_value
 from nnssl.data.protocols import FOLDER, read_protocol
 from nnssl.dataset_conversion.engine.table import CONVERTERS
-from nnssl.registry import METHODS, Method
+from nnssl.registry import DEFAULT_METHOD, METHODS, Method
 
 COMMANDS = (
     "phantom",
@@ -107,10 +107,20 @@ def protocols_table() -> str:
 def methods_table() -> str:
     """Return the table of the registered methods; the links work from `docs/methods`."""
     rows = [
-        [f"[`{m.class_name}`]({m.name}.md)", m.paper, ", ".join(m.needs) or "–", f"{m.activations:g}", _networks(m)]
+        [
+            f"[`{m.class_name}`]({m.name}.md){_default_mark(m)}",
+            m.paper,
+            ", ".join(m.needs) or "–",
+            f"{m.activations:g}",
+            _networks(m),
+        ]
         for m in METHODS.values()
     ]
     return _table(["`-tr`", "paper", "needs", "activation memory", "networks"], rows)
+
+
+def _default_mark(method: Method) -> str:
+    return ", the default" if method.class_name == DEFAULT_METHOD else ""
 
 
 def settings_table(method: Method) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from nnssl.cli.runtime import parser, print_json, run
 from nnssl.config import describe_allowed, format_value
 from nnssl.config_source import settings_without_torch
-from nnssl.registry import METHODS
+from nnssl.registry import DEFAULT_METHOD, METHODS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,6 +38,8 @@ def body(arguments: argparse.Namespace) -> None:
     else:
         for method in METHODS.values():
             print(f"{method.class_name:<20} {method.paper}")
+            if method.class_name == DEFAULT_METHOD:
+                print(f"{'':<20} the default of nnssl_train")
             if method.needs:
                 print(f"{'':<20} needs: {', '.join(method.needs)}")
             if arguments.verbose:

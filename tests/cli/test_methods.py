@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nnssl.cli.methods import main
+from nnssl.cli.train import make_parser
 from nnssl.registry import METHODS
 
 
@@ -17,6 +18,9 @@ def test_every_method_is_listed_with_its_paper(capsys: pytest.CaptureFixture[str
     printed = capsys.readouterr().out
     for method in METHODS.values():
         assert f"{method.class_name:<20} {method.paper}\n" in printed
+    lines = [line.strip() for line in printed.splitlines()]
+    [place] = [number for number, line in enumerate(lines) if line == "the default of nnssl_train"]
+    assert lines[place - 1].startswith(make_parser().get_default("tr"))
 
 
 def test_settings_are_listed_on_request(capsys: pytest.CaptureFixture[str]) -> None:
