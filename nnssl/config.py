@@ -49,8 +49,7 @@ def hyper_network(default: str, help_text: str, *, others: tuple[str, ...] = ())
         help_text: the meaning of the setting in one line.
         others: further words that the setting takes instead of a network.
     """
-    meta = {"help": help_text, "symbol": "", "kind": str, "low": None, "high": None, "choices": (), NETWORK_KEY: others}
-    return field(default=default, metadata=meta)
+    return field(default=default, metadata={**hyper(default, help_text).metadata, NETWORK_KEY: others})
 
 
 def redefine(

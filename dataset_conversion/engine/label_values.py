@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nnssl.data.raw import listed
+
 
 def present_values(voxels: Any) -> set[float]:  # noqa: ANN401 - an array view (D, H, W)
     """Return the values that occur, plane by plane: sorting a whole volume takes several times its memory."""
@@ -30,6 +32,6 @@ def describe_unknown_values(name: str, unknown: Sequence[float], expected: Itera
         unknown: the values, sorted.
         expected: the values that the data set has; without any, these are all whole numbers of one byte.
     """
-    listed = ", ".join(f"{value:g}" for value in unknown[:5]) + (" …" if len(unknown) > 5 else "")
+    found = listed([f"{value:g}" for value in unknown])
     known = ", ".join(map(str, sorted(expected))) or "whole numbers from 0 to 255"
-    return f"{name} has the label value(s) {listed}, expected are {known}"
+    return f"{name} has the label value(s) {found}, expected are {known}"

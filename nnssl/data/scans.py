@@ -24,7 +24,7 @@ from nnssl.data.geometry import (
     has_right_angles,
     relate_grids,
 )
-from nnssl.data.raw import RawCase
+from nnssl.data.raw import RawCase, listed
 from nnssl.data.read_errors import RIGHT_ANGLES, SHEARED, explain_read_error
 from nnssl.host import companion_file
 from nnssl.system.files import content_hash
@@ -202,18 +202,20 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
     first = channels[0]
     for number, volume in enumerate(channels):
         bad = count_not_finite(volume.path, volume.voxels)
+        low, high = float(volume.voxels.min()), float(volume.voxels.max())
+        extreme = low if abs(low) > abs(high) else high
         if bad:
             outcome.problems.append(
                 f"{volume.path} has {bad} of {volume.voxels.size} voxels that are NaN or infinite, 0 are allowed: "
                 f"replace them with a value that means background"
             )
-        elif abs(extreme := _extreme(volume.voxels)) > LARGEST_VALUE:
+        elif abs(extreme) > LARGEST_VALUE:
             outcome.problems.append(
                 f"{volume.path}: the intensities of channel {number} cannot be normalised, because of the value "
                 f"{extreme:.6g} (at most {LARGEST_VALUE:g} in size): replace it by a value of the scan's own range, "
                 f"its background for example"
             )
-        elif volume.voxels.min() == volume.voxels.max():
+        elif low == high:
             outcome.warnings.append(f"{volume.path} has the value {volume.voxels.flat[0]:g} in every voxel")
     if not all(0 < mm < np.inf for mm in first.spacing_mm):
         outcome.problems.append(f"{first.path} has the spacing {_mm(first.spacing_mm)}: correct the header")
@@ -224,12 +226,6 @@ def _check_channels(channels: Sequence[_Volume], expected: Expected, outcome: Ex
         )
     for volume in channels[1:]:
         _compare(volume, first, outcome)
-
-
-def _extreme(voxels: FloatArray) -> float:
-    """Return the value of the largest size."""
-    low, high = float(voxels.min()), float(voxels.max())
-    return low if abs(low) > abs(high) else high
 
 
 def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume], outcome: Examined) -> None:
@@ -254,7 +250,7 @@ def _check_label(task: ScanTask, expected: Expected, channels: Sequence[_Volume]
     strange = label.voxels[~np.isin(label.voxels, expected.labels) & np.isfinite(label.voxels)]
     if strange.size:
         values = np.unique(strange)
-        shown = ", ".join(f"{value:g}" for value in values[:5]) + (" …" if len(values) > 5 else "")
+        shown = listed([f"{value:g}" for value in values])
         kind = "values that are not integers" if (values != np.rint(values)).any() else "values"
         outcome.problems.append(
             f"{path} has {kind} {shown} in {strange.size} voxel(s), dataset.json allows "

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.raw import listed
 from nnssl.errors import DataError
 from nnssl.names import LABELS_KEY, UNLABELLED_SUFFIX
 from nnssl.system.files import read_object, settings_hash, write_json
@@ -152,8 +153,8 @@ class DataFolder:
         names = self._file_names()
         missing = [case for case in wanted if case not in manifest.get("cases", {}) or not is_complete(case, names)]
         if missing:
-            listed = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-            raise DataError(f"{len(missing)} case(s) are not preprocessed", where=self.path, why=listed, run=command)
+            what = f"{len(missing)} case(s) are not preprocessed"
+            raise DataError(what, where=self.path, why=listed(missing), run=command)
 
 
 def _as_json(value: object) -> str:

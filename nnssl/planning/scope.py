@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.data.raw import RawDataset
+from nnssl.data.raw import RawDataset, listed
 from nnssl.data.scans import ScanFacts
 from nnssl.data.splits import FoldCases, LabelBudget, check_splits, completed_split, fold_cases, make_splits
 from nnssl.errors import DataError
@@ -144,8 +144,7 @@ def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None =
     folds = [completed_split(fold, unlabelled, patients) for fold in [*given, *more]]
     used = {case for fold in folds for key in ("train", "val", UNLABELLED_KEY, "test") for case in fold.get(key, ())}
     left = sorted(set(patients) - used)
-    names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
-    return folds, [f"{len(left)} scan(s) are in no fold of {path}: {names}"] if left else []
+    return folds, [f"{len(left)} scan(s) are in no fold of {path}: {listed(left)}"] if left else []
 
 
 def without_cases(splits: Splits, cases: Collection[str]) -> Splits:
