@@ -199,6 +199,12 @@ NETWORKS: dict[str, Network] = {
             paper="Wang et al., Mamba-UNet: UNet-like pure visual Mamba for medical image segmentation, "
             "arXiv 2402.05079, 2024",
         ),
+        Network(
+            name="swin_unet",
+            class_name="SwinUNet",
+            paper="Cao et al., Swin-Unet: Unet-like pure Transformer for medical image segmentation, ECCV "
+            "Workshops 2022",
+        ),
     )
 }
 

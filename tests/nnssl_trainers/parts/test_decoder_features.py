@@ -13,13 +13,14 @@ from nnssl_trainers.parts.decoder_features import DecoderFeatures
 from tests.conftest import tiny_plans
 
 STRIDES = {2: [[1, 1], [2, 2], [2, 2]], 3: [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
-OURS = ["unet_bcp", "vnet", "vnet_multiscale", "resnet34_vnet", "mamba_unet"]
+TOKENS = {"mamba_unet": {"width": 8, "state_size": 2, "blocks": 1}, "swin_unet": {"width": 8, "blocks": 1}}
+OURS = ["unet_bcp", "vnet", "vnet_multiscale", "resnet34_vnet", *TOKENS]
 
 
 def make(name: str, dim: int = 2, deep_supervision: bool = True) -> nn.Module:
     torch.manual_seed(0)
     if name not in {"plan", "residual"}:
-        options = {"width": 8, "state_size": 2, "blocks": 1} if name == "mamba_unet" else {}
+        options = TOKENS.get(name, {})
         return load_network(name, 1, 3, [16] * dim, STRIDES[dim], deep_supervision=deep_supervision, **options)
     (plan,) = tiny_plans(dim, [16] * dim)["configurations"].values()
     entry = architecture("network", name, plan)
@@ -29,7 +30,7 @@ def make(name: str, dim: int = 2, deep_supervision: bool = True) -> nn.Module:
 def last_layer(name: str, network: nn.Module) -> nn.Module:
     if name in {"plan", "residual"}:
         return network.decoder.seg_layers[-1]
-    return network.decoder.head[-1] if name == "mamba_unet" else network.decoder.head
+    return network.decoder.head[-1] if name in TOKENS else network.decoder.head
 
 
 @pytest.mark.parametrize("name", [*OURS, "plan", "residual"])
@@ -48,7 +49,7 @@ def test_the_last_layer_makes_the_logits_of_them(name: str, dim: int, deep_super
     assert kept.kept is None
     assert features.shape[2:] == size
     layer = last_layer(name, network)
-    again = layer(features.movedim(1, -1)).movedim(-1, 1) if name == "mamba_unet" else layer(features)
+    again = layer(features.movedim(1, -1)).movedim(-1, 1) if name in TOKENS else layer(features)
     torch.testing.assert_close(again, logits)
     assert features.requires_grad
 

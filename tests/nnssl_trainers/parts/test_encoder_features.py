@@ -14,7 +14,16 @@ from tests.conftest import tiny_plans
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize(
     "name",
-    ["plan", "residual", "unet_bcp", "vnet", "vnet_multiscale", "resnet34_vnet", "mamba_unet:width=8,state_size=2"],
+    [
+        "plan",
+        "residual",
+        "unet_bcp",
+        "vnet",
+        "vnet_multiscale",
+        "resnet34_vnet",
+        "mamba_unet:width=8,state_size=2",
+        "swin_unet:width=8",
+    ],
 )
 def test_features_are_the_mean_of_the_deepest_stage(name: str, dim: int) -> None:
     (plan,) = tiny_plans(dim, [16] * dim)["configurations"].values()
@@ -26,7 +35,7 @@ def test_features_are_the_mean_of_the_deepest_stage(name: str, dim: int) -> None
     found = features.take()
     assert found.shape == (2, features.width)
     deepest = network.encoder(image)[-1].detach()
-    if name.startswith("mamba"):
+    if name.startswith(("mamba", "swin")):
         deepest = deepest.movedim(-1, 1)
     torch.testing.assert_close(found.detach(), deepest.flatten(2).mean(2))
     found.sum().backward()
