@@ -43,6 +43,7 @@ class StagedConfig(UnlabelledConfig):
     supervised_share: float = hyper(
         0.5, "share of the run that is supervised training first; 0 after -start_from", low=0.0, high=0.99
     )
+    supervised_least: int = hyper(0, "least number of iterations of that training, where the share is not 0", low=0)
     ready_dice: float = hyper(
         0.5, "Dice of every class on labelled patches from which on unlabelled patches count", low=0.0, high=1.0
     )
@@ -72,9 +73,10 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
         """Number of iterations of the supervised stage; 0 for a run that starts from another run."""
         if self._supervised_for is not None:
             return self._supervised_for
-        if self.settings.start_from:
+        if self.settings.start_from or not self.config.supervised_share:
             return 0
-        return round(self.config.supervised_share * self.settings.num_iterations)
+        total = self.settings.num_iterations
+        return min(total, max(round(self.config.supervised_share * total), self.config.supervised_least))
 
     @property
     def starts_trained(self) -> bool:

@@ -13,7 +13,7 @@ steps with labelled patches (x_l, y_l) and unlabelled patches in a weak and in a
 exp(−5(1 − t/T)²). The classical recipes start from random weights:
 
 - `preset=plain`: the student labels the patch that it has augmented, and learns the patch turned by 90° and flipped, in
-  one loss with the labelled patches (w = 1, τ = 0); a twentieth of the run is supervised. One schedule.
+  one loss with the labelled patches (w = 1, τ = 0). A twentieth of the run, 250 iterations at least, is supervised.
 - `preset=fixmatch`: τ = 0.95, α = 0.996, w = 1, no CutMix.
 - `preset=unimatch`: the student labels x_w; two strong views with CutMix, and one view with half of the channels of
   every skip connection dropped. L = ½·L_l + ½·(¼·D_1 + ¼·D_2 + ½·D_fp), D: Dice loss of all classes where κ ≥ 0.95.
@@ -50,8 +50,9 @@ from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTr
 from nnssl_trainers.parts.cutmix import cutmix_batch
 from nnssl_trainers.parts.masked_nnunet_loss import MaskedNNUNetLoss
 
-PLAIN: dict[str, Value] = {"supervised_share": 0.05, "restart": False, "labels_from": "student", "label_view": "strong"}
-PLAIN |= {"joint_loss": True, "rampup_share": 0.0, "cutmix_probability": 0.0, "turns": True, "deployed": "student"}
+PLAIN: dict[str, Value] = {"supervised_share": 0.05, "supervised_least": 250, "restart": False, "deployed": "student"}
+PLAIN |= {"labels_from": "student", "label_view": "strong", "joint_loss": True, "rampup_share": 0.0}
+PLAIN |= {"cutmix_probability": 0.0, "turns": True}
 CLASSICAL: dict[str, Value] = {"threshold": 0.95, "ema_decay": 0.996, "rampup_share": 0.0, "flips": False}
 FIXMATCH = PAPER_CLOCK | CLASSICAL | {"cutmix_probability": 0.0}
 UNIMATCH = PAPER_CLOCK | CLASSICAL | {"labels_from": "student", "deployed": "student", "strong_views": 2}

@@ -187,6 +187,21 @@ def test_unlabelled_patches_count_from_the_first_good_look_on(make_trainer) -> N
     assert trainer.method_iterations == 4
 
 
+@pytest.mark.parametrize(
+    ("share", "least", "length", "expected"),
+    [(0.05, 250, 10_000, 500), (0.05, 250, 2_000, 250), (0.05, 250, 100, 100), (0.5, 0, 7, 4), (0.0, 250, 2_000, 0)],
+)
+def test_length_of_the_supervised_stage(make_trainer, share: float, least: int, length: int, expected: int) -> None:
+    config = {"supervised_share": share, "supervised_least": least}
+    trainer = make_trainer("MeanTeacherTrainer", 2, num_iterations=length, staged=True, config=config)
+    assert trainer.supervised_iterations == expected
+
+
+def test_plain_fixmatch_is_supervised_for_250_iterations_at_least(make_trainer) -> None:
+    trainer = make_trainer("FixMatchTrainer", 2, num_iterations=1_000, staged=True, config={"preset": "plain"})
+    assert trainer.supervised_iterations == 250
+
+
 def test_the_look_is_the_dice_of_the_labelling_network_on_plain_patches(make_trainer) -> None:
     trainer = make_trainer(
         "MeanTeacherTrainer", 2, epoch=4, num_iterations=8, staged=True, config={"supervised_share": 0.5}
