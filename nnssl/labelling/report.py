@@ -34,7 +34,7 @@ def write_report(
     verdicts: Mapping[str, Verdict],
     origins: Mapping[str, Origin],
 ) -> None:
-    """Write the report: case → origin, mean score, confidence and volume (ml) of each structure, kept or not, and why.
+    """Write the report: case → origin, score, numbers of each structure (volumes in ml), kept or not, and why.
 
     Args:
         path: of the JSON file.
@@ -54,6 +54,7 @@ def _entry(names: Sequence[str], score: ScanScore, verdict: Verdict, origin: Ori
         **dataclasses.asdict(origin),
         "score": score.score,
         "confidence": dict(zip(names, score.confidence, strict=True)),
+        **({"agreement": dict(zip(names, score.agreement, strict=True))} if score.agreement else {}),
         "volumes_ml": dict(zip(names, score.volumes_ml, strict=True)),
         **dataclasses.asdict(verdict),
     }

@@ -1,12 +1,13 @@
 """How good the pseudo-label of a scan is, and which scans are kept.
 
 A scan is rejected where a structure is missing that every labelled scan has, where a volume is far outside those of the
-labelled scans, or where the confidence is among the lowest. Few scans are rejected, because a rejected scan teaches
-nothing.
+labelled scans, or where the agreement of several networks, or the confidence of one, is among the lowest. Few scans are
+rejected, because a rejected scan teaches nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,15 +28,17 @@ class ScanScore:
     Attributes:
         confidence: mean confidence of the voxels of a structure, in [0, 1]; None where the scan has none.
         volumes_ml: volume of a structure, ml.
+        agreement: see `agreement`; empty where one network labelled the scan.
     """
 
     confidence: tuple[float | None, ...]
     volumes_ml: tuple[float, ...]
+    agreement: tuple[float | None, ...] = ()
 
     @property
     def score(self) -> float | None:
-        """Mean confidence over the structures that the scan has; None for a scan without any."""
-        known = [value for value in self.confidence if value is not None]
+        """Mean agreement, or else mean confidence, over the structures that are there; None where there is none."""
+        known = [value for value in self.agreement or self.confidence if value is not None]
         return sum(known) / len(known) if known else None
 
 
@@ -47,8 +50,34 @@ class Verdict:
     why: str = ""
 
 
+def agreement(members: Sequence[NDArray[Any]], structures: Sequence[Label]) -> tuple[float | None, ...]:
+    """Return how much the labels of several networks agree: the mean Dice over all pairs, in [0, 1].
+
+    Args:
+        members: label values (*S) of each network.
+        structures: labels, or regions as tuples of labels.
+
+    Returns:
+        One number for each structure, None where no network finds it; empty for fewer than two networks.
+    """
+    if len(members) < 2:
+        return ()
+    found = []
+    for each in structures:
+        masks = [np.isin(labels, each) for labels in members]
+        sizes = [int(np.count_nonzero(mask)) for mask in masks]
+        pairs = [(i, j) for i, j in itertools.combinations(range(len(masks)), 2) if sizes[i] + sizes[j]]
+        dice = [2 * int(np.count_nonzero(masks[i] & masks[j])) / (sizes[i] + sizes[j]) for i, j in pairs]
+        found.append(sum(dice) / len(dice) if dice else None)
+    return tuple(found)
+
+
 def score_scan(
-    labels: NDArray[Any], confidence: NDArray[np.uint8], structures: Sequence[Label], voxel_ml: float
+    labels: NDArray[Any],
+    confidence: NDArray[np.uint8],
+    structures: Sequence[Label],
+    voxel_ml: float,
+    agreed: Sequence[float | None] = (),
 ) -> ScanScore:
     """Return the score of a pseudo-label.
 
@@ -57,10 +86,12 @@ def score_scan(
         confidence: (*S), 255 = certain.
         structures: labels, or regions as tuples of labels.
         voxel_ml: volume of a voxel, ml.
+        agreed: what `agreement` returned for the scan.
     """
     masks = [np.isin(labels, each) for each in structures]
     means = tuple(float(confidence[mask].mean()) / 255 if mask.any() else None for mask in masks)
-    return ScanScore(means, tuple(int(np.count_nonzero(mask)) * voxel_ml for mask in masks))
+    volumes = tuple(int(np.count_nonzero(mask)) * voxel_ml for mask in masks)
+    return ScanScore(means, volumes, tuple(agreed))
 
 
 def voxel_volume_ml(shape: Sequence[int], properties: Mapping[str, Any]) -> float:
@@ -103,7 +134,8 @@ def choose_scans(
         score, why = scores[case].score, flaws[case][1]
         unsure = score is not None and score < 1
         if number < count and not why and unsure:
-            why = f"confidence {score:.3f} is among the lowest"
+            name = "agreement" if scores[case].agreement else "confidence"
+            why = f"{name} {score:.3f} is among the lowest"
         verdicts[case] = Verdict(number >= count or not why, why)
     return {case: verdicts[case] for case in scores}
 

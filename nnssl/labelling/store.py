@@ -22,7 +22,7 @@ from nnssl.system.files import replacing
 OUTSIDE = -1  # nnU-Net's value of voxels outside the scan
 UNSURE = 30_000  # value of voxels whose pseudo-label does not count; above every label value
 SURE = 255  # stored confidence of 1
-PLACES = "places"
+PLACES, AGREEMENT = "places", "agreement"
 ENDING = ".b2nd"
 
 LabelArray = NDArray[Any]
@@ -35,7 +35,13 @@ def stored_confidence(confidence: float) -> int:
 
 
 def write_pseudo_label(
-    path: Path, labels: LabelArray, confidence: Confidence, structures: Sequence[Label], least: float
+    path: Path,
+    labels: LabelArray,
+    confidence: Confidence,
+    structures: Sequence[Label],
+    least: float,
+    *,
+    agreed: Sequence[float | None] = (),
 ) -> None:
     """Write the pseudo-label of a scan in one piece.
 
@@ -45,6 +51,7 @@ def write_pseudo_label(
         confidence: (*S), uint8, 255 = certain.
         structures: labels or regions that patches are centred on; see `PseudoLabelledCases`.
         least: confidence in [0, 1] that a voxel in the centre of a patch has.
+        agreed: agreement of several networks about each structure; empty for one network.
 
     Raises:
         EnvironmentProblem: the file cannot be written.
@@ -56,12 +63,19 @@ def write_pseudo_label(
     with replacing(path) as temporary:
         array = blosc2.asarray(np.ascontiguousarray(content), urlpath=str(temporary), mode="w")
         array.schunk.vlmeta[PLACES] = [np.asarray(places[each], np.int32).tobytes() for each in structures]
+        array.schunk.vlmeta[AGREEMENT] = list(agreed)
 
 
 def read_pseudo_label(path: Path) -> tuple[LabelArray, Confidence]:
     """Return labels (*S) and confidence (*S, uint8, 255 = certain) of a stored pseudo-label."""
     content = _open(path)[:]
     return content[0], content[1].astype(np.uint8)
+
+
+def read_agreement(path: Path) -> tuple[float | None, ...]:
+    """Return the agreement of several networks about each structure of a stored pseudo-label; empty for one network."""
+    stored = _open(path)  # the metadata live as long as this array
+    return tuple(stored.schunk.vlmeta[AGREEMENT])
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - blosc2's array

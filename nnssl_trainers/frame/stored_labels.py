@@ -1,14 +1,15 @@
 """Whole unlabelled scans with stored pseudo-labels, which training then uses like labels.
 
-The network of the supervised stage predicts every unlabelled scan once, with mirroring; or the user gives masks
-(`-pseudo_labels`), and the supervised stage falls away. Of a structure that is one component in every labelled
-scan, the pseudo-labels of the network keep the largest component. Labels and confidence stand in the folder
-`pseudo_labels` of the fold, with a report about every scan. A loose filter leaves the worst scans out, and
+The network of the supervised stage, or several of them together, predicts every unlabelled scan once, with mirroring;
+or the user gives masks (`-pseudo_labels`), and the supervised stage falls away. Of a structure that is one component in
+every labelled scan, the pseudo-labels of the network keep the largest component. Labels and confidence stand in the
+folder `pseudo_labels` of the fold, with a report about every scan. A loose filter leaves the worst scans out, and
 voxels below a confidence do not count. A killed run goes on with the scans that are missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import math
@@ -30,10 +31,10 @@ from nnssl.evaluation.postprocessing import postprocess
 from nnssl.host import forget_patch_weights
 from nnssl.inference.pipeline import run_overlapped
 from nnssl.labelling.files import MaskReader, check_masks, find_masks
-from nnssl.labelling.prediction import labels_and_confidence
+from nnssl.labelling.prediction import mean_probabilities, most_likely
 from nnssl.labelling.report import Origin, write_report
-from nnssl.labelling.scores import ScanScore, choose_scans, score_scan, voxel_volume_ml
-from nnssl.labelling.store import ENDING, PseudoLabelledCases, read_pseudo_label, write_pseudo_label
+from nnssl.labelling.scores import ScanScore, agreement, choose_scans, score_scan, voxel_volume_ml
+from nnssl.labelling.store import ENDING, PseudoLabelledCases, read_agreement, read_pseudo_label, write_pseudo_label
 from nnssl.names import CHECKPOINT_LATEST, CHECKPOINT_SUPERVISED, PSEUDO_FOLDER, PSEUDO_JSON
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.postprocessing import anatomy_of_labels
@@ -41,9 +42,19 @@ from nnssl_trainers.frame.stages import StagedConfig, StagedTrainer
 from nnssl_trainers.frame.trainer import SemiSupervisedTrainer
 from nnssl_trainers.frame.validation import predictor_of
 
-Store = Callable[[str, NDArray[Any], NDArray[np.uint8]], None]  # case, labels (*S), confidence (*S)
+Store = Callable[["Predicted"], None]
 T = TypeVar("T")
 log = logging.getLogger("nnssl.train")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the labelling networks say of a scan: labels (*S), confidence (*S, uint8), agreement for each structure."""
+
+    case: str
+    labels: NDArray[Any]
+    confidence: NDArray[np.uint8]
+    agreed: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,9 +97,26 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         return 0 if self.settings.pseudo_labels else super().supervised_iterations
 
     @property
+    def given_labels(self) -> bool:
+        """Whether the user gave the pseudo-labels."""
+        return bool(self.settings.pseudo_labels)
+
+    @property
     def pseudo_folder(self) -> Path:
         """The folder of the stored pseudo-labels."""
         return Path(self.output_folder) / PSEUDO_FOLDER
+
+    @property
+    def label_source(self) -> str:
+        """What the networks that label are, for the report."""
+        return CHECKPOINT_SUPERVISED if self.supervised_iterations else self.settings.start_from
+
+    def labelling_weights(self) -> list[dict[str, Tensor]]:
+        """Return copies of the weights of the networks that label together, the own network's last.
+
+        The mean of their probabilities counts.
+        """
+        return [{name: tensor.clone() for name, tensor in unwrap(self.network).state_dict().items()}]
 
     @property
     def structures(self) -> list[Label]:
@@ -155,7 +183,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
             EnvironmentProblem: a file cannot be written.
         """
         least = self.config.ready_dice
-        if least and not self.settings.pseudo_labels:
+        if least and not self.given_labels:
             dice = self._dice_on_labelled_scans() if self.local_rank == 0 else ()
             self.labelled_dice = self._from_first_process(dice)
             known = [value for value in self.labelled_dice if not math.isnan(value)]
@@ -163,12 +191,12 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
                 self.kept = []
                 log.warning("warning: no scan is labelled: a class is below %g (%s)", least, self._dice_text())
                 return
-        origins = self._store_given_labels() if self.settings.pseudo_labels else self._store_predictions()
+        origins = self._store_given_labels() if self.given_labels else self._store_predictions()
         if self.is_ddp:
             distributed.barrier()
         chosen: tuple[list[str], list[bool]] = self._choose(origins) if self.local_rank == 0 else ([], [])
         self.kept, self.lost_classes = self._from_first_process(chosen)
-        self.method_begin = self.iteration
+        self.method_begin = self.iteration if self.method_begin is None else self.method_begin
         total = len(self.fold_cases().unlabelled)
         self._tell(f"{len(self.kept)} of {total} unlabelled scans have pseudo-labels that count; {self.pseudo_folder}")
 
@@ -183,7 +211,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         for case, given in masks.items():
             if not self._file(case).is_file():
                 image, _, _, properties = dataset.load_case(case)
-                self._store(case, *reader.on_preprocessed_grid(given, properties, image.shape[1:]))
+                self._store(Predicted(case, *reader.on_preprocessed_grid(given, properties, image.shape[1:])))
         return {case: given.origin for case, given in masks.items()}
 
     def _store_predictions(self) -> dict[str, Origin]:
@@ -195,14 +223,17 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
             missing = missing[self.local_rank :: distributed.get_world_size()]
         decision = anatomy_of_labels(self) if missing and self.config.pseudo_components else None
 
-        def store(case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:
-            self._store(case, postprocess(labels, decision), confidence)
+        def store(found: Predicted) -> None:
+            self._store(dataclasses.replace(found, labels=postprocess(found.labels, decision)))
 
         self.predict_scans(self.unlabelled_dataset(), missing, store)
         return dict.fromkeys(cases, self._own_origin())
 
-    def _store(self, case: str, labels: NDArray[Any], confidence: NDArray[np.uint8]) -> None:
-        write_pseudo_label(self._file(case), labels, confidence, self.structures, self.config.pseudo_confidence)
+    def _store(self, found: Predicted) -> None:
+        least = self.config.pseudo_confidence
+        write_pseudo_label(
+            self._file(found.case), found.labels, found.confidence, self.structures, least, agreed=found.agreed
+        )
 
     def _file(self, case: str) -> Path:
         return self.pseudo_folder / f"{case}{ENDING}"
@@ -213,7 +244,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         Args:
             dataset: nnU-Net's data set of the scans.
             cases: names of the scans.
-            store: takes the name, the labels (*S) and their confidence (*S, uint8) of each scan.
+            store: takes what the networks say about each scan.
 
         Raises:
             StoppedBySignal: the run was stopped.
@@ -221,21 +252,29 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         network = unwrap(self.network)
         self.set_deep_supervision_enabled(False)
         network.eval()
-        predictor = predictor_of(self, network)
+        predictor, members = predictor_of(self, network), self.labelling_weights()
 
         def load(case: str) -> Tensor:
             return torch.from_numpy(dataset.load_case(case)[0][:].copy())
 
-        def infer(_: str, image: Tensor) -> Tensor:
-            logits: Tensor = predictor.predict_sliding_window_return_logits(image)
-            return logits.cpu()
+        def infer(_: str, image: Tensor) -> list[Tensor]:
+            logits = []
+            for weights in members:
+                if len(members) > 1:
+                    network.load_state_dict(weights)
+                logits.append(predictor.predict_sliding_window_return_logits(image).cpu())
+            return logits
 
-        def export(case: str, _: Tensor, logits: Tensor) -> None:
-            store(case, *labels_and_confidence(logits, self.label_manager))
+        def export(case: str, _: Tensor, logits: list[Tensor]) -> None:
+            probs = [self.label_manager.apply_inference_nonlin(z) for z in logits]
+            alone = [most_likely(p, self.label_manager)[0] for p in probs] if len(members) > 1 else []
+            found = most_likely(mean_probabilities(probs), self.label_manager)
+            store(Predicted(case, *found, agreement(alone, self.structures)))
 
         for _ in tqdm(run_overlapped(cases, load, infer, export), total=len(cases), desc=PSEUDO_FOLDER, disable=None):
             if self._stop_requested and not self.is_ddp:
                 raise self._stop_error()
+        network.load_state_dict(members[-1])
         forget_patch_weights()
         self.set_deep_supervision_enabled(self.enable_deep_supervision)
         self.set_training_mode()
@@ -253,8 +292,8 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         """Return the Dice of each structure over all voxels of the labelled scans, NaN where no scan shows it."""
         dataset, counts = self._labelled_dataset(), np.zeros((3, len(self.structures)))
 
-        def count(case: str, labels: NDArray[Any], _: NDArray[np.uint8]) -> None:
-            truth = dataset.load_case(case)[1][:][0]
+        def count(found_in: Predicted) -> None:
+            truth, labels = dataset.load_case(found_in.case)[1][:][0], found_in.labels
             known = truth != self.label_manager.ignore_label
             for k, structure in enumerate(self.structures):
                 found, wanted = np.isin(labels, structure) & known, np.isin(truth, structure) & known
@@ -271,7 +310,7 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
         for case in sorted(origins):
             labels, confidence = read_pseudo_label(self._file(case))
             volume = voxel_volume_ml(labels.shape, dataset.load_case(case)[3])
-            scores[case] = score_scan(labels, confidence, self.structures, volume)
+            scores[case] = score_scan(labels, confidence, self.structures, volume, read_agreement(self._file(case)))
         verdicts = choose_scans(scores, self._labelled_volumes(), names, self.config.keep_share)
         write_report(self.pseudo_folder / PSEUDO_JSON, names, scores, verdicts, origins)
         kept = [case for case, verdict in verdicts.items() if verdict.kept]
@@ -283,10 +322,10 @@ class StoredLabelsTrainer(StagedTrainer[StoredLabelsConfigT]):
 
     def _own_origin(self) -> Origin:
         digest = hashlib.sha256()
-        for tensor in unwrap(self.network).state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-        source = CHECKPOINT_SUPERVISED if self.supervised_iterations else self.settings.start_from
-        return Origin("model", source, digest.hexdigest())
+        for weights in self.labelling_weights():
+            for tensor in weights.values():
+                digest.update(tensor.cpu().numpy().tobytes())
+        return Origin("model", self.label_source, digest.hexdigest())
 
     def _labelled_volumes(self) -> list[tuple[float, ...]]:
         """Return the volumes (ml) of the structures in each labelled scan; none where an ignore label hides parts."""

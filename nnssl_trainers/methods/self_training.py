@@ -10,10 +10,16 @@ The run has three stages, with labelled scans (x_l, y_l) and unlabelled scans x_
    with nnU-Net's loss (Dice + cross-entropy, deep supervision) L_l on (x_l, y_l) and L_p on (x_u, ŷ), over the voxels
    that count, a step minimises (L_l + w·L_p) / (1 + w). The last 15 % of the stage use the labels alone.
 
+With `members=n` the first stage trains n networks one after the other, each for its share of the stage with its own
+seed and schedule; they label together: ŷ and κ are those of the mean probabilities, and the score of a scan is the mean
+Dice of all pairs of networks. With `rounds=2` the third stage has two halves; before the second, its network labels the
+scans anew, and a further network starts.
+
 The last weights are deployed.
 
 Departures from the paper:
-- One round; the paper has three. One network labels; in the paper's first round five do, of a cross-validation.
+- One round and one labelling network are the defaults (`rounds`, `members`). The paper has three rounds; in the first
+  one five networks label, of a cross-validation.
 - Labelled and pseudo-labelled patches are 1 : 1. The paper pools the cases, so that a few labelled cases are hardly
   seen among many pseudo-labelled ones.
 - The paper drops the 4 % of the cases whose labels change most between its rounds. Here a missing structure, a volume
@@ -32,29 +38,24 @@ import torch
 from torch import Tensor
 
 from nnssl.config import hyper
-from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.batch import Batch, as_list
 from nnssl_trainers.frame.data_streams import StrongViewConfig
-from nnssl_trainers.frame.stored_labels import StoredLabelsConfig, StoredLabelsTrainer
+from nnssl_trainers.frame.rounds import RoundsConfig, RoundsTrainer
 from nnssl_trainers.parts.cutmix import cutmix_batch
 from nnssl_trainers.parts.lost_classes import without_classes
 from nnssl_trainers.parts.masked_nnunet_loss import MaskedNNUNetLoss
 
 
 @dataclass(frozen=True)
-class SelfTrainingConfig(StrongViewConfig, StoredLabelsConfig):
+class SelfTrainingConfig(StrongViewConfig, RoundsConfig):
     """The settings of self-training."""
 
-    restart_weights: bool = hyper(
-        True, "the last stage starts from new random weights; off: from the labelling network"
-    )
     cutmix_probability: float = hyper(
         0.5, "probability that a pseudo-labelled patch has a box of another one", low=0.0, high=1.0
     )
-    finetune_share: float = hyper(0.15, "share of the last stage, at its end, on labels alone", low=0.0, high=0.9)
 
 
-class SelfTrainingTrainer(StoredLabelsTrainer[SelfTrainingConfig]):
+class SelfTrainingTrainer(RoundsTrainer[SelfTrainingConfig]):
     """Self-training; the docstring of this module describes the algorithm and its departures from the paper."""
 
     config_class = SelfTrainingConfig
@@ -65,33 +66,6 @@ class SelfTrainingTrainer(StoredLabelsTrainer[SelfTrainingConfig]):
         weights = tuple(getattr(self.loss, "weight_factors", (1.0,)))
         batch_dice, regions = self.configuration_manager.batch_dice, self.label_manager.has_regions
         self.pseudo_loss = MaskedNNUNetLoss(weights, batch_dice, regions)
-
-    @property
-    def finetune_begin(self) -> int:
-        """Iteration from which on only labelled patches are learned."""
-        return self.settings.num_iterations - round(self.config.finetune_share * self.method_iterations)
-
-    @property
-    def draws_unlabelled(self) -> bool:
-        """Whether the streams hold pseudo-labelled patches: in the third stage, but not at its end."""
-        return super().draws_unlabelled and self.iteration < self.finetune_begin
-
-    def label_scans(self) -> None:
-        """Label the unlabelled scans, and give the network new random weights from the seed of the run plus 1."""
-        super().label_scans()
-        if self.method_begin is None:
-            return
-        torch.manual_seed(self.settings.seed + 1)  # the same numbers follow where the labelling was interrupted
-        if (
-            self.config.restart_weights and not self.settings.pseudo_labels
-        ):  # otherwise this network has labelled nothing
-            unwrap(self.network).load_state_dict(self.new_network().state_dict())
-
-    def before_step(self) -> None:
-        """Begin the stage that is due, and leave pseudo-labelled patches out of the streams when their time is over."""
-        super().before_step()
-        if self.method_begin is not None and self.method_begin < self.iteration == self.finetune_begin:
-            self.reopen_streams()
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return (L_l + w·L_p) / (1 + w) as two terms; without pseudo-labelled patches L_l."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnssl.labelling.scores import ScanScore, choose_scans, score_scan, voxel_volume_ml
+from nnssl.labelling.scores import ScanScore, agreement, choose_scans, score_scan, voxel_volume_ml
 
 NAMES = ["heart", "vessel"]
 LABELLED = [(10.0, 2.0), (20.0, 0.0)]  # the second labelled scan has no vessel
@@ -81,3 +81,21 @@ def test_without_labelled_volumes_only_the_score_speaks() -> None:
 def test_equal_scores_are_ordered_by_name() -> None:
     scores = {name: scan(0.5) for name in ("b", "a", "c", "d")}
     assert not choose_scans(scores, LABELLED, NAMES, 0.75)["a"].kept
+
+
+def test_agreement_is_the_mean_dice_of_all_pairs() -> None:
+    a, b, c = np.array([1, 1, 0, 2]), np.array([1, 0, 0, 2]), np.array([1, 1, 3, 0])
+    pairs = [2 / 3, 1.0, 2 / 3]  # of 1: a and b, a and c, b and c
+    assert agreement([a, b, c], [1, 2, 3, 4]) == pytest.approx((sum(pairs) / 3, 1 / 3, 0.0, None))
+    assert agreement([a, b], [(1, 2)]) == pytest.approx((2 * 2 / 5,))
+    assert agreement([a, a], [1]) == (1.0,)
+    assert agreement([a], [1]) == ()
+
+
+def test_agreement_takes_the_place_of_confidence() -> None:
+    score = ScanScore((0.9, 0.8), (1.0, 1.0), (0.5, None))
+    assert score.score == 0.5
+    agreed = {f"scan_{i}": ScanScore((0.9,), (12.0,), (0.1 * (i + 1),)) for i in range(5)}
+    verdicts = choose_scans(agreed, [(10.0,), (20.0,)], ["heart"], 0.8)
+    assert [case for case, verdict in verdicts.items() if not verdict.kept] == ["scan_0"]
+    assert verdicts["scan_0"].why == "agreement 0.100 is among the lowest"

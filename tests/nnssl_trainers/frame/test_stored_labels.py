@@ -15,7 +15,7 @@ from skimage.measure import label
 from nnssl.errors import DataError, StoppedBySignal
 from nnssl.inference.predictor import Predictor
 from nnssl.labelling.store import UNSURE, read_pseudo_label, write_pseudo_label
-from nnssl_trainers.frame.stored_labels import StoredLabelsTrainer
+from nnssl_trainers.frame.stored_labels import Predicted, StoredLabelsTrainer
 from tests.conftest import tiny_case
 from tests.nnssl_trainers.frame.conftest import same, weights
 
@@ -230,7 +230,7 @@ def test_readiness_is_the_dice_on_whole_labelled_scans(make_trainer, monkeypatch
 
     def predict(self, _, cases, store):
         for case in cases:
-            store(case, wrong[case], np.full(truth[case].shape, 255, np.uint8))
+            store(Predicted(case, wrong[case], np.full(truth[case].shape, 255, np.uint8)))
 
     monkeypatch.setattr(StoredLabelsTrainer, "predict_scans", predict)
     core = sum((labels == 1).sum() for labels in truth.values())
