@@ -181,8 +181,8 @@ def cutmix_box(spatial_shape: Sequence[int], lam: float, centre: Sequence[int]) 
     Raises:
         ValueError: `lam` is outside [0, 1].
 
-    Reference: Yun et al., CutMix, ICCV 2019, eq. 2, for n axes as in Zhao et al., AD-MT, ECCV 2024; Li et al., DTLP-Net,
-    arXiv 2508.08549, eq. 12.
+    Reference: Yun et al., CutMix, ICCV 2019, eq. 2, for n axes as in Zhao et al., AD-MT, ECCV 2024; Li et al.,
+    DTLP-Net, arXiv 2508.08549, eq. 12.
     """
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"lam must be in [0, 1], got {lam}")

@@ -223,8 +223,8 @@ def dice_ce(
     Raises:
         ValueError: `form` has an unknown value.
 
-    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 2–3 (literal), and the public code of Wang and Li, A&D, NeurIPS
-    2023 (normalised; the code minimises CE − D, which is twice this loss minus a constant).
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 2–3 (literal), and the public code of Wang and Li, A&D,
+    NeurIPS 2023 (normalised; the code minimises CE − D, which is twice this loss minus a constant).
     """
     if form not in {"normalised", "literal"}:
         raise ValueError(f"form must be normalised or literal, got {form!r}")
