@@ -37,14 +37,14 @@ class DiffVNet(nn.Module):
         deep_supervision: return the logits at every resolution except the coarsest;
             `network.decoder.deep_supervision` changes this later.
         width: channels of the first stage.
-        dropout: probability of the dropout after the coarsest and the last stage.
-        stage_dropout: probability of the dropout after every convolution.
+        dropout: probability of the dropout after the coarsest and the last stage; that after every convolution is a
+            fifth.
 
     Reference: Li et al., DTLP-Net, arXiv 2508.08549, section III; the layers are those of the public code of Wang and
     Li, A&D, NeurIPS 2023.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - nnU-Net's arguments, and three options
+    def __init__(  # noqa: PLR0913, PLR0917 - nnU-Net's arguments, and two options
         self,
         input_channels: int,
         num_classes: int,
@@ -53,13 +53,12 @@ class DiffVNet(nn.Module):
         deep_supervision: bool = False,
         width: int = 32,
         dropout: float = 0.5,
-        stage_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.multiples = tuple(map(prod, zip(*strides, strict=True)))
         channels = [width * min(2**i, WIDEST) for i in range(len(strides))]
-        self.encoder = _Encoder(input_channels, channels, strides, dropout, stage_dropout)
-        self.decoder = _Decoder(num_classes, channels, strides, deep_supervision, dropout, stage_dropout)
+        self.encoder = _Encoder(input_channels, channels, strides, dropout)
+        self.decoder = _Decoder(num_classes, channels, strides, deep_supervision, dropout)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Return logits (B, num_classes, *S) for an image (B, input_channels, *S); a list with deep supervision."""
@@ -102,20 +101,19 @@ class _Encoder(nn.Module):
         channels: list[int],
         strides: Sequence[Sequence[int]],
         dropout: float,
-        stage_dropout: float,
     ) -> None:
         super().__init__()
         layers = LAYERS[len(strides[0])]
         self.strides = [list(stride) for stride in strides]
         self.output_channels = channels
-        self.stem = _convolution(layers, input_channels, channels[0], stage_dropout)
+        self.stem = _convolution(layers, input_channels, channels[0], dropout / 5)
         stages = []
         for i, stride in enumerate(self.strides[1:], start=1):
             width = channels[i]
             down = _activate_and_normalise(
                 layers, layers.convolution(channels[i - 1], width, tuple(stride), tuple(stride)), width
             )
-            stages.append(_Stage(down, _convolutions(layers, width, i, stage_dropout), width))
+            stages.append(_Stage(down, _convolutions(layers, width, i, dropout / 5), width))
         self.stages = nn.ModuleList(stages)
         self.dropout = layers.channel_dropout(dropout)
         self.shift_widths = [width for stage in stages for width in stage.shift_widths]
@@ -148,7 +146,6 @@ class _Decoder(nn.Module):
         strides: Sequence[Sequence[int]],
         deep_supervision: bool,
         dropout: float,
-        stage_dropout: float,
     ) -> None:
         super().__init__()
         layers = LAYERS[len(strides[0])]
@@ -158,7 +155,7 @@ class _Decoder(nn.Module):
         for i in reversed(range(len(strides) - 1)):
             step, width = self.strides[i + 1], channels[i]
             up = _activate_and_normalise(layers, layers.transposed(channels[i + 1], width, step, step), width)
-            stages.append(_Stage(up, _convolutions(layers, width, i, stage_dropout), width))
+            stages.append(_Stage(up, _convolutions(layers, width, i, dropout / 5), width))
         self.stages = nn.ModuleList(stages)
         self.dropout = layers.channel_dropout(dropout)
         self.head = layers.convolution(channels[0], num_classes, 1)
