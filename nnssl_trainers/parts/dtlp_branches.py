@@ -104,17 +104,22 @@ class DTLPBranches(nn.Module):
 
 
 class FeatureKeeper:
-    """Keep the features of all stages of an encoder in every forward pass, by a hook; the finest first."""
+    """Keep the features of all stages of an encoder by a hook, in the passes while `keeping` is True.
+
+    Other passes, as those of validation, leave no tensor behind.
+    """
 
     def __init__(self, encoder: nn.Module) -> None:
+        self.keeping = False
         self._latest: list[Tensor] | None = None
         encoder.register_forward_hook(self._keep)
 
     def _keep(self, _encoder: nn.Module, _image: tuple[Tensor, ...], stages: list[Tensor]) -> None:
-        self._latest = list(stages)
+        if self.keeping:
+            self._latest = list(stages)
 
     def take(self) -> list[Tensor]:
-        """Return the features of the last pass, with graph; once per pass."""
+        """Return the features of the last pass, the finest first, with graph; once per pass."""
         features, self._latest = self._latest, None
         assert features is not None
         return features
@@ -136,12 +141,14 @@ def predict_views(
     """
     outputs: Outputs = {}
     features: Outputs = {}
+    keeper.keeping = True
     for names in filter(None, [list(views)] if together else [[name] for name in views]):
         predicted, sizes = network(torch.cat([views[name] for name in names])), [len(views[name]) for name in names]
         logits = list(predicted) if isinstance(predicted, list | tuple) else [predicted]
         for found, tensors in ((outputs, logits), (features, keeper.take())):
             split = zip(*(torch.split(x, sizes) for x in tensors), strict=True)
             found |= {name: list(parts) for name, parts in zip(names, split, strict=True)}
+    keeper.keeping = False
     return outputs, features
 
 
