@@ -37,6 +37,7 @@ from nnssl.registry import find_method
 from nnssl.system.files import environment_folder, read_json
 from nnssl.training.settings import RunSettings
 from nnssl_trainers.frame.batch import as_list
+from nnssl_trainers.frame.stages import StagedTrainer
 
 Step = Callable[[], object]
 PARTS = {
@@ -76,6 +77,8 @@ def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any],
     for name, cls in {"nnUNetTrainer": nnUNetTrainer, **{name: find_method(name).load() for name in names}}.items():
         plans = read_json(folder / f"{arguments.p}.json")
         config = config_with(cls.config_class, arguments.set).changes() if [name] == arguments.tr else {}
+        if issubclass(cls, StagedTrainer):  # the unlabelled patches count from the start
+            config = {"supervised_share": 0.0, "ready_dice": 0.0, **config}
         run = RunSettings(num_iterations=100_000, labelled=arguments.labelled, config=config, bf16=arguments.bf16)
         plans["nnssl_semi"] = {**plans.get("nnssl_semi", {}), "run": run.to_dict()}
         plans["continue_training"] = False

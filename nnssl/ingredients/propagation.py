@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from nnssl.ingredients.supervised import promote_to_fp32
 
-CHUNK_VALUES = {"cpu": 2**18, "other": 2**24}  # pairs in one part of the map; a CPU keeps 2^18 of them in its cache
+CHUNK_VALUES = {"cpu": 2**19, "other": 2**24}  # pairs in one part of the map; a CPU keeps 2^19 of them in its cache
 
 
 def correlation_propagate(
