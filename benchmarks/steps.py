@@ -32,10 +32,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl.config import config_with
 from nnssl.data.raw import dataset_name
+from nnssl.networks.denoising import decode
 from nnssl.registry import find_method
 from nnssl.system.files import environment_folder, read_json
 from nnssl.training.settings import RunSettings
 from nnssl_trainers.frame.batch import as_list
+from nnssl_trainers.frame.stages import StagedTrainer
 
 Step = Callable[[], object]
 PARTS = {
@@ -45,6 +47,7 @@ PARTS = {
     "PLGDFTrainer": ["stock, 4 x patches", "teacher forward", "teacher forward"],
     "DPTMTrainer": ["stock, 2 x patches", "encoder, 2 x patches", "teacher forward"],
     "CCETrainer": ["CCETrainer student 1, 2 x patches", "CCETrainer student 2, 2 x patches"],
+    "DTLPTrainer": ["stock, 5 x patches", "ξ", "ψ decoder", "ξ and ψ label", "teacher forward", "teacher forward"],
 }
 
 
@@ -74,6 +77,8 @@ def trainers_and_batches(arguments: argparse.Namespace) -> tuple[dict[str, Any],
     for name, cls in {"nnUNetTrainer": nnUNetTrainer, **{name: find_method(name).load() for name in names}}.items():
         plans = read_json(folder / f"{arguments.p}.json")
         config = config_with(cls.config_class, arguments.set).changes() if [name] == arguments.tr else {}
+        if issubclass(cls, StagedTrainer):  # the unlabelled patches count from the start
+            config = {"supervised_share": 0.0, "ready_dice": 0.0, **config}
         run = RunSettings(num_iterations=100_000, labelled=arguments.labelled, config=config, bf16=arguments.bf16)
         plans["nnssl_semi"] = {**plans.get("nnssl_semi", {}), "run": run.to_dict()}
         plans["continue_training"] = False
@@ -130,9 +135,11 @@ def steps_to_time(trainers: dict[str, Any], batches: list[dict[str, Any]], bf16:
         "stock": partial(stock_step, 1),
         "stock, 2 x patches": partial(stock_step, 2),
         "stock, 4 x patches": partial(stock_step, 4),
+        "stock, 5 x patches": partial(stock_step, 5),
         "teacher forward": teacher_forward,
         "encoder, 2 x patches": partial(encoder_step, 2),
     }
+    made |= parts_of_dtlp(trainers.get("DTLPTrainer"), batch)
     for name, trainer in trainers.items():
         if trainer is stock:
             continue
@@ -141,6 +148,40 @@ def steps_to_time(trainers: dict[str, Any], batches: list[dict[str, Any]], bf16:
             for patches, text in ((1, ""), (2, ", 2 x patches")):
                 made[f"{name} student {number}{text}"] = partial(step_of, network, optimizer, patches)
     return made
+
+
+def parts_of_dtlp(trainer: Any, batch: Callable[[], dict[str, Any]]) -> dict[str, Step]:  # noqa: ANN401
+    """Return the passes that DTLP-Net has beside those of its deployed network and of the moving average."""
+    if trainer is None:
+        return {}
+    network, branches, device = trainer.network, trainer.branches, trainer.device
+
+    def loss_of(outputs: list[torch.Tensor], made: dict[str, Any]) -> torch.Tensor:
+        loss: torch.Tensor = trainer.loss([z.float() for z in outputs], [y.to(device) for y in made["target"]])
+        return loss
+
+    def denoise() -> None:
+        made = batch()
+        image = made["data"].to(device)
+        maps = torch.ones(len(image), branches.heads, *image.shape[2:], device=device)
+        with trainer.precision():
+            loss = loss_of(branches.denoise(network, image, maps)[0], made)
+        loss.backward()
+
+    made = batch()
+    with torch.no_grad():
+        features = [x.detach().requires_grad_() for x in network.encoder(made["data"].to(device))]
+
+    def decode_labels() -> None:
+        with trainer.precision():
+            loss = loss_of(decode(branches.psi, features, made["data"].shape[2:]), made)
+        loss.backward()
+
+    def teach() -> None:
+        with trainer.precision():
+            branches.teach(network, batch()["data"].to(device))
+
+    return {"ξ": denoise, "ψ decoder": decode_labels, "ξ and ψ label": teach}
 
 
 def main() -> None:

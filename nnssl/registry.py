@@ -156,6 +156,16 @@ METHODS: dict[str, Method] = {
             students=2,
             networks=("resnet34_vnet", "resnet34_vnet", "vnet", "vnet"),  # each network sees two batches
         ),
+        Method(
+            name="dtlp",
+            class_name="DTLPTrainer",
+            paper="Li et al., Boosting generic semi-supervised medical image segmentation via diverse teaching and "
+            "label propagation, arXiv 2508.08549, 2025; Wang and Li, Towards generic semi-supervised framework for "
+            "volumetric medical image segmentation (A&D), NeurIPS 2023",
+            needs=("unlabelled",),
+            activations=7.0,  # five batches in θ, two more passes in ξ and ψ; the losses are in full precision
+            teachers=1,
+        ),
     )
 }
 
@@ -192,6 +202,12 @@ NETWORKS: dict[str, Network] = {
             class_name="CCEPair",
             paper="Lu et al., Enhancing dual network based semi-supervised medical image segmentation with "
             "uncertainty-guided pseudo-labeling, Knowledge-Based Systems 2025: resnet34_vnet and vnet, averaged",
+        ),
+        Network(
+            name="diff_vnet",
+            class_name="DiffVNet",
+            paper="Wang and Li, Towards generic semi-supervised framework for volumetric medical image segmentation "
+            "(A&D), NeurIPS 2023: the encoder of Diff-VNet with one decoder",
         ),
         Network(
             name="mamba_unet",

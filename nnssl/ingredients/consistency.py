@@ -332,3 +332,43 @@ def _peer_target(peer_logits: Tensor, temperature: float, hard: bool) -> Tensor:
     if hard:
         return torch.zeros_like(peer_logits).scatter_(1, peer_logits.max(1, keepdim=True).indices, 1.0)
     return (peer_logits / temperature).softmax(1)
+
+
+def relative_l2(logits: Tensor, target_logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the squared distance from a target, relative to the target's size, averaged over the samples.
+
+    mean_b Σ_cv m_v·(z_cv − z'_cv)² / (Σ_cv m_v·z'_cv² + 1e-8)
+
+    Args:
+        logits: (B, C, *S); receive the gradient. Half precision is converted to fp32.
+        target_logits: (B, C, *S); receive no gradient.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
+
+    Returns:
+        0-d tensor, >= 0; 0 when the mask is empty.
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 16.
+    """
+    z = promote_to_fp32(logits)
+    target = target_logits.detach().to(z.dtype)
+    weights = torch.ones_like(z[:, :1]) if mask is None else mask.to(z.dtype)
+    distance = ((z - target).square() * weights).flatten(1).sum(1)
+    return (distance / ((target.square() * weights).flatten(1).sum(1) + 1e-8)).mean()
+
+
+def soft_dice_distillation(probs: Tensor, target_probs: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return 1 − the soft Dice overlap with a teacher's probabilities, averaged over all classes.
+
+    mean_c 1 − (2·Σ p·q + 1e-5) / (Σ p² + Σ q² + 1e-5), sums over batch and voxels
+
+    Args:
+        probs: (B, C, *S), in [0, 1]; receives the gradient. Half precision is converted to fp32.
+        target_probs: (B, C, *S), in [0, 1]; receives no gradient.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
+
+    Returns:
+        0-d tensor, in [0, 1]; 0 when the mask is empty.
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 17; Milletari et al., V-Net, 3DV 2016, the squares.
+    """
+    return masked_dice(probs, target_probs, mask, "squared_batch", epsilon=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,31 @@ def shrink(network: nn.Module, share: float) -> None:
     """
     tensors = [tensor for _, tensor in _named_tensors(network, buffers=True) if tensor.is_floating_point()]
     torch._foreach_mul_(tensors, 1.0 - share)
+
+
+@torch.no_grad()
+def aggregate(target: nn.Module, sources: Sequence[nn.Module], decay: float) -> None:
+    """Move a network's parameters towards the mean of other networks, in place.
+
+    θ ← decay·θ + (1 − decay)·mean of the sources, for every parameter that all networks have under one name.
+
+    Args:
+        target: network whose parameters are changed.
+        sources: networks that stay unchanged.
+        decay: weight of the old value, in [0, 1].
+
+    Raises:
+        ValueError: `decay` is outside [0, 1].
+
+    Reference: the public code of Wang and Li, A&D, NeurIPS 2023, which moves its third decoder to the other two.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay must be in [0, 1], got {decay}")
+    own, others = dict(target.named_parameters()), [dict(source.named_parameters()) for source in sources]
+    shared = [name for name in own if all(name in each and each[name].shape == own[name].shape for each in others)]
+    if shared:
+        means = [torch.stack([each[name] for each in others]).mean(0) for name in shared]
+        torch._foreach_lerp_([own[name] for name in shared], means, 1.0 - decay)
 
 
 def warmed_up_decay(step: int, decay: float) -> float:

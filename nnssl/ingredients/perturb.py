@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from nnssl.ingredients.box_filter import pad
+from nnssl.ingredients.supervised import promote_to_fp32
 
 
 @torch.no_grad()
@@ -121,3 +126,65 @@ def add_clipped_noise(
     if keep_zeros:
         noise = noise * (image != 0).any(dim=1, keepdim=True)
     return image + noise
+
+
+def gumbel_softmax(
+    logits: Tensor, temperature: float, uniform: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return soft class probabilities of logits with Gumbel noise.
+
+    softmax_c((z_c + g_c) / T),  g = −log(−log u),  u ~ U(0, 1)
+
+    Args:
+        logits: (B, C, *S); receive the gradient. Half precision is converted to fp32.
+        temperature: T > 0.
+        uniform: the draws u (B, C, *S) in (0, 1), for tests; None = draw them.
+        generator: generator on the device of the logits; None = torch's global generator.
+
+    Returns:
+        (B, C, *S), sums to 1 over C, in fp32 or fp64.
+
+    Raises:
+        ValueError: `temperature` is not positive.
+
+    Reference: Jang et al., Categorical reparameterization with Gumbel-softmax, ICLR 2017, eq. 1–2; Li et al., DTLP-Net,
+    arXiv 2508.08549, eq. 7.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    z = promote_to_fp32(logits)
+    if uniform is None:
+        uniform = torch.rand(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    limits = torch.finfo(z.dtype)
+    u = uniform.to(z.dtype).clamp(limits.tiny, 1 - limits.eps)
+    return ((z - (-u.log()).log()) / temperature).softmax(1)
+
+
+def gaussian_blur(probs: Tensor, sigma: float = 1.0, border: Literal["replicate", "zero"] = "replicate") -> Tensor:
+    """Return probabilities after a Gaussian filter of three taps along each axis.
+
+    The weights of the taps are exp(−1/(2σ²)), 1, exp(−1/(2σ²)), divided by their sum.
+
+    Args:
+        probs: (B, C, *S); receive the gradient.
+        sigma: σ > 0, in voxels.
+        border: `replicate` repeats the border voxel, so that the sum over C stays 1; `zero` loses mass at the border.
+
+    Returns:
+        (B, C, *S) in the type of `probs`.
+
+    Raises:
+        ValueError: `sigma` is not positive, or `border` has an unknown value.
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 7.
+    """
+    if not sigma > 0 or border not in {"replicate", "zero"}:
+        raise ValueError(f"sigma must be positive, border replicate or zero, got {sigma} and {border!r}")
+    side = math.exp(-0.5 / sigma**2)
+    middle = 1 / (1 + 2 * side)
+    padded = pad(probs, 1, 1, border)
+    for axis in range(2, probs.ndim):
+        size = padded.shape[axis] - 2
+        outer = padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
+        padded = side * middle * outer + middle * padded.narrow(axis, 1, size)
+    return padded

@@ -136,3 +136,25 @@ def fuse_labels(probs_a: Tensor, probs_b: Tensor) -> Tensor:
     """
     (confidence_a, a), (confidence_b, b) = probs_a.max(1), probs_b.max(1)
     return torch.where((b == 0) | ((a != 0) & (confidence_a >= confidence_b)), a, b)
+
+
+def entropy_weighted_ensemble(probs_1: Tensor, probs_2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of two predictions, in which the more certain one has the larger weight in each voxel.
+
+    ω·p_1 + (1 − ω)·p_2,  ω = e^(−H_1) / (e^(−H_1) + e^(−H_2)) = σ(H_2 − H_1),  H = −Σ_c p_c·log_2(p_c + 1e-10)
+
+    Args:
+        probs_1: (B, C, *S), in [0, 1]; receives the gradient. Half precision is converted to fp32.
+        probs_2: (B, C, *S), as `probs_1`.
+
+    Returns:
+        probs: (B, C, *S), sums to 1 over C where both predictions do, in fp32 or fp64.
+        weight_1: (B, 1, *S), ω, in (0, 1).
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 8–10: the entropy is in bits and the exponent natural. The
+    form is that of Zhao et al., AD-MT, ECCV 2024.
+    """
+    p, q = promote_to_fp32(probs_1), promote_to_fp32(probs_2)
+    bits_p, bits_q = [-(x * (x + 1e-10).log2()).sum(1, keepdim=True) for x in (p, q)]
+    weight = (bits_q - bits_p).sigmoid()
+    return weight * p + (1 - weight) * q, weight

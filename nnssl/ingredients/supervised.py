@@ -195,3 +195,71 @@ def class_numbers(probs: Tensor, first: int = 0) -> Tensor:
 def promote_to_fp32(tensor: Tensor) -> Tensor:
     """Return the tensor in fp32; a tensor in fp64 stays in fp64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def dice_ce(
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    form: Literal["normalised", "literal"] = "normalised",
+) -> Tensor:
+    """Return half the sum of cross-entropy and foreground Dice loss, in which classes can have weights.
+
+    normalised: ½·[ Σ_v w_y·CE_v / Σ_v w_y + mean_{c ≥ 1} w_c·(1 − D_c) ]
+    literal: mean over all classes of w_c·½·[ mean_v 1[y = c]·CE_v + 1 − D_c ]
+    D_c = (2·Σ p_c·y_c + 1) / (Σ p_c + Σ y_c + 1 + 1e-8), sums over batch and voxels
+
+    Args:
+        logits: (B, C, *S); receive the gradient. Half precision is converted to fp32.
+        target: LongTensor (B, *S), 0 .. C−1.
+        class_weights: (C,), w >= 0; receive no gradient; None = all 1.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
+        form: one of the two forms above.
+
+    Returns:
+        0-d tensor, >= 0; 0 when the mask is empty.
+
+    Raises:
+        ValueError: `form` has an unknown value.
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 2–3 (literal), and the public code of Wang and Li, A&D,
+    NeurIPS 2023 (normalised; the code minimises CE − D, which is twice this loss minus a constant).
+    """
+    if form not in {"normalised", "literal"}:
+        raise ValueError(f"form must be normalised or literal, got {form!r}")
+    z = promote_to_fp32(logits)
+    log_probs, classes = z.log_softmax(1), z.shape[1]
+    weights = z.new_ones(classes) if class_weights is None else class_weights.detach().to(z)
+    counts = torch.ones_like(z[:, :1]) if mask is None else mask.to(z.dtype).expand_as(z[:, :1])
+    one_hot = (target.unsqueeze(1) == class_numbers(z)).to(z.dtype)
+    axes = [0, *range(2, z.ndim)]
+    entropies = -(log_probs * one_hot * counts).sum(axes)  # of the voxels of each class
+    probs, counted = log_probs.exp() * counts, one_hot * counts
+    overlap, voxels = (probs * one_hot).sum(axes), counted.sum(axes)
+    dice_loss = 1 - (2 * overlap + 1) / (probs.sum(axes) + voxels + 1 + 1e-8)
+    least = torch.finfo(z.dtype).tiny
+    if form == "literal":
+        return 0.5 * (weights * (entropies / voxels.sum().clamp_min(least) + dice_loss)).mean()
+    cross_entropy = (weights * entropies).sum() / (weights * voxels).sum().clamp_min(least)
+    return 0.5 * (cross_entropy + (weights * dice_loss)[1:].mean())
+
+
+def dice_of_labels(labels: Tensor, target: Tensor, num_classes: int, mask: Tensor | None = None) -> Tensor:
+    """Return the Dice of each class between predicted labels and labels over the whole batch.
+
+    Args:
+        labels: LongTensor (B, *S), 0 .. C−1.
+        target: LongTensor (B, *S), 0 .. C−1.
+        num_classes: C.
+        mask: (B or 1, 1, *S), 1 = the voxel counts; None = every voxel counts.
+
+    Returns:
+        (C,), fp32, in [0, 1]; NaN for a class that is in neither.
+    """
+    counts = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask[:, 0].bool().expand_as(labels)
+    values = []
+    for c in range(num_classes):  # one class after the other, so that memory does not grow with C
+        ours, theirs = (labels == c) & counts, (target == c) & counts
+        values.append(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum()))
+    return torch.stack(values)

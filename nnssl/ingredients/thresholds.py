@@ -1,8 +1,9 @@
-"""Thresholds for pseudo-labels that follow the network's own confidence."""
+"""Thresholds for pseudo-labels and weights of classes that follow the network's own predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,78 @@ class DynamicThresholdMap(nn.Module):
             # whole numbers are multiplied before the one division, so that a patch frame gives exact centres
             positions.append((first * cells + odd * cells * length / (2 * voxels), cells))
         return positions
+
+
+class DifficultyWeights(nn.Module):
+    """Weights of the classes: large for a class that is learned badly, or that is forgotten faster than learned.
+
+    λ is the Dice of a class in one batch, Δ = λ − λ_prev, ℓ = ln(λ / λ_prev). Both sums are running means, with the
+    momentum (τ − 1)/τ:
+
+        learned ← mean of max(Δ, 0)·ℓ,   forgotten ← mean of min(Δ, 0)·ℓ,   d = (forgotten + 1e-8) / (learned + 1e-8)
+        w = C · mean of (1 − λ) · d^{1/5};  the mean of 1 − λ starts at 1
+
+    default: λ_prev starts with the first λ of the class, λ is at least 1e-6, and d^{1/5} is in [1/3, 3]; otherwise one
+    falling step would divide by 1e-8
+    adnd: as the public code of A&D; λ_prev starts at 1e-8, so that w is about 0.1 in the first thousand steps
+    window: the sums over the last τ differences instead of running means, and 1 − λ instead of its mean
+
+    All calculations run on the device of the module, without a gradient.
+
+    Args:
+        num_classes: C, with background.
+        momentum_steps: τ >= 1.
+        mode: one of the three modes above.
+
+    Raises:
+        ValueError: `momentum_steps` is below 1, or `mode` is unknown.
+
+    Reference: Li et al., DTLP-Net, arXiv 2508.08549, eq. 4–6; Wang and Li, A&D, NeurIPS 2023, difficulty-aware weights.
+    """
+
+    previous: Tensor
+    changes: Tensor
+    badness: Tensor
+
+    def __init__(
+        self, num_classes: int, momentum_steps: int = 50, mode: Literal["default", "adnd", "window"] = "default"
+    ) -> None:
+        super().__init__()
+        if momentum_steps < 1 or mode not in {"default", "adnd", "window"}:
+            raise ValueError(f"momentum_steps must be at least 1, mode known, got {momentum_steps} and {mode!r}")
+        self.momentum, self.mode = (momentum_steps - 1) / momentum_steps, mode
+        first = 1e-8 if mode == "adnd" else torch.nan
+        self.register_buffer("previous", torch.full((num_classes,), first, dtype=torch.float64))
+        kept = momentum_steps if mode == "window" else 1
+        self.register_buffer("changes", torch.zeros(kept, 2, num_classes, dtype=torch.float64))  # learned, forgotten
+        self.register_buffer("badness", torch.ones(num_classes, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, dice: Tensor) -> Tensor:
+        """Return the weights (C,), >= 0, in the type of `dice`, after one more batch.
+
+        Args:
+            dice: (C,), λ in [0, 1]; NaN where a class is absent: the class then keeps its state.
+        """
+        seen, floor = ~dice.isnan(), 1e-10 if self.mode == "adnd" else 1e-6
+        now = torch.where(seen, dice, 1.0).to(self.previous.dtype).clamp_min(floor)
+        before = torch.where(self.previous.isnan(), now, self.previous)
+        step, ratio = now - before, (now / before).log()
+        change = torch.stack([step.clamp_min(0) * ratio, step.clamp_max(0) * ratio])
+        if self.mode == "window":
+            self.changes = torch.where(seen, torch.cat([self.changes[1:], change[None]]), self.changes)
+            self.badness = torch.where(seen, 1 - now, self.badness)
+        else:
+            m = self.momentum
+            self.changes = torch.where(seen, m * self.changes + (1 - m) * change, self.changes)
+            self.badness = torch.where(seen, m * self.badness + (1 - m) * (1 - now), self.badness)
+        self.previous = torch.where(seen, now, self.previous)
+        learned, forgotten = self.changes.sum(0)
+        difficulty = ((forgotten + 1e-8) / (learned + 1e-8)) ** 0.2
+        if self.mode == "default":
+            difficulty = difficulty.clamp(1 / 3, 3)
+        weights: Tensor = len(dice) * self.badness * difficulty
+        return weights.to(dice.dtype)
 
 
 def _number_cells(cells: int, like: Tensor) -> Tensor:

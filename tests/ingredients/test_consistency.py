@@ -12,8 +12,10 @@ from nnssl.ingredients.consistency import (
     kl_weighted_cross_entropy,
     kl_weighted_cross_entropy_reference,
     probability_mse,
+    relative_l2,
     robust_cross_entropy,
     soft_dice_distance,
+    soft_dice_distillation,
 )
 from nnssl.ingredients.pseudo_labels import fuse_labels
 from nnssl.ingredients.uncertainty import entropy_ignore_mask
@@ -405,3 +407,60 @@ def test_losses_of_saturated_predictions_are_finite(half: bool) -> None:
         assert loss.isfinite()
     gradient = torch.autograd.grad(sum(losses), z)[0]
     assert gradient.isfinite().all()
+
+
+def test_relative_l2_by_hand() -> None:
+    z = torch.tensor([[1.0, -1.0], [0.5, 0.5]], dtype=torch.float64).view(1, 2, 2).requires_grad_()
+    target = torch.tensor([[2.0, -1.0], [0.0, 1.0]], dtype=torch.float64).view(1, 2, 2)
+    loss = relative_l2(z, target)
+    assert loss.item() == pytest.approx(0.25, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert gradient.flatten().tolist() == pytest.approx([-1 / 3, 0, 1 / 6, -1 / 6], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 2, 4)])
+def test_relative_l2_is_a_mean_of_ratios(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, target = (torch.randn(3, 2, *size, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.rand(3, 1, *size, generator=generator) > 0.4
+    ratios = [
+        sum(((z[b, c] - target[b, c]) ** 2)[mask[b, 0]].sum().item() for c in range(2))
+        / sum((target[b, c] ** 2)[mask[b, 0]].sum().item() for c in range(2))
+        for b in range(3)
+    ]
+    assert relative_l2(z, target, mask).item() == pytest.approx(sum(ratios) / 3, rel=1e-6)
+    assert relative_l2(z, target).item() == pytest.approx(relative_l2(100 * z, 100 * target).item(), rel=1e-6)
+    assert relative_l2(z, z).item() == 0
+    assert relative_l2(z, target, torch.zeros_like(mask)).item() == 0
+    constant = target.clone().requires_grad_()
+    relative_l2(z.requires_grad_(), constant).backward()
+    assert z.grad is not None
+    assert constant.grad is None
+
+
+def test_soft_dice_distillation_by_hand() -> None:
+    p, q = (
+        torch.stack([1 - x, x])[None]
+        for x in torch.tensor([[0.9, 0.2, 0.6], [0.8, 0.3, 0.3]], dtype=torch.float64).view(2, 3, 1)
+    )
+    losses = [0.0601093, 0.0541872]
+    by_class = [soft_dice_distillation(p[:, c : c + 1], q[:, c : c + 1]).item() for c in range(2)]
+    assert sorted(by_class) == pytest.approx(sorted(losses), abs=1e-6)
+    assert soft_dice_distillation(p, q).item() == pytest.approx(0.0571482, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 2, 4)])
+def test_soft_dice_distillation_draws_to_the_teacher(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, *size, generator=generator, requires_grad=True)
+    q = torch.randn(2, 3, *size, generator=generator).softmax(1).requires_grad_()
+    assert soft_dice_distillation(q, q).item() == pytest.approx(0, abs=1e-6)
+    mask = torch.zeros(2, 1, *size)
+    assert soft_dice_distillation(logits.softmax(1), q, mask).item() == 0
+    mask[:, :, 0] = 1
+    kept = soft_dice_distillation(logits[:, :, :1].softmax(1), q[:, :, :1])
+    torch.testing.assert_close(soft_dice_distillation(logits.softmax(1), q, mask), kept)
+    (gradient,) = torch.autograd.grad(soft_dice_distillation(logits.softmax(1), q), logits)
+    closer = (logits - gradient / gradient.norm()).softmax(1)
+    assert soft_dice_distillation(closer, q) < soft_dice_distillation(logits.softmax(1), q)
+    assert q.grad is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnssl.ingredients.ema import ema_update, shrink, warmed_up_decay
+from nnssl.ingredients.ema import aggregate, ema_update, shrink, warmed_up_decay
 
 
 def network(dim: int = 2) -> nn.Module:
@@ -96,3 +96,19 @@ def test_shrinking_takes_every_float_tensor() -> None:
     for name, tensor in student.state_dict().items():
         torch.testing.assert_close(tensor, before[name] * 0.9998 if tensor.is_floating_point() else before[name])
     assert all(parameter.grad_fn is None and parameter.requires_grad for parameter in student.parameters())
+
+
+def test_aggregation_moves_shared_parameters_to_the_mean() -> None:
+    target, first, second = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)) for _ in range(3))
+    second.append(nn.Linear(3, 1))
+    target.append(nn.Linear(3, 2))  # of another shape than that of `second`, and `first` has none
+    old = {name: value.clone() for name, value in target.state_dict().items()}
+    first[1].running_mean.fill_(5.0)
+    aggregate(target, [first, second], 0.9)
+    for name, value in target.state_dict().items():
+        expected = old[name]
+        if name in ("0.weight", "0.bias", "1.weight", "1.bias"):
+            expected = 0.9 * expected + 0.1 * (first.state_dict()[name] + second.state_dict()[name]) / 2
+        torch.testing.assert_close(value, expected)
+    with pytest.raises(ValueError, match="decay"):
+        aggregate(target, [first], 1.5)

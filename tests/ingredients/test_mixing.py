@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnssl.ingredients.mixing import copy_paste, copy_paste_mask, cutmix_rectangle, cutmix_sides, predominant_mixup
+from nnssl.ingredients.mixing import (
+    block_mask,
+    copy_paste,
+    copy_paste_mask,
+    cutmix_box,
+    cutmix_rectangle,
+    cutmix_sides,
+    draw_cutmix_boxes,
+    predominant_mixup,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -160,3 +169,78 @@ def test_cutmix_boxes_keep_their_share_and_are_absent_as_often_as_asked(shape: t
     assert 0.3 < max(present) <= 0.4
     assert cutmix_rectangle(shape, 0.0).min() == 1
     box_of(cutmix_rectangle(shape, 1.0, generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("length", "centre", "expected"), [(112, 56, (17, 95)), (112, 20, (0, 59)), (80, 79, (51, 80)), (4, 0, (0, 1))]
+)
+def test_cutmix_box_by_hand(length: int, centre: int, expected: tuple[int, int]) -> None:
+    assert cutmix_box([length, 8], 0.5, [centre, 4]) == [slice(*expected), slice(2, 6)]
+
+
+def test_cutmix_pastes_the_box() -> None:
+    image = torch.arange(16).view(1, 1, 4, 4).float()
+    mask = torch.ones(1, 1, 4, 4)
+    mask[(slice(None), slice(None), *cutmix_box((4, 4), 0.75, (2, 2)))] = 0
+    assert copy_paste(image, -image, mask)[0, 0].tolist() == [
+        [0, 1, 2, 3],
+        [4, -5, -6, 7],
+        [8, -9, -10, 11],
+        [12, 13, 14, 15],
+    ]
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+def test_cutmix_box_stays_in_the_image(lam: float) -> None:
+    for centre in range(9):
+        (box, empty) = cutmix_box((9, 1), lam, (centre, 0))
+        side = int(9 * (1 - lam) ** 0.5) // 2
+        assert list(range(9))[box] == [i for i in range(9) if centre - side <= i < centre + side]
+        assert empty == slice(0, 0)
+    with pytest.raises(ValueError, match="lam"):
+        cutmix_box((4, 4), 1.5, (2, 2))
+
+
+@pytest.mark.parametrize(("shape", "share"), [((64, 64), 0.354), ((64, 64, 64), 0.217)])
+def test_mean_share_of_the_cutmix_boxes(shape: tuple[int, ...], share: float) -> None:
+    generator, voxels = seeded(0), 0
+    for _ in range(1500):
+        (box, other) = draw_cutmix_boxes(shape, 2, generator)
+        sides = [part.stop - part.start for part in box]
+        voxels += torch.tensor(sides).prod().item()
+        assert all(part.stop >= 8 // 2 for part in box + other)
+    assert voxels / 1500 / 64 ** len(shape) == pytest.approx(share, abs=0.02)
+
+
+def test_cutmix_boxes_of_one_step_have_one_size_and_different_places() -> None:
+    boxes = draw_cutmix_boxes((4000, 4000), 20, seeded(1))
+    inner = [b for box in boxes for b in box if b.start > 0 and b.stop < 4000]
+    assert len({b.stop - b.start for b in inner}) == 1
+    assert len({b.start for b in inner}) > 5
+
+
+def test_block_mask_by_hand() -> None:
+    draws = torch.tensor([[0.1, 0.6], [0.8, 0.3]])
+    mask = block_mask((4, 4), 0.5, uniform=draws)
+    assert mask.shape == (1, 1, 4, 4)
+    assert mask[0, 0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    line = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
+    assert block_mask((10, 1), 0.5, uniform=line)[0, 0, :, 0].tolist() == [0, 0, 0, 1, 1, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (32, 16, 80), (3, 40)])
+def test_block_mask_keeps_whole_blocks(shape: tuple[int, ...]) -> None:
+    mask = block_mask(shape, 0.5, generator=seeded(2))
+    assert torch.equal(mask, block_mask(shape, 0.5, generator=seeded(2)))
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    for axis, length in enumerate(shape, start=2):
+        border = [i for i in range(1, length) if not torch.equal(mask.select(axis, i - 1), mask.select(axis, i))]
+        blocks = min(16, length)
+        assert {i * blocks // length - (i - 1) * blocks // length for i in border} <= {1}
+
+
+def test_share_of_the_kept_blocks() -> None:
+    assert block_mask((16, 16, 16), 0.7, generator=seeded(0)).mean().item() == pytest.approx(0.3, abs=0.03)
+    assert block_mask((4, 4), 1.0, generator=seeded(0)).sum() == 0
+    with pytest.raises(ValueError, match="ratio"):
+        block_mask((4, 4), 1.1)

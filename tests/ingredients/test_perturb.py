@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch.nn import functional
 
-from nnssl.ingredients.perturb import add_clipped_noise, add_shared_noise, augment_patches
+from nnssl.ingredients.perturb import (
+    add_clipped_noise,
+    add_shared_noise,
+    augment_patches,
+    gaussian_blur,
+    gumbel_softmax,
+)
 
 
 def patches(dim: int, count: int = 3, size: int = 12) -> torch.Tensor:
@@ -137,3 +146,90 @@ def test_no_shared_noise_draws_nothing() -> None:
     (same,) = add_shared_noise((image,), 0.0)
     assert same is image
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def field(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+X0 = torch.stack([field([[0.8, -0.2], [0.1, -1]]), field([[-0.8, 0.2], [0.3, 1]])])[None]
+DRAWS = torch.stack([field([[0.5, 0.3], [0.7, 0.9]]), field([[0.2, 0.6], [0.4, 0.1]])])[None]
+
+
+def test_gumbel_softmax_by_hand() -> None:
+    z, u = (torch.tensor(x, dtype=torch.float64).view(1, 3, 1, 1) for x in ((1.0, -1.0, 0.5), (0.5, 0.9, 0.2)))
+    expected = torch.tensor([0.4647782, 0.4138132, 0.1214087], dtype=torch.float64)
+    torch.testing.assert_close(gumbel_softmax(z, 1.0, u).flatten(), expected, atol=1e-6, rtol=0)
+    no_noise = torch.full_like(z, math.exp(-1))  # g = −log(−log e^−1) = 0
+    expected = torch.tensor([0.5740970, 0.0776956, 0.3482074], dtype=torch.float64)
+    torch.testing.assert_close(gumbel_softmax(z, 1.0, no_noise).flatten(), expected, atol=1e-6, rtol=0)
+    fg = gumbel_softmax(X0, 1.0, DRAWS)[0, 1].flatten()
+    expected = field([[0.0799963, 0.7785702, 0.3222373, 0.2526743]])[0]
+    torch.testing.assert_close(fg, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (3, 4, 5)])
+def test_gumbel_softmax_draws_classes_by_their_probability(size: tuple[int, ...]) -> None:
+    z = torch.zeros(2, 3, *size, requires_grad=True)
+    p = gumbel_softmax(z, 0.5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(p.sum(1), torch.ones(2, *size))
+    p[:, 0].sum().backward()
+    assert z.grad is not None
+    assert z.grad.abs().max() > 0
+    logits = torch.tensor([2.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 100, 100)
+    drawn = gumbel_softmax(logits, 1.0, generator=torch.Generator().manual_seed(0)).argmax(1)
+    shares = torch.bincount(drawn.flatten(), minlength=3) / drawn.numel()
+    torch.testing.assert_close(shares, logits.softmax(1)[0, :, 0, 0], atol=0.02, rtol=0)
+    assert gumbel_softmax(z, 1.0, torch.zeros_like(z)).isfinite().all()
+    assert gumbel_softmax(z, 1.0, torch.ones_like(z)).isfinite().all()
+    with pytest.raises(ValueError, match="temperature"):
+        gumbel_softmax(z, 0.0)
+
+
+def test_blur_weights() -> None:
+    point = torch.zeros(1, 1, 3, 3, 3, dtype=torch.float64)
+    point[..., 1, 1, 1] = 1
+    blurred = gaussian_blur(point)[0, 0]
+    taps = [blurred[1, 1, 1], blurred[0, 1, 1], blurred[0, 0, 1], blurred[0, 0, 0]]
+    assert [tap.item() for tap in taps] == pytest.approx([0.0922613, 0.0559593, 0.0339410, 0.0205863], abs=1e-6)
+    ones = torch.ones(1, 1, 4, 4, dtype=torch.float64)
+    assert gaussian_blur(ones, border="zero")[0, 0, 0, 0].item() == pytest.approx(0.5269764, abs=1e-6)
+    assert gaussian_blur(ones, border="zero")[0, 0, 0, 1].item() == pytest.approx(0.7259314, abs=1e-6)
+    assert gaussian_blur(ones[..., None].expand(1, 1, 4, 4, 4), border="zero")[0, 0, 0, 0, 0].item() == pytest.approx(
+        0.3825487, abs=1e-6
+    )
+
+
+def test_blur_of_the_random_map() -> None:
+    p = gumbel_softmax(X0, 1.0, DRAWS)
+    for border, expected in (
+        ("replicate", [0.2801466, 0.5006790, 0.2944792, 0.3581734]),
+        ("zero", [0.1716385, 0.2243712, 0.1654740, 0.1939254]),
+    ):
+        assert gaussian_blur(p, border=border)[0, 1].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(gaussian_blur(p).sum(1), torch.ones(1, 2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("border", ["replicate", "constant"])
+@pytest.mark.parametrize("size", [(5, 4), (3, 4, 5)])
+def test_blur_against_a_convolution_with_the_whole_kernel(size: tuple[int, ...], border: str) -> None:
+    image = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    line = torch.exp(-(torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64) ** 2) / (2 * 0.7**2))
+    line /= line.sum()
+    kernel = line
+    for _ in size[1:]:
+        kernel = kernel.unsqueeze(-1) * line
+    convolve = functional.conv2d if len(size) == 2 else functional.conv3d
+    padded = functional.pad(image, (1, 1) * len(size), mode=border)
+    expected = convolve(padded, kernel.expand(3, 1, *kernel.shape), groups=3)
+    ours = gaussian_blur(image, 0.7, "zero" if border == "constant" else "replicate")
+    torch.testing.assert_close(ours, expected)
+    factor = torch.randn_like(ours)
+    gradients = [torch.autograd.grad(x, image, factor)[0] for x in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("options", [{"sigma": 0.0}, {"border": "reflect"}])
+def test_impossible_blurs(options: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        gaussian_blur(torch.ones(1, 1, 2, 2), **options)  # type: ignore[arg-type]

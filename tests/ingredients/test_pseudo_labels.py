@@ -10,6 +10,7 @@ from nnssl.ingredients.consistency import sharpening_loss
 from nnssl.ingredients.pseudo_labels import (
     confident_voxels,
     cross_pseudo_labels,
+    entropy_weighted_ensemble,
     fuse_labels,
     largest_component,
     sharpen,
@@ -248,3 +249,34 @@ def test_confident_voxels_hand_values() -> None:
 def test_every_region_of_a_confident_voxel_is_confident() -> None:
     regions = torch.tensor([[0.9, 0.95], [0.9, 0.5], [0.05, 0.1], [0.3, 0.99]]).T.view(1, 2, 1, 4)
     assert confident_voxels(regions, 0.8, regions=True).tolist() == [[[[True, False, True, False]]]]
+
+
+def test_entropy_weights_by_hand() -> None:
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).view(2, 1, 3, 1, 1)
+    probs, weight = entropy_weighted_ensemble(p[0], p[1])
+    assert weight.shape == (1, 1, 1, 1)
+    assert weight.item() == pytest.approx(0.4415555, abs=1e-6)
+    assert probs.flatten().tolist() == pytest.approx([0.3649333, 0.5350667, 0.1], abs=1e-6)
+    fg = [[0.5056026, 0.3848102, 0.1562327, 0.6194852], [0.7, 0.1, 0.4, 0.8]]
+    first, second = (torch.stack([1 - x, x])[None] for x in torch.tensor(fg, dtype=torch.float64).view(2, 2, 2))
+    probs, weight = entropy_weighted_ensemble(first, second)
+    assert weight.flatten().tolist() == pytest.approx([0.4703801, 0.3793347, 0.5855818, 0.4411548], abs=1e-6)
+    assert probs[0, 1].flatten().tolist() == pytest.approx([0.6085593, 0.2080384, 0.2572543, 0.7203650], abs=1e-6)
+    assert probs.argmax(1).flatten().tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("size", [(4, 3), (2, 3, 4)])
+def test_entropy_weights_prefer_the_certain_prediction(size: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, q = ((3 * torch.randn(2, 4, *size, generator=generator)).softmax(1) for _ in range(2))
+    probs, weight = entropy_weighted_ensemble(p, q)
+    swapped, other = entropy_weighted_ensemble(q, p)
+    torch.testing.assert_close(probs, swapped)
+    torch.testing.assert_close(weight, 1 - other)
+    torch.testing.assert_close(probs.sum(1), torch.ones(2, *size))
+    bits = [-(x * x.log2()).sum(1, keepdim=True) for x in (p, q)]
+    assert torch.equal(weight > 0.5, bits[0] < bits[1])
+    assert ((weight > 0) & (weight < 1)).all()
+    assert torch.allclose(entropy_weighted_ensemble(p, p)[1], torch.tensor(0.5))
+    one_hot = torch.eye(4)[:, :, None, None][:1]
+    assert entropy_weighted_ensemble(one_hot, one_hot)[0].isfinite().all()

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from nnssl.ingredients.supervised import (
+    dice_ce,
+    dice_of_labels,
     foreground_dice,
     masked_cross_entropy,
     masked_dice,
@@ -219,3 +221,69 @@ def test_dice_of_equation_10_and_without_its_factor() -> None:
     (whole,) = torch.autograd.grad(masked_dice(probs, one_hot), probs)
     (half,) = torch.autograd.grad(masked_dice(probs, one_hot, dice="halved_batch"), probs)
     torch.testing.assert_close(half, 0.5 * whole)
+
+
+FG = torch.tensor([0.9, 0.2, 0.6], dtype=torch.float64)
+THREE = torch.tensor([[[2.0, 0], [0, 1]], [[0, 1], [0, 0]], [[0, 0], [3, 2]]], dtype=torch.float64)[None]
+THREE_LABELS, THREE_WEIGHTS = torch.tensor([[[0, 1], [2, 0]]]), torch.tensor([0.5, 1, 2], dtype=torch.float64)
+
+
+def test_dice_ce_by_hand() -> None:
+    logits = torch.stack([1 - FG, FG]).log().view(1, 2, 3, 1)
+    assert dice_ce(logits, torch.tensor([0, 0, 1]).view(1, 3, 1)).item() == pytest.approx(0.7087951, abs=1e-6)
+    loss = dice_ce(THREE, THREE_LABELS, THREE_WEIGHTS).item()
+    assert loss == pytest.approx(0.3926343, abs=1e-6)
+    dice = torch.tensor([0.7142634, 0.7637633, 0.7240663], dtype=torch.float64)
+    adnd = 2 * loss - THREE_WEIGHTS[1:].mean().item()  # CE − mean w·D of the authors' code
+    assert adnd == pytest.approx(-0.7147314, abs=1e-6)
+    entropies = torch.tensor([[0.2395448, 1.4076060], [0.5514447, 0], [0.0949230, 0]], dtype=torch.float64).sum(1) / 4
+    literal = (THREE_WEIGHTS * 0.5 * (entropies + 1 - dice)).mean().item()
+    assert dice_ce(THREE, THREE_LABELS, THREE_WEIGHTS, form="literal").item() == pytest.approx(literal, abs=1e-6)
+
+
+def naive_dice_ce(z: torch.Tensor, y: torch.Tensor, w: torch.Tensor, mask: torch.Tensor, form: str) -> float:
+    """Return the loss by a loop over voxels; z (B, C, N), y and mask (B, N)."""
+    p, classes = z.softmax(1), range(z.shape[1])
+    total, weight, entropies, overlap, size = 0.0, 0.0, [0.0] * len(w), [0.0] * len(w), [0.0] * len(w)
+    for b, v in mask.nonzero().tolist():
+        label = int(y[b, v])
+        entropy = -math.log(p[b, label, v])
+        total, weight = total + w[label].item() * entropy, weight + w[label].item()
+        entropies[label] += entropy / int(mask.sum())
+        for c in classes:
+            overlap[c] += p[b, c, v].item() * (label == c)
+            size[c] += p[b, c, v].item() + (label == c)
+    dice = [1 - (2 * overlap[c] + 1) / (size[c] + 1 + 1e-8) for c in classes]
+    if form == "literal":
+        return sum(w[c].item() * 0.5 * (entropies[c] + dice[c]) for c in classes) / len(w)
+    return 0.5 * (total / weight + sum(w[c].item() * dice[c] for c in classes[1:]) / (len(w) - 1))
+
+
+@pytest.mark.parametrize("form", ["normalised", "literal"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 2, 2, 3, 2)])
+def test_dice_ce_against_loops(shape: tuple[int, ...], form: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]), generator=generator)
+    w = torch.rand(shape[1], generator=generator, dtype=torch.float64)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=generator) > 0.4
+    loss = dice_ce(z, y, w, mask, form)
+    expected = naive_dice_ce(z.detach().flatten(2), y.flatten(1), w, mask.flatten(1), form)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert (gradient.abs().sum(1, keepdim=True) > 0).eq(mask).all()
+    assert torch.equal(dice_ce(z, y, torch.ones_like(w)), dice_ce(z, y))
+    assert dice_ce(z, y, w, torch.zeros_like(mask), form).item() == pytest.approx(0, abs=1e-7)
+    with pytest.raises(ValueError, match="form"):
+        dice_ce(z, y, form="eq. 3")
+
+
+def test_dice_of_labels() -> None:
+    ours, truth = torch.tensor([[[0, 1, 1, 3]]]), torch.tensor([[[0, 1, 0, 0]]])
+    dice = dice_of_labels(ours, truth, 4)
+    assert dice[:2].tolist() == pytest.approx([2 / 4, 2 / 3])
+    assert dice[2].isnan()
+    assert dice[3].item() == 0
+    masked = dice_of_labels(ours, truth, 4, torch.tensor([[[[True, True, False, False]]]]))
+    assert masked[:2].tolist() == [1, 1]
+    assert masked[2:].isnan().all()

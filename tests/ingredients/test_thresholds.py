@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from nnssl.ingredients.thresholds import DynamicThresholdMap
+from nnssl.ingredients.thresholds import DifficultyWeights, DynamicThresholdMap
 
 ROW = torch.tensor([0.9, 0.6, 0.2, 0.45])
 ROW_PROBS = torch.stack([1 - ROW, ROW])[None]  # (1, 2, 4), of class 1
@@ -217,3 +217,78 @@ def test_no_gradient_and_wrong_momentum() -> None:
     assert not thresholds.weights(probs).requires_grad
     with pytest.raises(ValueError, match="momentum"):
         DynamicThresholdMap(2, (4,), 1.5)
+
+
+SEQUENCE = torch.tensor([[0.90, 0.50, 0.10], [0.92, 0.40, 0.10], [0.93, 0.45, 0.30]], dtype=torch.float64)
+
+
+def test_difficulty_of_the_code_by_hand() -> None:
+    weights = DifficultyWeights(3, mode="adnd")
+    expected = [(0.0923880, 0.1054452, 0.1494798), (0.0910574, 0.8938633, 0.1497904), (0.0897302, 0.8858743, 0.1455864)]
+    for dice, values in zip(SEQUENCE, expected, strict=True):
+        assert weights.update(dice).tolist() == pytest.approx(values, abs=1e-6)
+
+
+def test_difficulty_over_a_window_by_hand() -> None:
+    weights = DifficultyWeights(3, mode="window")
+    for dice in SEQUENCE:
+        found = weights.update(dice)
+    assert (found / 3).tolist() == pytest.approx([0.0078957, 0.7179082, 0.0238080], abs=1e-6)
+    short = DifficultyWeights(3, momentum_steps=1, mode="window")
+    for dice in SEQUENCE:
+        found = short.update(dice)
+    last = [0.01 * math.log(0.93 / 0.92), 0.05 * math.log(0.45 / 0.40), 0.2 * math.log(3)]
+    expected = [
+        3 * (1 - now) * (1e-8 / (change + 1e-8)) ** 0.2 for now, change in zip(SEQUENCE[2].tolist(), last, strict=True)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_default_difficulty_against_a_loop() -> None:
+    weights, dice = DifficultyWeights(2, momentum_steps=10), [0.2, 0.5, 0.4, 0.45, 0.6, 0.6]
+    learned = forgotten = 0.0
+    badness, before = 1.0, dice[0]
+    for now in dice:
+        change = (now - before) * math.log(now / before)
+        learned = 0.9 * learned + 0.1 * (change if now > before else 0)
+        forgotten = 0.9 * forgotten + 0.1 * (change if now < before else 0)
+        badness, before = 0.9 * badness + 0.1 * (1 - now), now
+        difficulty = min(3.0, max(1 / 3, ((forgotten + 1e-8) / (learned + 1e-8)) ** 0.2))
+        found = weights.update(torch.tensor([now, 1.0], dtype=torch.float64))
+        assert found[0].item() == pytest.approx(2 * badness * difficulty, rel=1e-9)
+    assert found[1].item() == pytest.approx(2 * 0.9**6, rel=1e-9)  # always perfect
+
+
+@pytest.mark.parametrize("mode", ["default", "adnd", "window"])
+def test_an_absent_class_keeps_its_state(mode: str) -> None:
+    with_gap, without = DifficultyWeights(2, 10, mode), DifficultyWeights(2, 10, mode)
+    for dice in ([0.3, 0.2], [0.5, torch.nan], [0.4, 0.6]):
+        found = with_gap.update(torch.tensor(dice))
+    for dice in ([0.3, 0.2], [0.4, 0.6]):
+        expected = without.update(torch.tensor(dice))
+    assert found[1] == expected[1]
+    assert found[0] != expected[0]
+    assert DifficultyWeights(2, 10, mode).update(torch.tensor([torch.nan, 0.0])).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["default", "adnd", "window"])
+def test_difficulty_goes_on_from_its_state(mode: str) -> None:
+    first, second = DifficultyWeights(3, 50, mode), DifficultyWeights(3, 50, mode)
+    first.update(SEQUENCE[0])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.update(SEQUENCE[1]), second.update(SEQUENCE[1]))
+    assert not list(first.parameters())
+
+
+def test_a_falling_class_gets_more_weight_than_a_rising_one() -> None:
+    weights = DifficultyWeights(2)
+    for step in range(10):
+        found = weights.update(torch.tensor([0.5 + 0.03 * step, 0.5 - 0.03 * step]))
+        assert found.max() <= 3 * 2
+    assert found[1] > 2 * found[0]
+
+
+@pytest.mark.parametrize("options", [{"momentum_steps": 0}, {"mode": "none"}])
+def test_impossible_difficulty(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="momentum_steps must be"):
+        DifficultyWeights(2, **options)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nnssl.errors import UsageError
 from nnssl.networks import load_network
 from nnssl.networks.cce_pair import CCEPair
+from nnssl.networks.diff_vnet import DiffVNet
 from nnssl.networks.layers import widths
 from nnssl.networks.outputs import pool_outputs, resize_outputs
 from nnssl.networks.resnet34_vnet import ResNet34VNet
@@ -28,6 +29,7 @@ CLASSES = {
     "vnet_multiscale": VNetMultiscale,
     "resnet34_vnet": ResNet34VNet,
     "cce_pair": CCEPair,
+    "diff_vnet": DiffVNet,
 }
 every = pytest.mark.parametrize("name", CLASSES)
 FOUR_POOLINGS = {2: [[1, 1]] + [[2, 2]] * 4, 3: [[1, 1, 1]] + [[2, 2, 2]] * 4}
