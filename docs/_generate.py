@@ -27,6 +27,8 @@ COMMANDS = (
     "pseudo_label",
     "evaluate",
     "compare",
+    "export",
+    "install",
     "methods",
 )  # others follow these
 

@@ -25,6 +25,14 @@ SHARED_BY_COMMANDS = "nnssl/cli/runtime.py"
 # The test file of a module has the module's name and place. The modules below are tested through the module that calls
 # them, or in one table with others of their kind; the key is the test file that does so.
 TESTED_BY = {
+    "bundles/test_api.py": (
+        "nnssl/bundles/layout.py",
+        "nnssl/bundles/placing.py",
+        "nnssl/bundles/reading.py",
+        "nnssl/bundles/stock.py",
+        "nnssl/bundles/weights.py",
+        "nnssl/bundles/writing.py",
+    ),
     "comparison/test_api.py": ("nnssl/comparison/result.py",),
     "cli/test_bad_input.py": ("nnssl/system/signals.py",),
     "cli/test_train.py": (
