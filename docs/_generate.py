@@ -25,6 +25,7 @@ COMMANDS = (
     "runs",
     "predict",
     "pseudo_label",
+    "pseudo_quality",
     "evaluate",
     "compare",
     "export",

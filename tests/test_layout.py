@@ -25,6 +25,7 @@ SHARED_BY_COMMANDS = "nnssl/cli/runtime.py"
 # The test file of a module has the module's name and place. The modules below are tested through the module that calls
 # them, or in one table with others of their kind; the key is the test file that does so.
 TESTED_BY = {
+    "annotation/test_quality.py": ("nnssl/annotation/known_cases.py", "nnssl/annotation/members.py"),
     "bundles/test_api.py": (
         "nnssl/bundles/layout.py",
         "nnssl/bundles/placing.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ from nnssl.bundles.archive import Archive, open_archive
 from nnssl.bundles.layout import MANIFEST_JSON
 from nnssl.bundles.placing import check_free, put_in_place, staging
 from nnssl.errors import UsageError
-from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
-from nnssl.names import FOLD_PREFIX, RESULTS_VARIABLE
+from nnssl.inference.models import ModelFolder, find_folds, find_named
+from nnssl.names import RESULTS_VARIABLE
 from nnssl.system.files import check_output_file, content_hash, environment_folder
 
 
@@ -79,7 +78,8 @@ def export_model(
         DataError: plans.json, dataset.json or a decision about post-processing is damaged.
         EnvironmentProblem: a checkpoint is damaged, a file cannot be written, or a package for ONNX is missing.
     """
-    found, own = _model_named(model)
+    found, own = find_named(model)
+    _check_named(found)
     chosen = tuple(find_folds(found, folds or own))
     file = Path(output)
     if file.suffix.lower() != ".zip":
@@ -112,44 +112,19 @@ def export_model(
     )
 
 
-def _model_named(model: str | Path) -> tuple[ModelFolder, list[str | int]]:
-    """Return the model that a path, or a name below `nnUNet_results`, means, and the fold, if it means one."""
-    place = Path(model)
-    if not place.is_dir():
-        results = environment_folder(RESULTS_VARIABLE)
-        text = str(model).strip("/")
-        there = sorted(path for path in results.glob("Dataset*/*__*__*") if path.is_dir())
-        parts = text.rsplit("/", 1)
-        fold = parts.pop() if re.fullmatch(rf"{FOLD_PREFIX}\w+", parts[-1]) and len(parts) > 1 else ""
-        named = [path for path in there if "/".join(parts) in (path.name, f"{path.parent.name}/{path.name}")]
-        if len(named) != 1:
-            raise UsageError(
-                f"several models have this name: {len(named)}" if named else "there is no such model",
-                where=model,
-                why="\n".join(f"{path.parent.name}/{path.name}" for path in named or there) or f"{results} has none",
-                run="name the data set, too: DATASET/MODEL" if named else "nnssl_runs lists all runs",
-            )
-        place = named[0] / fold
-    if place.name.startswith(FOLD_PREFIX):
-        return _known(place.parent), [place.name.removeprefix(FOLD_PREFIX)]
-    return _known(place), []
-
-
-def _known(folder: Path) -> ModelFolder:
-    """Return the model in a folder.
+def _check_named(model: ModelFolder) -> None:
+    """Check that a model's folder is named as nnU-Net names models.
 
     Raises:
-        UsageError: the folder is not named as nnU-Net names models, so that nobody could install the model again.
+        UsageError: it is not, so that nobody could install the model again.
     """
-    model = find_model(ModelQuery(folder=folder))
     if not model.configuration:
         raise UsageError(
             "the folder has no name of a model",
-            where=folder,
+            where=model.path,
             why="a model stands in DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION",
             run="give the folder the name that it had in nnUNet_results",
         )
-    return model
 
 
 def install_model(file: str | Path, *, overwrite: bool = False) -> InstallResult:
