@@ -15,6 +15,7 @@ from nnssl.annotation.agreement import FloatArray, entropy
 from nnssl.data.labels import Label
 from nnssl.data.raw import channels_of
 from nnssl.errors import UsageError
+from nnssl.evaluation.postprocessing import postprocess
 from nnssl.evaluation.structures import declared_structures
 from nnssl.host import READERS_OF_PICTURES
 from nnssl.inference.inputs import ScanToPredict
@@ -29,7 +30,7 @@ from nnssl.names import (
     LABELS_KEY,
     PLANS_JSON,
 )
-from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, content_hash, read_object
+from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, read_object
 from nnssl.training.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -118,8 +119,27 @@ def files_of(model: ModelFolder) -> tuple[str, int]:
     return str(description[FILE_ENDING_KEY]), 1 if pictures else len(channels_of(description))
 
 
+def _different_checkpoints(folder: Path) -> list[str]:
+    """Return the checkpoints of a fold whose weights differ from those of the checkpoints before them."""
+    import torch
+
+    from nnssl.inference.checkpoint import load_checkpoint
+
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name in CHECKPOINTS:
+        if name == CHECKPOINT_FINAL or (folder / name).is_file():
+            weights = load_checkpoint(folder / name).weights
+            same = (
+                other.keys() == weights.keys() and all(torch.equal(other[key], weights[key]) for key in weights)
+                for other in found.values()
+            )
+            if not any(same):
+                found[name] = weights
+    return list(found)
+
+
 class Members:
-    """The networks that predict, loaded once.
+    """The networks that predict, loaded once. Their masks are post-processed where all have the same stored decision.
 
     With several folds each is a member. With one, its checkpoints are (final, best, after the supervised stage), as far
     as there are several with different weights; else mirrored copies of the scan are.
@@ -139,17 +159,17 @@ class Members:
         self.kind: Kind = "runs"
         pairs = [(each, CHECKPOINT_FINAL) for each in folds]
         if len(folds) == 1:
-            hashes = {
-                content_hash(path): name for name in reversed(CHECKPOINTS) if (path := folds[0].folder / name).is_file()
-            }
-            pairs = [(folds[0], name) for name in CHECKPOINTS if name in hashes.values()]
+            pairs = [(folds[0], name) for name in _different_checkpoints(folds[0].folder)]
             self.kind = "checkpoints" if len(pairs) > 1 else "mirrored copies"
         self.names = [f"{each.model.path.name}/{FOLD_PREFIX}{each.fold}/{name}" for each, name in pairs]
         options: dict[str, Any] = {"mirroring": mirroring and self.kind != "mirrored copies", "device": device}
         self._predictors = [
-            Predictor.from_folder(each.model, folds=[each.fold], checkpoint=name, postprocessing=False, **options)
-            for each, name in pairs
+            Predictor.from_folder(each.model, folds=[each.fold], checkpoint=name, **options) for each, name in pairs
         ]
+        decisions = [predictor.postprocessing.decision for predictor in self._predictors]
+        first = decisions[0]
+        shared = all(each is not None and first is not None and each.applied == first.applied for each in decisions)
+        self._postprocessing = first if shared else None
 
     @property
     def first(self) -> Predictor:
@@ -182,11 +202,13 @@ class Members:
         properties: dict[str, Any] = {}
         for predict in self._predictions():
             probs, properties = predict(scan)
-            masks.append(most_likely(torch.from_numpy(probs), labels)[0])
+            mask = most_likely(torch.from_numpy(probs), labels)[0]
+            masks.append(postprocess(mask, self._postprocessing))
             total = probs if total is None else total + probs
         assert total is not None
         mean = total / len(masks)
         consensus, _ = most_likely(torch.from_numpy(mean), labels)
+        consensus = postprocess(consensus, self._postprocessing)
         return Opinion(masks, mean, consensus, entropy(mean, labels.has_regions), properties)
 
     def _predictions(self) -> Iterator[Callable[[ScanToPredict], tuple[FloatArray, dict[str, Any]]]]:

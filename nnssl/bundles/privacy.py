@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.names import CASES_KEY, FILE_ENDING_KEY, LABELS_KEY, SEMI_KEY
-from nnssl.training.record import RunRecord
+from nnssl.training.record import RunRecord, Session
 from nnssl.training.settings import RunSettings
 
 DESCRIPTION_KEYS = (
@@ -48,11 +48,17 @@ def public_record(folder: Path) -> dict[str, Any] | None:
     if record is None:
         return None
     settings = {name: value for name, value in record.settings.to_dict().items() if name not in PLACES}
-    sessions = tuple(
-        dataclasses.replace(session, command=without_paths(session.command)) for session in record.sessions
-    )
+    sessions = tuple(map(_public_session, record.sessions))
     public = dataclasses.replace(record, settings=RunSettings(**settings), sessions=sessions, supervised_key="")
     return {key: value for key, value in dataclasses.asdict(public).items() if key != "data"}
+
+
+def _public_session(session: Session) -> Session:
+    """Return a session whose command has no paths, and whose platform is the name of the system only."""
+    machine = session.machine
+    if machine is not None:
+        machine = dataclasses.replace(machine, platform=machine.platform.partition("-")[0])
+    return dataclasses.replace(session, command=without_paths(session.command), machine=machine)
 
 
 def without_paths(command: str) -> str:

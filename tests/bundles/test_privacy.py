@@ -6,7 +6,7 @@ import json
 import pytest
 
 from nnssl.bundles.privacy import public_description, public_plans, public_record, without_paths
-from nnssl.training.record import DataHashes, RunRecord, Scores, Session
+from nnssl.training.record import DataHashes, Machine, RunRecord, Scores, Session
 from nnssl.training.settings import RunSettings
 
 SECRET = "Smith"  # in every name and path that must not leave the machine
@@ -39,10 +39,10 @@ def test_the_record_keeps_scores_and_settings_but_no_paths_and_hashes(tmp_path) 
     assert public_record(tmp_path) is None
     settings = RunSettings(num_iterations=5, seed=3, start_from=f"/{SECRET}", pseudo_labels=f"/{SECRET}")
     command = f"nnssl_train 5 2d 0 -pseudo_labels /data/{SECRET} --set lr=0.1"
+    session = Session(command, "2026", machine=Machine(f"Linux-6.1-{SECRET}", "CPU", 2, "cpu"))
     record = RunRecord(
-        "Dataset005_A", "FixMatchTrainer", "nnUNetPlans", "2d", "0", settings,
-        sessions=(Session(command, "2026"),), data=DataHashes("1", "2", "3", "4", "5"), scores=Scores(0.8),
-        supervised_key="key",
+        "Dataset005_A", "FixMatchTrainer", "nnUNetPlans", "2d", "0", settings, sessions=(session,),
+        data=DataHashes("1", "2", "3", "4", "5"), scores=Scores(0.8), supervised_key="key",
     )  # fmt: skip
     record.write(tmp_path)
     public = public_record(tmp_path)
@@ -51,10 +51,11 @@ def test_the_record_keeps_scores_and_settings_but_no_paths_and_hashes(tmp_path) 
     assert "data" not in public
     (tmp_path / "run.json").write_text(json.dumps(public))
     read = RunRecord.read(tmp_path)
+    hidden = "nnssl_train 5 2d 0 -pseudo_labels PATH --set lr=0.1"
     assert read == dataclasses.replace(
         record,
         settings=RunSettings(num_iterations=5, seed=3),
-        sessions=(Session("nnssl_train 5 2d 0 -pseudo_labels PATH --set lr=0.1", "2026"),),
+        sessions=(Session(hidden, "2026", machine=Machine("Linux", "CPU", 2, "cpu")),),
         data=DataHashes(),
         supervised_key="",
     )
