@@ -26,6 +26,8 @@ COMMANDS = (
     "predict",
     "pseudo_label",
     "pseudo_quality",
+    "suggest",
+    "accept",
     "evaluate",
     "compare",
     "export",

@@ -69,6 +69,7 @@ TESTED_BY = {
 
 # These test files follow one question through several modules.
 ACROSS_MODULES = {
+    "annotation/test_round.py",
     "cli/test_awkward_data.py",
     "cli/test_json.py",
     "cli/test_own_data.py",
