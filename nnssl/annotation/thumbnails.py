@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.annotation.viewers import colour_of
 from nnssl.system.files import replacing
 
 INCHES, DPI = 3.0, 80
@@ -35,6 +36,7 @@ def write_thumbnail(
         EnvironmentProblem: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
     index = slice_to_show(uncertainty, mask > 0)
@@ -47,8 +49,16 @@ def write_thumbnail(
         axes.set_title(title, fontsize="small")
         axes.set_axis_off()
     shown = np.ma.masked_equal(labels, 0)
+    last = max(int(mask.max()), 1)
+    colours = ListedColormap([[part / 255 for part in colour_of(k)] for k in range(last)])
     figure.axes[1].imshow(
-        shown, cmap="tab10", vmin=0, vmax=10, alpha=0.5, interpolation="nearest", aspect=spacing_mm[1] / spacing_mm[2]
+        shown,
+        cmap=colours,
+        vmin=1,
+        vmax=last + 1,
+        alpha=0.5,
+        interpolation="nearest",
+        aspect=spacing_mm[1] / spacing_mm[2],
     )
     figure.axes[2].imshow(
         np.ma.masked_less(unsure, 0.05), cmap="inferno", vmin=0, vmax=1, alpha=0.7,
