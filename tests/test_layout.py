@@ -31,7 +31,6 @@ TESTED_BY = {
         "nnssl/bundles/placing.py",
         "nnssl/bundles/reading.py",
         "nnssl/bundles/stock.py",
-        "nnssl/bundles/weights.py",
         "nnssl/bundles/writing.py",
     ),
     "comparison/test_api.py": ("nnssl/comparison/result.py",),
