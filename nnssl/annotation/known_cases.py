@@ -16,8 +16,9 @@ from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.errors import NnsslError
 from nnssl.evaluation.mask_pairs import LabelImage, read_labels
 from nnssl.evaluation.postprocessing import count_components
-from nnssl.names import DATASET_JSON, GT_FOLDER, PREPROCESSED_VARIABLE
-from nnssl.system.files import environment_folder, read_object
+from nnssl.names import DATASET_JSON, GT_FOLDER, PREPROCESSED_VARIABLE, VALIDATION_FOLDER
+from nnssl.system.files import environment_folder, read_object, settings_hash
+from nnssl.training.record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,22 @@ def find_known_cases(folds: Sequence[MemberFold]) -> KnownCases:
     whole = parse_labels(description).ignore is None  # an ignore label hides parts of structures
     labelled = tuple(path for case in sorted(learned) if whole and (path := label(case)).is_file())
     held = {case: RawCase(case, scan.images, label(case), scan.patient) for case, scan in scans.items()}
+    if not all(_was_validated_here(each.folder, part) for each, part in zip(folds, cases, strict=True)):
+        return KnownCases(labelled, {}, "the runs do not tell that they held out the validation cases of this data set")
     shared = "" if held else "the folds of the runs share no validation case that none has learned from"
     return KnownCases(labelled, held, shared)
+
+
+def _was_validated_here(folder: Path, cases: FoldCases) -> bool:
+    """Return whether a run has held out the validation cases that its fold has now.
+
+    An installed model may stem from another data set of the same name; its record has no hash of cases. Runs of stock
+    nnU-Net have no record, but the masks of their validation.
+    """
+    record = RunRecord.read(folder)
+    if record is None:
+        return (folder / VALIDATION_FOLDER).is_dir()
+    return record.data.validation == settings_hash(list(cases.validation))
 
 
 def _cases(each: MemberFold, preprocessed: Path) -> FoldCases:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 import nnssl
 from nnssl.annotation.agreement import pairwise_dice
+from nnssl.annotation.known_cases import find_known_cases
+from nnssl.annotation.members import find_member_folds
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.postprocessing import Postprocessing, postprocess
 from tests.inference.model_for_tests import read_mask, write_model, write_scans
@@ -164,3 +167,35 @@ def test_wrong_arguments(tmp_path, monkeypatch) -> None:
     with pytest.raises(DataError, match="problem"):
         nnssl.pseudo_quality([folder], scans, tmp_path / "new", device="cpu")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_from_elsewhere_is_not_calibrated_with_the_data_set_of_its_name(world, models, tmp_path) -> None:
+    """It may have learned from the cases that the data set here validates on."""
+    bundle = nnssl.export_model(models[0], tmp_path / "model.zip").file
+    aside = models[0].rename(tmp_path / "aside")
+    try:
+        (installed,) = nnssl.install_model(bundle).models
+        known = find_known_cases(find_member_folds([installed]))
+        assert known.held_out == {}
+        assert "do not tell that they held out" in known.note
+        assert len(known.labelled) == 16
+    finally:
+        shutil.rmtree(models[0], ignore_errors=True)
+        aside.rename(models[0])
+    assert len(find_known_cases(find_member_folds([models[0]])).held_out) == 4
+
+
+def test_runs_on_different_folds_share_no_held_out_case(world, models, tmp_path) -> None:
+    other = models[0].with_name(f"{models[0].name}other")
+    shutil.copytree(models[0], other)
+    try:
+        (other / "fold_0").rename(other / "fold_1")
+        (other / "fold_1" / "run.json").unlink()
+        folds = find_member_folds([models[0], other])
+        assert "do not tell" in find_known_cases(folds).note
+        (other / "fold_1" / "validation").mkdir(exist_ok=True)  # as stock nnU-Net leaves it
+        known = find_known_cases(folds)
+        assert (known.held_out, len(known.labelled)) == ({}, 20)
+        assert "share no validation case" in known.note
+    finally:
+        shutil.rmtree(other)
