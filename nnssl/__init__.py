@@ -47,8 +47,7 @@ _API = {
 }
 __all__ = [
     "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
-    "install_model", "plan", "predict", "pseudo_label", "pseudo_quality",
-    "runs", "suggest", "train",
+    "install_model", "plan", "predict", "pseudo_label", "pseudo_quality", "runs", "suggest", "train",
 ]  # fmt: skip
 
 

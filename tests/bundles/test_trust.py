@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from nnssl.bundles.trust import problems_of_description, problems_of_plans
+from nnssl.bundles.trust import KNOWN, NORMALISATIONS, RESAMPLING, problems_of_description, problems_of_plans
+from nnssl.host import find_preprocessor, readers
 from nnssl.networks import plans_entry
 from tests.conftest import LABELS, tiny_plans
 
@@ -76,3 +77,17 @@ def test_descriptions_are_checked(change, words) -> None:
     assert problems_of_description(good) == []
     (problem,) = problems_of_description(good | change)
     assert words in problem
+
+
+def test_the_known_names_are_those_of_the_installed_nnunet() -> None:
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
+    from nnunetv2.preprocessing.resampling.utils import recursive_find_resampling_fn_by_name
+
+    assert {reader.__name__ for reader in readers()} == KNOWN["image_reader_writer"]
+    classes = vars(schemes).values()
+    found = {
+        each.__name__ for each in classes if isinstance(each, type) and issubclass(each, schemes.ImageNormalization)
+    }
+    assert found - {"ImageNormalization"} == NORMALISATIONS
+    assert all(callable(recursive_find_resampling_fn_by_name(name)) for name in RESAMPLING)
+    assert find_preprocessor("DefaultPreprocessor").__name__ in KNOWN["preprocessor_name"]
