@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -150,14 +151,30 @@ def _problem(content: zipfile.ZipFile, size: int) -> str:
     for entry in entries:
         if problem := _problem_of_name(entry) or _problem_of_kind(entry):
             return problem
-    seen: dict[str, str] = {}
-    for entry in entries:
-        name = entry.filename.rstrip("/")
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name:
-            kind = "appears twice" if other == name else f"differs from {shown(other)} by upper and lower case only"
-            return f"the entry {shown(name)} {kind}"
+    if problem := _problem_of_repeats([entry.filename for entry in entries]):
+        return problem
     return _problem_of_sizes(entries, size)
+
+
+def _problem_of_repeats(names: Sequence[str]) -> str:
+    """Return which two names would be one place on a disk, also on one that does not tell upper from lower case."""
+    places: dict[str, str] = {}
+    files: set[str] = set()
+    for name in names:
+        parts = name.rstrip("/").split("/")
+        for count in range(1, len(parts) + 1):
+            part = "/".join(parts[:count])
+            other = places.setdefault(unicodedata.normalize("NFC", part).casefold(), part)
+            if other != part:
+                return f"the entry {shown(part)} differs from {shown(other)} by upper and lower case only"
+        whole = "/".join(parts)
+        if whole in files:
+            return f"the entry {shown(whole)} appears twice"
+        if not name.endswith("/"):
+            files.add(whole)
+    folders = {"/".join(name.split("/")[:count]) for name in names for count in range(1, name.count("/") + 1)}
+    both = sorted(files & folders)
+    return f"the entry {shown(both[0])} is a file and a folder" if both else ""
 
 
 def _problem_of_name(entry: zipfile.ZipInfo) -> str:

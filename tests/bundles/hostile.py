@@ -63,6 +63,18 @@ HOSTILE: dict[str, tuple[Callable[[Entries], Entries], str]] = {
         lambda entries: [*entries, (entry(entries[0][0].filename.upper()), b"{}")],
         "by upper and lower case only",
     ),
+    "case of a folder": (
+        lambda entries: [*entries, (entry("part/x.json"), b"{}"), (entry("Part/y.json"), b"{}")],
+        "by upper and lower case only",
+    ),
+    "two forms of a letter": (
+        lambda entries: [*entries, (entry("\u00e9.json"), b"{}"), (entry("e\u0301.json"), b"{}")],
+        "by upper and lower case only",
+    ),
+    "file and folder": (
+        lambda entries: [*entries, (entry("x.json"), b"{}"), (entry("x.json/y.json"), b"{}")],
+        "is a file and a folder",
+    ),
     "pickle": (adding("evil.pkl", b"cos\nsystem\n(S'true'\ntR."), "evil.pkl"),
     "code": (adding("trainer.py", b"raise SystemExit"), "trainer.py"),
 }

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 import zipfile
 
 import pytest
@@ -12,7 +11,7 @@ from nnssl.bundles.archive import open_archive, texts_in
 from nnssl.errors import DataError, UsageError
 from tests.bundles.hostile import HOSTILE, adding, entry, read, write
 
-warnings.filterwarnings("ignore", "Duplicate name", UserWarning)
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 OF_THE_READER = ("pickle", "code")  # their names are refused by those who know what a bundle holds
 
 
