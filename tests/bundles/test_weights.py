@@ -13,6 +13,7 @@ from nnssl.bundles.weights import (
 )
 from nnssl.inference.checkpoint import load_checkpoint
 from nnssl.networks import build_network, plans_entry
+from nnssl.networks.mean import MeanOfNetworks
 from nnssl.registry import NETWORKS
 from tests.conftest import LABELS, tiny_plans
 
@@ -67,3 +68,17 @@ def test_what_is_no_tensor_and_what_cannot_be_built_is_said() -> None:
     assert "'w' is no tensor" in problem_with_weights(plans, DESCRIPTION, "3d_fullres", {"w": 3})
     assert "cannot be built" in problem_with_weights(plans, DESCRIPTION, "2d", {})
     assert "cannot be built" in problem_with_weights({}, DESCRIPTION, "3d_fullres", {})
+
+
+def test_the_mean_of_two_networks_fits_its_own_weights_and_its_members_are_checked() -> None:
+    plans = tiny_plans(3, [32, 32, 32])
+    plan = plans["configurations"]["3d_fullres"]
+    members = [plan["architecture"], plans_entry("vnet", plan)]
+    arguments = {"architectures": members, "strides": members[0]["arch_kwargs"]["strides"], "sigmoid": False}
+    name = f"{MeanOfNetworks.__module__}.{MeanOfNetworks.__name__}"
+    plan["architecture"] = {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": []}
+    network = build_network(plan["architecture"], 1, len(LABELS), allow_init=False, deep_supervision=False)
+    assert problems_of_plans(plans) == []
+    assert problem_with_weights(plans, DESCRIPTION, "3d_fullres", network.state_dict()) == ""
+    members[1]["network_class_name"] = "os.system"
+    assert problems_of_plans(plans) == ["network_class_name is 'os.system'"]
