@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     import torch
 
 SUGGESTION_JSON, SUGGESTION_CSV = "suggestion.json", "suggestion.csv"
+WORK = ".unfinished"
 log = logging.getLogger("nnssl.predict")
 
 
@@ -122,30 +125,59 @@ def suggest(  # noqa: PLR0913 - the public API names every option
     scouted = _Scouted(raw, folds, mirroring, device) if folds else None
     candidates = _candidates(raw, scouted, count, strategy, seed)
     picks = choose(candidates, count, strategy, seed, number)
-    masks = scouted.write_masks(picks, folder) if scouted else []
-    names = names_of_values(parse_labels(raw.dataset_json))
-    write_text(folder / SLICER, slicer_table(names))
-    write_text(folder / ITK_SNAP, itk_snap_table(names))
-    write_text(folder / SUGGESTION_CSV, _table(picks, raw, masks))
-    examined = len(scouted.opinions) if scouted else 0
-    content = {
+    head = {
         "dataset": raw.name, "strategy": strategy, "seed": seed, "round": number,
         "models": [f"{each.model.path.name}/fold_{each.fold}" for each in folds],
-        "cases": {pick.case: {"score": pick.score, "why": pick.why} for pick in picks},
-        "prefilled": {path.name: voxel_hash(read_labels(scouted.members.reader, path).values) for path in masks}
-        if scouted else {},
     }  # fmt: skip
-    write_json(folder / SUGGESTION_JSON, content)
+    with _complete(folder) as work:
+        masks = _write(work, raw, scouted, picks, head)
     return SuggestResult(
         folder=folder,
         dataset=raw.name,
         cases=[pick.case for pick in picks],
         images=[image for pick in picks for image in raw.unlabelled[pick.case].images],
-        masks=masks,
+        masks=[folder / mask.name for mask in masks],
         strategy=strategy,
-        examined=examined,
+        examined=len(scouted.opinions) if scouted else 0,
         notes=_notes(folds, picks, count),
     )
+
+
+@contextlib.contextmanager
+def _complete(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder whose files enter `folder` at the end of the block, or go where the block fails.
+
+    The description comes first: a mask in the folder is then known to be one that nobody has corrected yet.
+    """
+    made, work = not folder.exists(), folder / WORK
+    shutil.rmtree(work, ignore_errors=True)  # of a killed command
+    work.mkdir(parents=True)
+    try:
+        yield work
+        for file in sorted(work.iterdir(), key=lambda each: (each.name != SUGGESTION_JSON, each.name)):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):  # it holds files
+                folder.rmdir()
+
+
+def _write(
+    work: Path, raw: RawDataset, scouted: _Scouted | None, picks: Sequence[Pick], head: dict[str, Any]
+) -> list[Path]:
+    """Write everything into a folder, and return the paths of the masks."""
+    masks = scouted.write_masks(picks, work) if scouted else []
+    hashes = {}
+    if scouted:
+        hashes = {path.name: voxel_hash(read_labels(scouted.members.reader, path).values) for path in masks}
+    names = names_of_values(parse_labels(raw.dataset_json))
+    write_text(work / SLICER, slicer_table(names))
+    write_text(work / ITK_SNAP, itk_snap_table(names))
+    write_text(work / SUGGESTION_CSV, _table(picks, raw, masks))
+    cases = {pick.case: {"score": pick.score, "why": pick.why} for pick in picks}
+    write_json(work / SUGGESTION_JSON, {**head, "cases": cases, "prefilled": hashes})
+    return masks
 
 
 def voxel_hash(values: NDArray[Any]) -> str:

@@ -33,7 +33,7 @@ def hide(raw: Path, cases: list[str]) -> Path:
 
 
 def plan() -> None:
-    nnssl.plan(901, ("2d",), hardware="cpu", num_processes=1)
+    nnssl.plan(901, ("2d",), hardware="cpu", num_processes=1, num_processes_fingerprint=1)
 
 
 def folds(root: Path) -> list[dict]:

@@ -11,9 +11,10 @@ import SimpleITK as sitk
 import torch
 
 import nnssl
+from nnssl.annotation import suggest as module
 from nnssl.annotation.agreement import entropy, mean_entropy
 from nnssl.annotation.suggest import voxel_hash
-from nnssl.errors import DataError, UsageError
+from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.inference.inputs import ScanToPredict
 from nnssl.inference.predictor import Predictor
 from tests.conftest import DATASET
@@ -119,6 +120,26 @@ def test_random_prefers_scans_in_which_the_model_sees_a_structure(raw, model) ->
     result = suggest(raw, count=1, seed=0)
     assert result.cases == ["un_04"]
     assert (read_mask(result.masks[0]) == 1).all()
+
+
+def test_a_suggestion_that_fails_leaves_nothing(raw, model, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise EnvironmentProblem("no space")
+
+    (raw.parents[1] / "next").mkdir()
+    (raw.parents[1] / "next" / ".hidden").write_text("")
+    with monkeypatch.context() as patch, pytest.raises(EnvironmentProblem, match="no space"):
+        patch.setattr(module, "slicer_table", fails)
+        suggest(raw, count=1)
+    assert [path.name for path in (raw.parents[1] / "next").iterdir()] == [".hidden"]
+    shutil.rmtree(raw.parents[1] / "next")
+    with monkeypatch.context() as patch, pytest.raises(EnvironmentProblem, match="no space"):
+        patch.setattr(module, "slicer_table", fails)
+        suggest(raw, count=1)
+    assert not (raw.parents[1] / "next").exists()
+    result = suggest(raw, count=1)
+    assert [mask.is_file() for mask in result.masks] == [True]
+    assert len(list(result.folder.iterdir())) == 5
 
 
 def test_more_scans_than_there_are(raw) -> None:
