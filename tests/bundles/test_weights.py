@@ -47,7 +47,7 @@ def test_a_checkpoint_reads_like_one_of_a_run(axes, ours, tmp_path) -> None:
     assert read.mirror_axes == (axes or None)
 
 
-@pytest.mark.parametrize("name", ["", *sorted(set(NETWORKS) - {"mamba_unet"})])
+@pytest.mark.parametrize("name", ["", *sorted(NETWORKS)])
 def test_the_networks_of_nnssl_fit_their_own_weights(name) -> None:
     """The check builds every network without memory, and agrees with the network that prediction builds."""
     plans = tiny_plans(3, [32, 32, 32])
