@@ -25,8 +25,13 @@ COMMANDS = (
     "runs",
     "predict",
     "pseudo_label",
+    "pseudo_quality",
+    "suggest",
+    "accept",
     "evaluate",
     "compare",
+    "export",
+    "install",
     "methods",
 )  # others follow these
 

@@ -1,7 +1,8 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`. Importing this package is fast: torch and nnU-Net are imported when a function is called.
+`compare`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`. Importing this package is fast: torch
+and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from nnssl.version import DISTRIBUTION as DISTRIBUTION
 from nnssl.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from nnssl.annotation.accept import accept as accept
+    from nnssl.annotation.quality import pseudo_quality as pseudo_quality
+    from nnssl.annotation.suggest import suggest as suggest
+    from nnssl.bundles.api import export_model as export_model
+    from nnssl.bundles.api import install_model as install_model
     from nnssl.comparison.api import compare as compare
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
@@ -33,10 +39,15 @@ _API = {
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
     "compare": "nnssl.comparison.api",
+    "pseudo_quality": "nnssl.annotation.quality",
+    "suggest": "nnssl.annotation.suggest",
+    "accept": "nnssl.annotation.accept",
+    "export_model": "nnssl.bundles.api",
+    "install_model": "nnssl.bundles.api",
 }
 __all__ = [
-    "DISTRIBUTION", "__version__", "compare", "convert", "evaluate", "evaluate_run", "plan", "predict", "pseudo_label",
-    "runs", "train",
+    "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
+    "install_model", "plan", "predict", "pseudo_label", "pseudo_quality", "runs", "suggest", "train",
 ]  # fmt: skip
 
 

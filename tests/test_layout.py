@@ -25,6 +25,14 @@ SHARED_BY_COMMANDS = "nnssl/cli/runtime.py"
 # The test file of a module has the module's name and place. The modules below are tested through the module that calls
 # them, or in one table with others of their kind; the key is the test file that does so.
 TESTED_BY = {
+    "annotation/test_quality.py": ("nnssl/annotation/known_cases.py", "nnssl/annotation/members.py"),
+    "bundles/test_api.py": (
+        "nnssl/bundles/layout.py",
+        "nnssl/bundles/placing.py",
+        "nnssl/bundles/reading.py",
+        "nnssl/bundles/stock.py",
+        "nnssl/bundles/writing.py",
+    ),
     "comparison/test_api.py": ("nnssl/comparison/result.py",),
     "cli/test_bad_input.py": ("nnssl/system/signals.py",),
     "cli/test_train.py": (
@@ -60,6 +68,7 @@ TESTED_BY = {
 
 # These test files follow one question through several modules.
 ACROSS_MODULES = {
+    "annotation/test_round.py",
     "cli/test_awkward_data.py",
     "cli/test_json.py",
     "cli/test_own_data.py",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.errors import DataError, UsageError
+from nnssl.names import FOLD_PREFIX
 from nnssl.system.files import environment_folder
 from nnssl.training.run_folder import ModelName
 from nnssl.training.runs import fits_dataset
@@ -128,6 +130,35 @@ def find_model(query: ModelQuery) -> ModelFolder:
         why=f"models there:\n{_listed(models)}" if models else "",
         run="" if models else "nnssl_train trains one; -m FOLDER names a model folder elsewhere",
     )
+
+
+def find_named(model: str | Path) -> tuple[ModelFolder, list[str | int]]:
+    """Return the model that a path, or a name below `nnUNet_results`, means, and the fold, if it means one.
+
+    Raises:
+        UsageError: there is no such model, several have the name, or no fold of it is trained.
+        DataError: the folder is no model folder.
+        EnvironmentProblem: the path does not exist, and `nnUNet_results` is not set.
+    """
+    place = Path(model)
+    if not place.is_dir():
+        results = environment_folder("nnUNet_results")
+        text = str(model).strip("/")
+        there = sorted(path for path in results.glob("Dataset*/*__*__*") if path.is_dir())
+        parts = text.rsplit("/", 1)
+        fold = parts.pop() if re.fullmatch(rf"{FOLD_PREFIX}\w+", parts[-1]) and len(parts) > 1 else ""
+        named = [path for path in there if "/".join(parts) in (path.name, f"{path.parent.name}/{path.name}")]
+        if len(named) != 1:
+            raise UsageError(
+                f"several models have this name: {len(named)}" if named else "there is no such model",
+                where=model,
+                why="\n".join(f"{path.parent.name}/{path.name}" for path in named or there) or f"{results} has none",
+                run="name the data set, too: DATASET/MODEL" if named else "nnssl_runs lists all runs",
+            )
+        place = named[0] / fold
+    if place.name.startswith(FOLD_PREFIX):
+        return find_model(ModelQuery(folder=place.parent)), [place.name.removeprefix(FOLD_PREFIX)]
+    return find_model(ModelQuery(folder=place)), []
 
 
 def _listed(models: Iterable[ModelFolder]) -> str:

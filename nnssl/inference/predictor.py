@@ -183,20 +183,23 @@ class Predictor(nnUNetPredictor):
             for case in run_overlapped(cases, *stages, readers=readers, writers=writers):
                 self.progress.finished(case.name)
 
-    def probabilities_of(self, case: ScanToPredict) -> tuple[Array, dict[str, Any]]:
+    def probabilities_of(self, case: ScanToPredict, flipped: Sequence[int] = ()) -> tuple[Array, dict[str, Any]]:
         """Return the probabilities (C, z, y, x) of classes or regions on the grid of a scan, and its properties.
 
         Args:
             case: a scan that `check_cases` has passed.
+            flipped: axes of the patch along which the network sees the scan mirrored.
 
         Raises:
             DataError: the intensities of the scan cannot be normalised; the message names file, channel and value.
             OutOfMemory: the device has too little memory for the scan.
         """
-        prepared = self._prepare(case)
-        _, probabilities = self._restore(self._infer(case, prepared), prepared[1], True)
+        data, properties = self._prepare(case)
+        axes = [data.ndim - len(self.configuration_manager.patch_size) + axis for axis in flipped]
+        logits = self._infer(case, (data.flip(axes), properties)).flip(axes)
+        _, probabilities = self._restore(logits, properties, True)
         assert probabilities is not None
-        return probabilities, prepared[1]
+        return probabilities, properties
 
     def predict_preprocessed(
         self, cases: Iterable[str], load: Callable[[str], Prepared], folder: Path, *, save_probabilities: bool = False

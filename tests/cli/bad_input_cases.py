@@ -13,6 +13,7 @@ import numpy as np
 from tests.cli.bad_input_world import (
     DATASET,
     EVALUATE,
+    MODEL,
     PHANTOM,
     PLAN,
     PREDICT,
@@ -667,6 +668,39 @@ PHANTOM_CASES = [
     BadInput("methods: unknown option", "nnssl_methods --fast", 2, ("--fast",)),
 ]  # fmt: skip
 
+BUNDLE_CASES = [
+    BadInput("export: no such model", "nnssl_export nowhere -o {root}/m.zip", 2, ("nowhere", MODEL, "nnssl_runs")),
+    BadInput("export: another ending", f"nnssl_export {MODEL} -o {{root}}/m.tar", 2, ("m.tar", "-o")),
+    BadInput("export: no such fold", f"nnssl_export {MODEL} -f 3 -o {{root}}/m.zip", 2, ("fold 3", "-f 0")),
+    BadInput("export: damaged checkpoint", f"nnssl_export {MODEL} -o {{root}}/m.zip", 4, ("truncated",),
+             lambda world: cut(world.fold / "checkpoint_final.pth")),
+    BadInput("export: a file in the way", f"nnssl_export {MODEL} -o {{root}}/nnUNet_raw/{DATASET}/dataset.json/m.zip",
+             4, ("dataset.json is a file",)),
+    BadInput("install: no such file", "nnssl_install {root}/nowhere.zip", 2, ("{root}/nowhere.zip",)),
+    BadInput("install: no archive", f"nnssl_install {{root}}/nnUNet_raw/{DATASET}/dataset.json", 3,
+             ("refused", "no zip archive", "nothing was installed")),
+    BadInput("install: nnUNet_results unset", "nnssl_install {root}/nowhere.zip", 4, ("export nnUNet_results=",),
+             unset("nnUNet_results")),
+]  # fmt: skip
+
+QUALITY = f"nnssl_pseudo_quality -m {MODEL} -i {{root}}/scans -o {{root}}/out -device cpu"
+ANNOTATION_CASES = [
+    BadInput("quality: no such model", QUALITY.replace(MODEL, "nowhere"), 2, ("nowhere", MODEL)),
+    BadInput("quality: no such scans", QUALITY.replace("scans", "nowhere"), 3, ("{root}/nowhere",)),
+    BadInput("quality: limits", f"{QUALITY} -accept 0.5 -drop 0.7", 2, ("-drop 0.7", "-accept 0.5")),
+    BadInput("quality: into the scans", QUALITY.replace("/out", "/scans"), 2, ("choose another -o",)),
+    BadInput("suggest: no such data set", "nnssl_suggest -d 7 -o {root}/out", 2, ("'7'", DATASET)),
+    BadInput("suggest: unknown strategy", "nnssl_suggest -d 906 -o {root}/out -strategy entropie", 2,
+             ("entropie", "-strategy entropy")),
+    BadInput("suggest: into the data set", f"nnssl_suggest -d 906 -o {{root}}/nnUNet_raw/{DATASET}/out", 2,
+             ("no part of the raw data set",)),
+    BadInput("suggest: nnUNet_raw unset", "nnssl_suggest -d 906 -o {root}/out", 4, ("export nnUNet_raw=",),
+             unset("nnUNet_raw")),
+    BadInput("accept: no such folder", "nnssl_accept {root}/nowhere -d 906", 2, ("{root}/nowhere",)),
+    BadInput("accept: unknown data set", "nnssl_accept {root}/masks", 2, ("-d DATASET",)),
+    BadInput("accept: masks of other scans", "nnssl_accept {root}/scans -d 906", 3, ("have no scan", "{root}/scans")),
+]  # fmt: skip
+
 CASES = [
     *(BadInput(f"raw: {name}", PLAN, 3, words, fresh(spoil)) for name, spoil, words in RAW_DATA),
     *PLAN_OPTIONS,
@@ -675,4 +709,6 @@ CASES = [
     *EVALUATE_CASES,
     *COMPARE_CASES,
     *PHANTOM_CASES,
+    *BUNDLE_CASES,
+    *ANNOTATION_CASES,
 ]

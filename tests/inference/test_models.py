@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
-from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model, list_models
+from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model, find_named, list_models
 
 
 def make_folder(results, dataset="Dataset001_A", trainer="T", plans="P", configuration="2d", checkpoints=("0/final",)):
@@ -138,3 +138,28 @@ def test_folds(results):
 def test_fold_all_alone_is_taken(results):
     make_folder(results, checkpoints=("all/final",))
     assert find_folds(find_model(ModelQuery()), None) == ["all"]
+
+
+def test_models_are_found_by_their_name_below_the_results(results, tmp_path):
+    made = make_folder(results, checkpoints=("0/final", "1/final"))
+    whole = f"Dataset001_A/{made.name}"
+    for given, fold in (
+        (made, []),
+        (made.name, []),
+        (whole, []),
+        (f"{whole}/fold_1", ["1"]),
+        (f"{made.name}/fold_0", ["0"]),
+    ):
+        model, own = find_named(given)
+        assert (model.path, own) == (made, fold)
+    assert find_named(made / "fold_1")[1] == ["1"]
+    with pytest.raises(UsageError, match="no such model") as caught:
+        find_named("other")
+    assert caught.value.why == whole
+    shutil.copytree(made, results / "Dataset002_B" / made.name)
+    with pytest.raises(UsageError, match="several models") as caught:
+        find_named(made.name)
+    assert caught.value.why.splitlines() == [whole, f"Dataset002_B/{made.name}"]
+    assert find_named(f"Dataset002_B/{made.name}")[0].dataset == "Dataset002_B"
+    with pytest.raises(DataError):
+        find_named(tmp_path)

@@ -220,3 +220,22 @@ def test_preprocessed_cases_give_the_masks_of_their_scans(model, scans, tmp_path
     for name in names:
         ours, theirs = (np.load(tmp_path / side / f"{name}.npz")["probabilities"] for side in ("cases", "scans"))
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_probabilities_of_a_flipped_scan_are_those_of_the_flipped_file(results, tmp_path, dim):
+    """A patch axis counts from the first axis of the patch: in 2-D from the second axis of the scan."""
+    model = write_model(results, dim=dim)
+    folder = write_scans(tmp_path / "scans", count=1, spacing=(1.0, 1.0, 1.0))
+    (scan,) = cases_in_folder(folder, tmp_path / "out", ".nii.gz", 1)
+    predictor = Predictor.from_folder(model, device="cpu", mirroring=False)
+    image = SimpleITK.ReadImage(str(scan.images[0]))
+    flipped = SimpleITK.GetImageFromArray(np.flip(SimpleITK.GetArrayFromImage(image), 4 - dim).copy())
+    flipped.CopyInformation(image)
+    SimpleITK.WriteImage(flipped, str(folder / "turned_0000.nii.gz"))
+    _, turned = cases_in_folder(folder, tmp_path / "out", ".nii.gz", 1)
+    plain, _ = predictor.probabilities_of(scan)
+    found, _ = predictor.probabilities_of(scan, (1,))
+    expected = np.flip(predictor.probabilities_of(turned)[0], 5 - dim)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - plain).max() > 0.01

@@ -1,0 +1,1 @@
+"""Models as one file: exported without pickle or code, checked and installed as a whole."""
