@@ -12,6 +12,7 @@ A setting has one fold, in a splits file of its own, and plans of its own. Valid
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -238,7 +239,13 @@ def _check_domains(setting: Setting, raw: RawDataset, domains: Mapping[str, str]
     known = sorted(set(domains.values()))
     for name in filter(None, (setting.source, setting.target)):
         if name not in known:
-            raise unknown_name("domain", name, known, option=f"{setting.option} {setting}:")
+            close = difflib.get_close_matches(name, known, n=1)
+            raise UsageError(
+                f"the data set has no domain '{name}'",
+                where=f"{setting.option} {setting}",
+                why=f"domains in {path.name}: {', '.join(known)}",
+                run=f"{setting.option} {str(setting).replace(name, close[0])}" if close else "",
+            )
     if len(known) == 1:
         raise DataError("the data set has one domain", where=f"{path}: {CASES_KEY}", why="a setting needs two or more")
     places: dict[str, set[str]] = {}
