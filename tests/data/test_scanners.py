@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from benchmarks.scanners import main as write_scanners
+from nnssl.data.integrity import check_dataset
+from nnssl.data.phantom import write_phantom
+from nnssl.data.raw import read_raw_dataset
 from nnssl.data.scanners import SCANNERS, Scanner, reimage
 
 SPACING = (8.0, 1.5, 2.0)
@@ -100,3 +108,35 @@ def test_a_constant_scan_stays_finite() -> None:
     image, label = np.full((4, 8, 8), 7.0), np.zeros((4, 8, 8), np.uint8)
     look, _, _ = reimage(image, label, (1.0, 1.0, 1.0), SCANNERS[3], np.random.default_rng(0))
     assert np.isfinite(look).all()
+
+
+def test_a_real_data_set_is_dealt_out_by_patient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    source = write_phantom(tmp_path, 1, labelled=9, unlabelled=6, test=0, shape=(16, 20, 20))
+    validated = ["labelled_008", "labelled_009"]
+    (source / "splits_final.json").write_text(json.dumps([{"train": [], "val": validated}]))
+    folder = write_scanners("1", 2, "Four", 0)
+    raw = read_raw_dataset(2)
+    about = raw.dataset_json["cases"]
+    assert raw.dataset_json["numTraining"] == len(raw.labelled) == 7
+    assert sorted(raw.test) == validated
+    assert about["unlabelled_006"] == about["labelled_001"]  # the same patient
+    counts = [sum(about[case]["domain"] == name for case in raw.labelled) for name in "ABCD"]
+    assert sorted(counts) == [1, 2, 2, 2]
+    assert len(check_dataset(raw, 1).facts) == 15
+    for case in (*raw.labelled, *raw.test):
+        part = "Tr" if case in raw.labelled else "Ts"
+        old, new = (
+            sitk.ReadImage(str(place / f"labels{p}" / f"{case}.nii.gz"))
+            for place, p in ((source, "Tr"), (folder, part))
+        )
+        centres = [
+            image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()])
+            for image in (old, new)
+        ]
+        assert centres[0] == pytest.approx(centres[1], abs=1e-3)
+        volumes = [(sitk.GetArrayFromImage(image) == 1).sum() * np.prod(image.GetSpacing()) for image in (old, new)]
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.15)
+    assert "domain A: " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="exists"):
+        write_scanners("1", 2, "Four", 0)

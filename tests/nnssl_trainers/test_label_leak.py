@@ -127,7 +127,8 @@ def write_domains(root: Path) -> Path:
 
 def planned_setting(setting: str) -> nnssl.planning.api.PlanResult:
     budget = SETTINGS[setting][0]
-    return nnssl.plan(PHANTOM, ("2d",), budget="cpu", labelled=budget, setting=setting, num_processes=1)
+    one = {"num_processes": 1, "num_processes_fingerprint": 1}
+    return nnssl.plan(PHANTOM, ("2d",), budget="cpu", labelled=budget, setting=setting, **one)
 
 
 def weights_of_setting(setting: str, trainer: str = "MeanTeacherTrainer") -> dict[str, torch.Tensor]:
@@ -193,9 +194,10 @@ def test_hidden_labels_of_a_setting_do_not_reach_the_weights(
         root.mkdir()
         use(root, monkeypatch)
         folder = write_domains(root)
-        splits = setting_fold(Setting.parse(setting), read_raw_dataset(PHANTOM))
+        raw = read_raw_dataset(PHANTOM)
+        splits = setting_fold(Setting.parse(setting), raw)
         budget = SETTINGS[setting][0]
-        cases = fold_cases([splits], 0, LabelBudget.parse(budget) if budget else None, {})
+        cases = fold_cases([splits], 0, LabelBudget.parse(budget) if budget else None, raw.patients())
         about = json.loads((folder / "dataset.json").read_text())["cases"]
         target = {case for case, entry in about.items() if entry["domain"] in SETTINGS[setting][1]}
         hidden = {case for case in cases.unlabelled if case.startswith("labelled")}
@@ -232,14 +234,12 @@ def test_a_label_of_the_source_changes_the_weights(tmp_path: Path, monkeypatch) 
 def test_the_setting_of_hidden_labels_has_plans_of_its_own(tmp_path: Path, monkeypatch) -> None:
     use(tmp_path, monkeypatch)
     write_domains(tmp_path)
-    whole = nnssl.plan(PHANTOM, ("2d",), budget="cpu", num_processes=1, run_preprocessing=False)
+    few = {"budget": "cpu", "num_processes_fingerprint": 1, "run_preprocessing": False}
+    whole = nnssl.plan(PHANTOM, ("2d",), **few)
     before = {path.name: path.read_bytes() for path in whole.plans_path.parent.glob("*.json")}
     names = [whole.plans_name]
     for setting in SETTINGS:
-        plan = nnssl.plan(
-            PHANTOM, ("2d",), budget="cpu", labelled=SETTINGS[setting][0], setting=setting, num_processes=1,
-            run_preprocessing=False,
-        )  # fmt: skip
+        plan = nnssl.plan(PHANTOM, ("2d",), labelled=SETTINGS[setting][0], setting=setting, **few)
         names.append(plan.plans_name)
         content = json.loads(plan.plans_path.read_text())
         assert sorted(content["nnssl_semi"]["labelled_cases"]) == sorted(plan.cases.labelled)
