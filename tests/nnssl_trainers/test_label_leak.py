@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from nnssl.data.phantom import write_phantom
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.splits import LabelBudget, fold_cases
 from nnssl.training.checkpoints import load
+from tests.cli.bad_input_world import few_samples_and_steps
 from tests.tiny_raw import NAME, write_raw, write_scan
 
 
@@ -54,6 +56,12 @@ def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
         raising=False,
     )
     monkeypatch.setattr(nnssl_trainers.frame.run_loop.RunLoop, "_plot", lambda _: None)
+
+
+@pytest.fixture(autouse=True)
+def few_samples() -> Iterator[None]:
+    with few_samples_and_steps():
+        yield
 
 
 @pytest.mark.slow
