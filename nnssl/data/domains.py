@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,9 +59,9 @@ class Setting:
         kind, _, rest = (part.strip() for part in text.partition(":"))
         if kind.lower() not in FORMS:
             raise unknown_name("setting", text, FORMS.values(), option="-setting", otherwise=_otherwise(kind.lower()))
-        between = next((mark for mark in BETWEEN_DOMAINS if mark in rest), None)
-        names = [part.strip() for part in rest.split(between)] if between else [rest]
         wanted = 2 if kind.lower() == UMDA else 1
+        between = next((mark for mark in BETWEEN_DOMAINS if mark in rest), None)
+        names = [part.strip() for part in rest.split(between)] if between and wanted == 2 else [rest]
         if len(names) != wanted or not all(names):
             eaten = kind.lower() == UMDA and rest.endswith("-")
             raise UsageError(
@@ -87,12 +88,20 @@ class Setting:
     def __str__(self) -> str:
         if self.protocol:
             return self.protocol
-        return f"{self.kind}:{self.source}:{self.target}" if self.kind == UMDA else f"{self.kind}:{self.target}"
+        if self.kind == MDG:
+            return f"{MDG}:{self.target}"
+        between = "->" if set(self.source + self.target) & {":", ","} else ":"
+        return f"{UMDA}:{self.source}{between}{self.target}"
 
     @property
     def option(self) -> str:
         """The option that names this setting on a command line."""
         return "-protocol" if self.protocol else "-setting"
+
+    @property
+    def words(self) -> str:
+        """The setting as a word of a command line, in quotes where the shell needs them."""
+        return shlex.quote(str(self))
 
     @property
     def tag(self) -> str:

@@ -162,7 +162,7 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     fold = next(iter(model.folds()), "0")
     name, _, tag = model.plans.partition(BUDGET_TAG)
     setting = Setting.find(RunSettings.from_plans(read_object(model.path / PLANS_JSON)).setting)
-    options = f" {setting.option} {setting}" if setting else ""
+    options = f" {setting.option} {setting.words}" if setting else ""
     if tag and not (setting and setting.protocol):
         options += f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}"
     options = f"{name.partition(TAG_SEPARATOR)[0]}{options}"

@@ -301,7 +301,7 @@ def _training_command(dataset: str, configuration: str, plans: str, request: Pla
     options = {
         "-p": prefix if prefix != DEFAULT_PLANS else None,
         "-tr": "SupervisedTrainer" if supervised else request.trainer,
-        request.setting.option if request.setting else "-setting": request.setting,
+        request.setting.option if request.setting else "-setting": request.setting and request.setting.words,
         "-labelled": None if request.setting and request.setting.protocol else request.labelled,
     }
     given = [f"{option} {value}" for option, value in options.items() if value is not None]

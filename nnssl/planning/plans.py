@@ -97,7 +97,7 @@ class PlanRequest:
         options = {
             "-tr": self.trainer,
             "-hardware": self.hardware,
-            self.setting.option if self.setting else "-setting": self.setting,
+            self.setting.option if self.setting else "-setting": self.setting and self.setting.words,
             "-labelled": None if self.setting and self.setting.protocol else self.labelled,
             "-f": self.fold if self.labelled and self.setting is None else None,
             "-normalisation": self.normalisation,

@@ -269,7 +269,7 @@ def _plans_for(
     from nnssl.planning.preprocessing import check_preprocessed
 
     command = f"nnssl_plan_and_preprocess -d {preprocessed.name} -c {configuration}"
-    command += f" {setting.option} {setting}" if setting else ""
+    command += f" {setting.option} {setting.words}" if setting else ""
     command += f" -labelled {budget}" if budget and not (setting and setting.protocol) else ""
     command += f" -f {fold}" if budget and setting is None else ""
     dataset_json = read_object(preprocessed / DATASET_JSON, command, DATASET_KEYS)

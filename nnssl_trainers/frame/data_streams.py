@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnssl.config import ConfigT, MethodConfig, hyper
 from nnssl.data.boxes import LocatedPatches
-from nnssl.data.domains import domain_probabilities, domains_of, setting_tag
+from nnssl.data.domains import Setting, domain_probabilities, domains_of, setting_tag
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
 from nnssl.data.views import make_reproducible, two_views
@@ -184,8 +184,13 @@ class DataStreams(RunLoop[ConfigT]):
         """
         cases, folder = self.fold_cases().unlabelled, Path(self.preprocessed_dataset_folder + UNLABELLED_SUFFIX)
         run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
-        run += f" -setting {self.settings.setting}" if self.settings.setting else ""
-        run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
+        setting = Setting.find(self.settings.setting)
+        run += f" {setting.option} {setting.words}" if setting else ""
+        run += (
+            f" -labelled {self.settings.labelled}"
+            if self.settings.labelled and not (setting and setting.protocol)
+            else ""
+        )
         if not cases:
             raise DataError(
                 f"{type(self).__name__} needs unlabelled scans, and this fold has none",

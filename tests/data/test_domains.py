@@ -71,7 +71,6 @@ def test_spellings_of_generalisation() -> None:
         ("umda::B", ("is not a setting",)),
         ("umda:A:A", ("same domain",)),
         ("mdg:", ("is not a setting", "mdg:TARGET")),
-        ("mdg:A:B", ("is not a setting",)),
         ("mdga:B", ("unknown setting", "mdg:TARGET")),
         ("ssmis", ("unknown setting", "leave -setting out")),
         ("", ("unknown setting",)),
@@ -81,6 +80,16 @@ def test_what_is_no_setting(text: str, words: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as caught:
         Setting.parse(text)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_names_with_spaces_are_quoted_on_a_command_line() -> None:
+    setting = Setting.parse("umda:Site 1->Site 2")
+    assert setting.words == "'umda:Site 1:Site 2'"
+    assert Setting.find(str(setting)) == setting
+    assert Setting.parse("mdg:D").words == "mdg:D"
+    for text in ("umda:1.5:T->3:T", "mdg:1,5 T"):
+        assert str(Setting.find(str(Setting.parse(text)))) == text
+    assert Setting.parse("umda:1.5:T->3:T") == Setting("umda", "1.5:T", "3:T")
 
 
 def test_tags_never_meet_and_suit_folders() -> None:
