@@ -105,7 +105,8 @@ def converters_table() -> str:
 def protocols_table() -> str:
     """Return the table of the published protocols."""
     protocols = [read_protocol(path) for path in sorted(FOLDER.glob("*.json"))]
-    rows = [[", ".join(f"`{name}`" for name in protocol.names), protocol.source] for protocol in protocols]
+    names = [[*protocol.names, *protocol.short_names.values()] for protocol in protocols]
+    rows = [[", ".join(f"`{name}`" for name in each), p.source] for each, p in zip(names, protocols, strict=True)]
     return _table(["`-protocol`", "source"], rows)
 
 

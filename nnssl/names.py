@@ -53,3 +53,5 @@ LABELS_KEY = "labels"
 FILE_ENDING_KEY = "file_ending"
 UNLABELLED_KEY = "unlabelled"  # splits_final.json: the scans of imagesUn that a fold may learn from
 LABELLED_ORDER = "labelled_order"  # splits_final.json: the order in which a label budget takes patients
+DOMAINS_KEY = "domains"  # splits file of a setting: training case -> domain; the label budget counts in each domain
+CLIP_KEY = "nnssl_clip_percentiles"  # plans.json, configuration: percentiles at which each image is clipped

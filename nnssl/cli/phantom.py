@@ -33,6 +33,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=1.0,
         help="how much more unlabelled and test scans vary in contrast and noise than labelled ones (default: 1)",
     )
+    text = "scanners, 1 to 4; the numbers of scans above are then those of each scanner (default: %(default)s)"
+    command.add_argument("-domains", type=int, default=1, help=text)
     command.add_argument("-seed", type=int, default=0, help="same seed, same voxels (default: %(default)s)")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier phantom of this id and name")
     return command
@@ -59,12 +61,14 @@ def _write(arguments: argparse.Namespace) -> None:
         variety=arguments.variety,
         seed=arguments.seed,
         overwrite=arguments.overwrite,
+        domains=arguments.domains,
     )
     if arguments.json:
         print_json({"folder": folder, "dataset": folder.name})
         return
+    each, setting = (" of each domain", " -setting umda:A:B") if arguments.domains > 1 else ("", "")
     print(
         f"{folder}\n"
-        f"  {arguments.labelled} labelled, {arguments.unlabelled} unlabelled, {arguments.test} test scans\n"
-        f"next: nnssl_plan_and_preprocess -d {arguments.d} -hardware cpu"
+        f"  {arguments.labelled} labelled, {arguments.unlabelled} unlabelled, {arguments.test} test scans{each}\n"
+        f"next: nnssl_plan_and_preprocess -d {arguments.d} -hardware cpu{setting}"
     )

@@ -23,6 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("-budget", "budget", "cpu", "old spelling of -hardware"),
         ("-labelled -labeled", "labelled", "N", "label budget: 7 patients or 10%%; the other labels stay unread"),
         ("-protocol", "protocol", "NAME", "published protocol, acdc-7: its lists as fold 0 and its label budget"),
+        ("-setting", "setting", "SETTING", "domains of dataset.json: umda:SOURCE:TARGET ('umda:A->B') or mdg:TARGET"),
+        ("-normalisation -normalization", "normalisation", "NAME", "shared (several modalities) or nnunet"),
         ("-f", "fold", "FOLD", "fold that the label budget applies to, or all (default: 0)"),
         ("-pl", "planner", "PLANNER", "nnU-Net's planner, nnUNetPlannerResEncL for example"),
         ("-fpe", "fingerprint_extractor", "EXTRACTOR", "nnU-Net's fingerprint extractor"),

@@ -19,9 +19,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("configuration", help="2d, 3d_fullres or 3d_lowres")
     add("fold", help="fold number, or all")
     add("-tr", default=DEFAULT_METHOD, metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
-    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 of a budget (default: %(default)s)")
+    add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 and the like (default: %(default)s)")
     add("-labelled", "-labeled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")
+    add("-setting", metavar="SETTING", help="domains of dataset.json: umda:SOURCE:TARGET ('umda:A->B') or mdg:TARGET")
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
     add("-seed", type=int, metavar="N", help="seed of everything (default: 0)")
     add("-tag", metavar="NAME", help="name of the run (default: made from what differs from the defaults)")
@@ -49,7 +50,7 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.training.api import train
 
     same: tuple[str, ...] = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device")
-    same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
+    same += ("setting", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,

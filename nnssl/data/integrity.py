@@ -177,6 +177,8 @@ def _kinds(raw: RawDataset) -> dict[str, dict[str, RawCase]]:
 
 
 def _description_problems(raw: RawDataset) -> list[str]:
+    if not raw.whole:
+        return []
     problems = []
     stated = raw.dataset_json.get("numTraining")
     if stated != len(raw.labelled):
@@ -254,7 +256,7 @@ def _reader(raw: RawDataset) -> Any:  # noqa: ANN401 - one of nnU-Net's reader c
 def _log_warnings(raw: RawDataset, warnings: list[str]) -> None:
     known = {name for cases in _kinds(raw).values() for name in cases}
     strangers = sorted(set(raw.dataset_json.get(CASES_KEY, {})) - known)
-    if strangers:
+    if strangers and raw.whole:
         warnings.append(f"dataset.json: 'cases' names {len(strangers)} unknown case(s): {', '.join(strangers[:5])}")
     warnings += [
         f"the folder {name} is not read: unlabelled scans stand in {IMAGES_UN}/, as CASE_0000{raw.file_ending}"

@@ -19,6 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from nnssl.data.scanners import SCANNERS, Scanner, reimage
 from nnssl.errors import EnvironmentProblem, NnsslError, UsageError
 from nnssl.names import (
     CASES_KEY,
@@ -67,6 +68,7 @@ class _PhantomCase:
     images: str
     labels: str
     seeds: tuple[list[int], list[int]]
+    scanner: Scanner | None = None
 
 
 def write_phantom(  # noqa: PLR0913 - independent, named settings of one data set
@@ -81,6 +83,7 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
     variety: float = 1.0,
     seed: int = 0,
     overwrite: bool = False,
+    domains: int = 1,
 ) -> Path:
     """Write a synthetic data set in nnU-Net's raw layout with `imagesUn`, and return its folder.
 
@@ -92,33 +95,38 @@ def write_phantom(  # noqa: PLR0913 - independent, named settings of one data se
         folder_root: nnU-Net's raw folder (`nnUNet_raw`); a missing folder is created.
         dataset_id: 1 to 999.
         name: letters, digits, `-` and `_`.
-        labelled: number of labelled scans, at least 1.
-        unlabelled: number of scans without a label; 0 writes no `imagesUn`.
-        test: number of test scans with labels in `labelsTs`; 0 writes no `imagesTs`.
+        labelled: number of labelled scans of each domain, at least 1.
+        unlabelled: number of scans of each domain without a label; 0 writes no `imagesUn`.
+        test: number of test scans of each domain with labels in `labelsTs`; 0 writes no `imagesTs`.
         shape: mean size in voxels (depth, height, width), each at least 16; the size of a scan varies by 10 %.
         variety: how much more contrast, bias field and noise vary in unlabelled and test scans than in labelled scans,
             as in a lab that labelled the scans of one scanner; at least 0.
         seed: 0 or more.
         overwrite: replace an earlier phantom of the same id and name.
+        domains: number of scanners, 1 to 4. With 2 and more, one of the scanners A, B, C and D images each patient, as
+            `nnssl.data.scanners` says; `cases` in dataset.json names the scanner as the domain.
 
     Raises:
         UsageError: a setting is out of range, the id is taken, or the folder exists.
         EnvironmentProblem: the folder cannot be written.
     """
-    _check_settings(dataset_id, name, (labelled, unlabelled, test, seed), shape, variety)
+    _check_settings(dataset_id, name, (labelled, unlabelled, test, seed, domains), shape, variety)
     folder = folder_root / f"Dataset{dataset_id:03d}_{name}"
     _check_free(folder, dataset_id, overwrite)
-    cases = _cases(labelled, unlabelled, test, seed)
+    cases = _cases((labelled, unlabelled, test), seed, domains)
     dataset_json = {
         "name": name,
         "description": "synthetic scans: a tube, a shell around a core, and a nodule",
         "channel_names": {"0": "MRI"},
         LABELS_KEY: LABELS,
-        "numTraining": labelled,
+        "numTraining": labelled * domains,
         FILE_ENDING_KEY: ".nii.gz",
         "created_by": CREATED_BY,
         "seed": seed,
-        CASES_KEY: {case.name: {"patient": case.patient} for case in cases},
+        CASES_KEY: {
+            case.name: {"patient": case.patient} | ({"domain": case.scanner.name} if case.scanner else {})
+            for case in cases
+        },
     }
 
     def fill(temporary: Path) -> None:
@@ -260,7 +268,8 @@ def _appearance(rng: Generator, tissue: NDArray[np.uint8], variety: float) -> ND
     return np.asarray(np.hypot(real, imaginary) * rng.uniform(500, 1500)).round().astype(np.int16)
 
 
-def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_PhantomCase]:
+def _cases(counts: tuple[int, int, int], seed: int, domains: int) -> list[_PhantomCase]:
+    labelled, unlabelled, test = (count * domains for count in counts)
     cases = []
     for kind, (word, count, images, labels) in enumerate(
         (
@@ -274,17 +283,20 @@ def _cases(labelled: int, unlabelled: int, test: int, seed: int) -> list[_Phanto
             if word == "unlabelled" and number % FOLLOW_UP_EVERY == 0:
                 owner, patient = 0, (number // FOLLOW_UP_EVERY - 1) % labelled + 1
             seeds = ([seed, owner, patient], [seed, kind, number, 1])
-            cases.append(
-                _PhantomCase(f"{word}_{number:03d}", f"patient_{'lut'[owner]}{patient:03d}", images, labels, seeds)
-            )
+            scanner = SCANNERS[(patient - 1) % domains] if domains > 1 else None
+            names = f"{word}_{number:03d}", f"patient_{'lut'[owner]}{patient:03d}"
+            cases.append(_PhantomCase(*names, images, labels, seeds, scanner))
     return cases
 
 
 def _write_case(folder: Path, case: _PhantomCase, shape: tuple[int, int, int], variety: float) -> None:
     scan = phantom_scan(*case.seeds, shape, 1.0 if case.images == IMAGES_TR else variety)
-    _write_volume(folder / case.images / f"{case.name}_0000.nii.gz", scan.image, scan.spacing_mm)
+    image, label, spacing = scan.image, scan.label, scan.spacing_mm
+    if case.scanner:
+        image, label, spacing = reimage(image, label, spacing, case.scanner, np.random.default_rng([*case.seeds[1], 2]))
+    _write_volume(folder / case.images / f"{case.name}_0000.nii.gz", image, spacing)
     if case.labels:
-        _write_volume(folder / case.labels / f"{case.name}.nii.gz", scan.label, scan.spacing_mm)
+        _write_volume(folder / case.labels / f"{case.name}.nii.gz", label, spacing)
 
 
 def _write_volume(
@@ -299,9 +311,9 @@ def _write_volume(
 
 
 def _check_settings(
-    dataset_id: int, name: str, numbers: tuple[int, int, int, int], shape: tuple[int, int, int], variety: float
+    dataset_id: int, name: str, numbers: tuple[int, int, int, int, int], shape: tuple[int, int, int], variety: float
 ) -> None:
-    labelled, unlabelled, test, seed = numbers
+    labelled, unlabelled, test, seed, domains = numbers
     rules = (
         (1 <= dataset_id <= 999, f"-d {dataset_id}", "the id is 1 to 999"),
         (re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None, f"-n {name}", "the name is letters, digits, - and _"),
@@ -309,6 +321,7 @@ def _check_settings(
         (unlabelled >= 0, f"-unlabelled {unlabelled}", "the number of scans is 0 or more"),
         (test >= 0, f"-test {test}", "the number of scans is 0 or more"),
         (seed >= 0, f"-seed {seed}", "the seed is 0 or more"),
+        (1 <= domains <= len(SCANNERS), f"-domains {domains}", f"there are 1 to {len(SCANNERS)} scanners"),
         (0 <= variety < np.inf, f"-variety {variety}", "the variety is a number that is 0 or more"),
         (
             len(shape) == 3 and min(shape) >= SMALLEST_AXIS,

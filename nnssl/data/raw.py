@@ -44,7 +44,10 @@ class RawCase:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A raw data set on disk. The mappings lead from case name to case and are sorted by name."""
+    """A raw data set on disk. The mappings lead from case name to case and are sorted by name.
+
+    `whole` is False where a setting of domains left cases out.
+    """
 
     name: str
     folder: Path
@@ -52,6 +55,7 @@ class RawDataset:
     labelled: dict[str, RawCase]
     unlabelled: dict[str, RawCase]
     test: dict[str, RawCase]
+    whole: bool = True
 
     @property
     def file_ending(self) -> str:

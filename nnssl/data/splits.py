@@ -18,7 +18,7 @@ import numpy as np
 
 from nnssl.data.raw import patient_of
 from nnssl.errors import DataError, UsageError
-from nnssl.names import BUDGET_TAG, LABELLED_ORDER, SPLITS_JSON, UNLABELLED_KEY
+from nnssl.names import BUDGET_TAG, DOMAINS_KEY, LABELLED_ORDER, SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json
 
 SPLIT_SEED = 12345  # nnU-Net's own
@@ -67,16 +67,22 @@ class LabelBudget:
     def __str__(self) -> str:
         return f"{self.value:g}" + ("%" if self.percent else "")
 
-    def count(self, patients: int) -> int:
+    def count(self, patients: int, domain: str = "") -> int:
         """Return the number of patients that keep their labels, at least one.
+
+        Args:
+            patients: training patients of the fold, or of one domain.
+            domain: name of the domain; a percentage of a domain is rounded up, that of a fold to the nearest number.
 
         Raises:
             DataError: the budget is larger than the number of patients.
         """
-        wanted = max(1, math.floor(patients * self.value / 100 + 0.5)) if self.percent else int(self.value)
+        share = round(patients * self.value / 100, 6)  # 5 % of 20 is 1, not a little more
+        wanted = max(1, math.ceil(share) if domain else math.floor(share + 0.5)) if self.percent else int(self.value)
         if wanted > patients:
             raise DataError(
-                f"the label budget asks for {wanted} patients, the fold has {patients}",
+                f"the label budget asks for {wanted} patients, the {f'domain {domain}' if domain else 'fold'} has "
+                f"{patients}",
                 where=f"-labelled {self}",
                 run=f"-labelled {patients} or less, or leave -labelled out",
             )
@@ -207,20 +213,30 @@ def _has_names(fold: Mapping[str, Any]) -> bool:
     return named and bool(lists[0]) and bool(lists[1])
 
 
-def read_splits(preprocessed: Path) -> list[dict[str, Any]]:
+def splits_file(tag: str = "") -> str:
+    """Return the name of the splits file of a setting with this tag, or of the data set's own folds."""
+    stem, dot, ending = SPLITS_JSON.partition(".")
+    return f"{stem}{tag}{dot}{ending}"
+
+
+def read_splits(preprocessed: Path, tag: str = "") -> list[dict[str, Any]]:
     """Return the folds that planning wrote into a preprocessed data set folder.
+
+    Args:
+        preprocessed: the folder.
+        tag: of a setting of domains, `@mdg-D` for example; empty for the data set's own folds.
 
     Raises:
         DataError: the file is missing or not a list of folds.
     """
-    path = preprocessed / SPLITS_JSON
+    path = preprocessed / splits_file(tag)
     splits: list[dict[str, Any]] = read_json(path, f"nnssl_plan_and_preprocess -d {preprocessed.name}")
     _check_form(splits, path)
     return splits
 
 
 def cases_of_run(
-    preprocessed: Path, dataset_json: Mapping[str, Any], fold: int | str, budget: LabelBudget | None
+    preprocessed: Path, dataset_json: Mapping[str, Any], fold: int | str, budget: LabelBudget | None, tag: str = ""
 ) -> FoldCases:
     """Return the cases of a run from the files of a preprocessed data set; see `fold_cases`.
 
@@ -229,12 +245,13 @@ def cases_of_run(
         dataset_json: the data set's description, which names the patients.
         fold: fold number, or "all".
         budget: the label budget, None for all labels.
+        tag: of the setting of domains; empty without one.
 
     Raises:
         UsageError: the fold does not exist.
         DataError: the splits are missing or wrong, or the budget does not fit the fold.
     """
-    splits = read_splits(preprocessed)
+    splits = read_splits(preprocessed, tag)
     named = {case for split in splits for key in ("train", "val") for case in split[key]}
     return fold_cases(splits, fold, budget, {case: patient_of(case, dataset_json) for case in named})
 
@@ -246,7 +263,7 @@ def fold_cases(
 
     A budget keeps the first patients of `labelled_order` and turns the other training cases of the fold into unlabelled
     cases. Fold "all" trains and validates on every labelled case, as in nnU-Net. A fold whose `val` is its `train` also
-    validates on its labelled cases.
+    validates on its labelled cases. In a fold with `domains`, which a setting writes, the budget holds for each domain.
 
     Args:
         splits: the folds of `splits_final.json`.
@@ -258,6 +275,7 @@ def fold_cases(
         UsageError: the fold does not exist.
         DataError: the budget is larger than the fold, or `labelled_order` names too few patients.
     """
+    domains: Mapping[str, str] = {}
     if fold == "all":
         train = sorted({case for split in splits for key in ("train", "val") for case in split[key]})
         order = list(dict.fromkeys(entry for split in splits for entry in split.get(LABELLED_ORDER, ())))
@@ -267,6 +285,7 @@ def fold_cases(
         split = splits[fold]
         train, validation = list(split["train"]), list(split["val"])
         order, extra = list(split.get(LABELLED_ORDER, ())), list(split.get(UNLABELLED_KEY, ()))
+        domains = split.get(DOMAINS_KEY, {})
     else:
         raise UsageError(
             f"fold {fold} does not exist",
@@ -275,18 +294,21 @@ def fold_cases(
         )
     if budget is None:
         return FoldCases(tuple(train), tuple(extra), tuple(validation))
-    chosen = _first_patients(train, order, budget, patients)
+    chosen: set[str] = set()
+    for domain in sorted({domains.get(case, "") for case in train}) or [""]:
+        there = [case for case in train if domains.get(case, "") == domain]
+        chosen |= _first_patients(there, order, budget, patients, domain)
     labelled = tuple(case for case in train if patients.get(case, case) in chosen)
     hidden = tuple(case for case in train if patients.get(case, case) not in chosen)
     return FoldCases(labelled, hidden + tuple(extra), labelled if set(validation) == set(train) else tuple(validation))
 
 
 def _first_patients(
-    train: Sequence[str], order: Sequence[str], budget: LabelBudget, patients: Mapping[str, str]
+    train: Sequence[str], order: Sequence[str], budget: LabelBudget, patients: Mapping[str, str], domain: str
 ) -> set[str]:
     people = {patients.get(case, case) for case in train}
     ranked = [patient for patient in dict.fromkeys(patients.get(entry, entry) for entry in order) if patient in people]
-    count = budget.count(len(people))
+    count = budget.count(len(people), domain)
     if len(ranked) < count:
         raise DataError(
             f"labelled_order names {len(ranked)} training patients, the budget needs {count}",

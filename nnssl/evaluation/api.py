@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.domains import domains_of
 from nnssl.data.labels import Label
 from nnssl.data.raw import listed, other_endings
 from nnssl.errors import DataError, UsageError, unknown_name
@@ -98,6 +99,7 @@ def evaluate(  # noqa: PLR0913 - the public API names every option
         measurement,
         summary_file=output,
         unmatched=(tuple(without_prediction), tuple(without_reference)),
+        domains=domains_of(dataset or {}),
     )
     write_json(output, result.summary)
     if result.notes:

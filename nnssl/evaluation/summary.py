@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class EvaluationResult:
         without_reference: predictions that are left out because no reference has their name.
         conventions: the definitions behind the numbers, in words.
         notes: what a user should know about the files, one line each.
+        domains: domain -> the same for its cases alone; empty where dataset.json gives the cases fewer than two
+            domains. Cases without a domain are in none.
     """
 
     summary_file: Path
@@ -52,18 +54,16 @@ class EvaluationResult:
     without_reference: tuple[str, ...]
     conventions: dict[str, str | float]
     notes: tuple[str, ...] = ()
+    domains: Mapping[str, EvaluationResult] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: nnU-Net's keys and further ones; labels are strings, NaN stays NaN."""
+        domains = {"domains": {name: part.scores for name, part in self.domains.items()}} if self.domains else {}
         return {
-            "foreground_mean": self.foreground_mean,
-            "mean": _with_text_keys(self.mean),
-            "foreground_sd": self.foreground_sd,
-            "sd": _with_text_keys(self.sd),
-            "counts": _with_text_keys(self.counts),
+            **self.scores,
+            **domains,
             "structures": _with_text_keys(self.structures),
-            "num_cases": len(self.cases),
             "without_prediction": list(self.without_prediction),
             "without_reference": list(self.without_reference),
             "conventions": self.conventions,
@@ -78,6 +78,18 @@ class EvaluationResult:
             ],
         }
 
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Means, spreads and counts, as summary.json holds them."""
+        return {
+            "foreground_mean": self.foreground_mean,
+            "mean": _with_text_keys(self.mean),
+            "foreground_sd": self.foreground_sd,
+            "sd": _with_text_keys(self.sd),
+            "counts": _with_text_keys(self.counts),
+            "num_cases": len(self.cases),
+        }
+
 
 def summarise(
     measured: Mapping[str, MeasuredCase],
@@ -86,6 +98,7 @@ def summarise(
     *,
     summary_file: Path,
     unmatched: tuple[tuple[str, ...], tuple[str, ...]],
+    domains: Mapping[str, str],
 ) -> EvaluationResult:
     """Return means, spreads and counts of the measured cases (at least one).
 
@@ -95,7 +108,25 @@ def summarise(
         measurement: how the cases were measured.
         summary_file: path of the summary.
         unmatched: cases without a prediction, and without a reference.
+        domains: case -> domain, for the cases that have one.
     """
+    result = _of_cases(measured, files, measurement, summary_file, unmatched)
+    there = sorted({domains[case] for case in measured if case in domains})
+    parts = {name: {case: metrics for case, metrics in measured.items() if domains.get(case) == name} for name in there}
+    by_domain = {
+        name: _of_cases(part, {case: files[case] for case in part}, measurement, summary_file, ((), ()))
+        for name, part in parts.items()
+    }
+    return replace(result, domains=by_domain) if len(there) > 1 else result
+
+
+def _of_cases(
+    measured: Mapping[str, MeasuredCase],
+    files: Mapping[str, FilePair],
+    measurement: Measurement,
+    summary_file: Path,
+    unmatched: tuple[tuple[str, ...], tuple[str, ...]],
+) -> EvaluationResult:
     names = measurement.structures.names
     cases = {name: case.metrics for name, case in measured.items()}
     columns = {label: _columns(case[label] for case in cases.values()) for label in names}

@@ -12,7 +12,15 @@ LISTED_NAMES = 5
 
 
 def results_table(result: EvaluationResult) -> str:
-    """Return a row for each structure, the foreground mean, missed and spurious structures, and the conventions."""
+    """Return a row for each structure, the foreground mean, missed and spurious structures, and the conventions.
+
+    Where the cases have several domains, a table of each domain follows the table of all cases.
+    """
+    parts = [line for name, part in result.domains.items() for line in ("", f"domain {name}", *_table(part))]
+    return "\n".join([*_table(result), *parts, "", *_failures(result), *_unmatched(result), *_conventions(result)])
+
+
+def _table(result: EvaluationResult) -> list[str]:
     tolerance = result.conventions["nsd_tolerance_mm"]
     distances = {"hd95_mm": "HD95 mm", "assd_mm": "ASSD mm"}
     voxels = {key: title for key, title in _VOXELS.items() if key in result.foreground_mean}
@@ -28,8 +36,7 @@ def results_table(result: EvaluationResult) -> str:
     rows.append([*mean, str(len(result.cases)), *map(str, totals)])
     lines = _aligned([header, *rows])
     rule = "-" * max(map(len, lines))
-    table = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-    return "\n".join([*table, "", *_failures(result), *_unmatched(result), *_conventions(result)])
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
 
 _VOXELS = {"hd95_vox_pooled": "HD95 vox", "asd_vox": "ASD vox"}

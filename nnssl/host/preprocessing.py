@@ -16,6 +16,7 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnssl.errors import DataError
+from nnssl.names import CLIP_KEY
 
 Array = np.ndarray[Any, Any]
 
@@ -84,7 +85,7 @@ class _RawChannel:
 
 
 def checked_preprocessor(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's preprocessor classes
-    """Return a subclass of `base` that checks the intensities after the normalisation.
+    """Return a subclass of `base` that checks the intensities after the normalisation, and clips before where planned.
 
     `run_case` and `run_case_npy` then raise a `DataError` that names scan, channel and value. A warning in the log says
     that outliers leave the other voxels without contrast.
@@ -98,15 +99,34 @@ def checked_preprocessor(base: Any) -> Any:  # noqa: ANN401 - one of nnU-Net's p
             finally:
                 _files.reset(token)
 
-        def _normalize(self, data: Array, *arguments: object) -> Array:
+        def _normalize(self, data: Array, seg: Array, manager: ConfigurationManager, properties: object) -> Array:
             before = [_RawChannel.of(channel) for channel in data]
+            percentiles = manager.configuration.get(CLIP_KEY)
+            clipped = clip_channels(data, percentiles) if percentiles else data
             with np.errstate(over="ignore", invalid="ignore"):  # the check below reports these
-                normalised: Array = super()._normalize(data, *arguments)
+                normalised: Array = super()._normalize(clipped, seg, manager, properties)
             for number, raw in enumerate(before):
                 _check_channel(number, raw, normalised[number])
             return normalised
 
     return CheckedPreprocessor
+
+
+def clip_channels(data: Array, percentiles: Sequence[float]) -> Array:
+    """Return an image whose channels are clipped at percentiles of their own voxels.
+
+    A channel whose two percentiles are equal, as that of a scan that is nearly all background, stays as it is.
+
+    Args:
+        data: (C, *S).
+        percentiles: the lower and the upper one, in percent.
+    """
+    clipped = data.copy()
+    for channel in clipped:
+        low, high = np.percentile(channel, list(percentiles))
+        if low < high:
+            np.clip(channel, low, high, out=channel)
+    return clipped
 
 
 def _check_channel(number: int, raw: _RawChannel, normalised: Array) -> None:

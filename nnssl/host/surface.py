@@ -87,6 +87,12 @@ SURFACE: tuple[HostName, ...] = (
         determine_fullres_target_spacing="",
     ),
     *callables(
+        PLANNER,
+        "nnssl.planning.planner",
+        "one normalisation for all modalities",
+        determine_normalization_scheme_and_whether_mask_is_used_for_norm="",
+    ),
+    *callables(
         PREPROCESSOR,
         "nnssl.planning.preprocessing nnssl.inference.predictor",
         "preprocessing with and without a label",

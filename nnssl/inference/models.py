@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.data.domains import Setting
 from nnssl.errors import DataError, UsageError
-from nnssl.names import FOLD_PREFIX
-from nnssl.system.files import environment_folder
+from nnssl.names import BUDGET_TAG, FOLD_PREFIX, PLANS_JSON, TAG_SEPARATOR
+from nnssl.system.files import environment_folder, read_object
 from nnssl.training.run_folder import ModelName
 from nnssl.training.runs import fits_dataset
-from nnssl.training.settings import DEFAULT_TAG
+from nnssl.training.settings import DEFAULT_TAG, RunSettings
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"
 
@@ -189,9 +190,13 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     there = sorted(file.name for file in model.path.glob("fold_*/checkpoint_*.pth"))
     unfinished = checkpoint == FINAL_CHECKPOINT and bool(there)
     fold = next(iter(model.folds()), "0")
-    prefix, _, tag = model.plans.partition("@lab")
-    budget = f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}" if tag else ""
-    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {prefix}{budget}"
+    name, _, tag = model.plans.partition(BUDGET_TAG)
+    setting = Setting.find(RunSettings.from_plans(read_object(model.path / PLANS_JSON)).setting)
+    options = f" {setting.option} {setting.words}" if setting else ""
+    if tag and not (setting and setting.protocol):
+        options += f" -labelled {tag.partition('-fold')[0].replace('pct', '%')}"
+    options = f"{name.partition(TAG_SEPARATOR)[0]}{options}"
+    resume = f"nnssl_train {model.dataset} {model.configuration} {fold} -tr {model.trainer} -p {options}"
     resume += f" -tag {model.tag or DEFAULT_TAG} --c"
     raise UsageError(
         "the training of this model has not ended" if unfinished else f"no fold of this model holds {checkpoint}",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl.data.domains import setting_tag
 from nnssl.data.labels import Label, parse_labels
 from nnssl.data.raw import RawCase, RawDataset, dataset_name, listed, read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
@@ -80,11 +81,12 @@ class _Model:
 
     def cases(self, preprocessed: Path) -> Iterable[FoldCases]:
         """Return the cases of each fold under the label budget of the model."""
-        labelled = RunSettings.from_plans(read_object(self.folder.path / PLANS_JSON)).labelled
-        budget = LabelBudget.parse(labelled) if labelled else None
+        settings = RunSettings.from_plans(read_object(self.folder.path / PLANS_JSON))
+        budget = LabelBudget.parse(settings.labelled) if settings.labelled else None
+        tag = setting_tag(settings.setting)
         description = read_object(preprocessed / DATASET_JSON)
         for fold in self.folds:
-            yield cases_of_run(preprocessed, description, int(fold) if fold.isdigit() else fold, budget)
+            yield cases_of_run(preprocessed, description, int(fold) if fold.isdigit() else fold, budget, tag)
 
     @property
     def checkpoints(self) -> list[Path]:

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.domains import Setting, choose, seen_part, setting_fold, without_domain
 from nnssl.data.integrity import check_dataset, shift_warnings
-from nnssl.data.protocols import budget_of, protocol_splits
-from nnssl.data.raw import read_raw_dataset
+from nnssl.data.protocols import protocol_splits
+from nnssl.data.raw import RawDataset, read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
 from nnssl.host import find_extractor
@@ -31,7 +32,15 @@ from nnssl.planning.plans import (
 )
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import default_processes, processes_for
-from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, without_cases, write_splits
+from nnssl.planning.scope import (
+    Scope,
+    Splits,
+    make_scope,
+    settle_setting,
+    settle_splits,
+    without_cases,
+    write_splits,
+)
 from nnssl.planning.suitability import check_slices, trainable_configurations
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
@@ -66,7 +75,7 @@ class PlanResult:
 
     Attributes:
         dataset: folder name of the data set.
-        plans_name: plans name, with the tag of a label budget.
+        plans_name: plans name, with the tags of setting and label budget.
         plans_path: plans.json.
         configurations: name -> plan of the requested configurations that the data need.
         cases: cases of the planned fold.
@@ -115,6 +124,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     clean: bool = False,
     skip_unreadable: bool = False,
     budget: str | None = None,
+    setting: str | Setting | None = None,
+    normalisation: str | None = None,
 ) -> PlanResult:
     """Check the raw data, write splits, fingerprint and plans, and preprocess labelled and unlabelled cases.
 
@@ -143,6 +154,11 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         skip_unreadable: leave out unlabelled scans that cannot be read, used or normalised; the result lists them, and
             no fold has them. A later call tries them again.
         budget: old spelling of `hardware`.
+        setting: setting of domains, `umda:SOURCE->TARGET` or `mdg:TARGET`, with plans of its own; see
+            `nnssl.data.domains`. The label budget then holds for each source domain.
+        normalisation: `shared` clips every image at percentiles of its own and brings it to mean 0 and deviation 1, for
+            data sets of several modalities; `nnunet` is nnU-Net's choice by channel name. None takes `shared` under a
+            setting and `nnunet` without one.
 
     Raises:
         UsageError: an option is wrong, or options contradict each other.
@@ -150,12 +166,11 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
             axes, or hold intensities that cannot be normalised.
         EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
-    if protocol:
-        labelled = budget_of(protocol, labelled, fold)
+    chosen_setting, label_budget = choose(setting, protocol, labelled, fold)
     request = PlanRequest(
         trainer=trainer,
         hardware=hardware or budget,
-        labelled=LabelBudget.parse(str(labelled)) if labelled is not None else None,
+        labelled=LabelBudget.parse(label_budget) if label_budget is not None else None,
         fold=fold,
         planner=planner,
         gpu_memory_target_gb=gpu_memory_target_gb,
@@ -163,6 +178,8 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         target_spacing_mm=tuple(target_spacing_mm) if target_spacing_mm is not None else None,
         plans_name=plans_name,
         skip_unreadable=skip_unreadable,
+        setting=chosen_setting,
+        normalisation=normalisation,
     )
     processes = processes_for(num_processes, configurations)
     if num_processes_fingerprint is not None and num_processes_fingerprint < 1:
@@ -171,9 +188,9 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     preprocessed = environment_folder(PREPROCESSED_VARIABLE) / raw.name
     repair = f"export {PREPROCESSED_VARIABLE}=/a/folder/that/can/be/written"
     check_writable(preprocessed, "the folder for preprocessed data", repair)
-    splits, warnings = settle_splits(raw, preprocessed, protocol_splits(protocol, raw) if protocol else None)
+    raw, splits, warnings = _divide(raw, preprocessed, chosen_setting, protocol)
     cases = fold_cases(splits, fold, request.labelled, raw.patients())
-    scope = make_scope(raw, preprocessed, splits, fold, request.labelled)
+    scope = make_scope(raw, preprocessed, splits, fold, request.labelled, chosen_setting)
     _check_names(scope, request, configurations, fingerprint_extractor)
     _announce(scope, cases)
     checked = check_dataset(
@@ -195,7 +212,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
     chosen = trainable_configurations(plans, _choose_configurations(configurations, plans))
     check_slices(plans, chosen, {case: facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
-    path = _write_plans(scope, splits, plans)
+    path = _write_plans(scope, splits, plans, chosen_setting)
     processes = {name: processes[name] for name in chosen if run_preprocessing}
     done, late = _preprocess(scope, plans, processes, clean, skip_unreadable)
     if late:
@@ -214,6 +231,20 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     )
 
 
+def _divide(
+    raw: RawDataset, preprocessed: Path, setting: Setting | None, protocol: str | None
+) -> tuple[RawDataset, Splits, list[str]]:
+    """Return the part of the data set that the plans may see, its folds, and warnings."""
+    if setting is None:
+        return raw, *settle_splits(raw, preprocessed, protocol_splits(protocol, raw) if protocol else None)
+    fold = setting_fold(setting, raw)
+    settle_setting(preprocessed, setting, fold)
+    warnings = [] if setting.protocol else without_domain(raw)
+    if set(fold["train"]) == set(fold["val"]):
+        warnings.append("no source patient is left for validation: the labelled training cases validate")
+    return seen_part(raw, fold), [fold], warnings
+
+
 def _log(warnings: Sequence[str]) -> None:
     for warning in warnings:
         log.warning("warning: %s", warning)
@@ -230,7 +261,7 @@ def _without(
     """Return scope and folds without these scans of imagesUn."""
     kept = {name: case for name, case in scope.raw.unlabelled.items() if name not in skipped}
     raw, splits = dataclasses.replace(scope.raw, unlabelled=kept), without_cases(splits, skipped)
-    made = make_scope(raw, scope.preprocessed, splits, request.fold, request.labelled)
+    made = make_scope(raw, scope.preprocessed, splits, request.fold, request.labelled, request.setting)
     return dataclasses.replace(made, facts=scope.facts), splits
 
 
@@ -257,7 +288,7 @@ def _leave_out_late(
     warnings = _left_out(skipped) + ([] if scope.unlabelled else [NO_UNLABELLED])
     _log(warnings)
     fingerprint_of(scope)
-    write_splits(scope.preprocessed, splits)
+    write_splits(scope.preprocessed, splits, request.setting)
     return scope, splits, warnings
 
 
@@ -270,7 +301,8 @@ def _training_command(dataset: str, configuration: str, plans: str, request: Pla
     options = {
         "-p": prefix if prefix != DEFAULT_PLANS else None,
         "-tr": "SupervisedTrainer" if supervised else request.trainer,
-        "-labelled": request.labelled,
+        request.setting.option if request.setting else "-setting": request.setting and request.setting.words,
+        "-labelled": None if request.setting and request.setting.protocol else request.labelled,
     }
     given = [f"{option} {value}" for option, value in options.items() if value is not None]
     return " ".join(["nnssl_train", dataset, configuration, str(request.fold), *given])
@@ -279,10 +311,12 @@ def _training_command(dataset: str, configuration: str, plans: str, request: Pla
 def _announce(scope: Scope, cases: FoldCases) -> None:
     raw = scope.raw
     counts = len(raw.labelled), len(raw.unlabelled), len(raw.test)
-    log.info("%s: %d labelled, %d unlabelled, %d test scans", raw.name, *counts)
+    what = "" if raw.whole else ", without the scans that the setting leaves unread"
+    log.info("%s: %d labelled, %d unlabelled, %d test scans%s", raw.name, *counts, what)
     if scope.tag:
         counts = len(cases.labelled), len(cases.unlabelled), len(cases.validation)
-        log.info("under the label budget: %d labelled, %d unlabelled, %d validation scans", *counts)
+        under = "the label budget" if raw.whole else scope.tag
+        log.info("under %s: %d labelled, %d unlabelled, %d validation scans", under, *counts)
 
 
 def _check_names(scope: Scope, request: PlanRequest, configurations: Sequence[str], extractor: str) -> None:
@@ -316,9 +350,9 @@ def _choose_configurations(configurations: Sequence[str], plans: Mapping[str, An
     return chosen
 
 
-def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any]) -> Path:
+def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any], setting: Setting | None) -> Path:
     """Write splits, dataset.json and plans, the plans last; return the path of the plans."""
-    write_splits(scope.preprocessed, splits)
+    write_splits(scope.preprocessed, splits, setting)
     with replacing(scope.preprocessed / DATASET_JSON) as temporary:
         shutil.copyfile(scope.raw.folder / DATASET_JSON, temporary)
     path = scope.preprocessed / f"{plans['plans_name']}.json"

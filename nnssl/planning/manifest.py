@@ -15,7 +15,7 @@ from typing import Any
 
 from nnssl.data.raw import listed
 from nnssl.errors import DataError
-from nnssl.names import LABELS_KEY, UNLABELLED_SUFFIX
+from nnssl.names import CLIP_KEY, LABELS_KEY, UNLABELLED_SUFFIX
 from nnssl.system.files import read_object, settings_hash, write_json
 
 CONFIGURATION_SETTINGS = (
@@ -56,6 +56,7 @@ def preprocessing_settings(
     chosen = resolved_configuration(plans, configuration)
     return {
         **{name: chosen.get(name) for name in CONFIGURATION_SETTINGS},
+        **({CLIP_KEY: chosen[CLIP_KEY]} if CLIP_KEY in chosen else {}),
         **{name: plans.get(name) for name in PLANS_SETTINGS},
         **{name: dataset_json.get(name) for name in DATASET_SETTINGS},
         "nnunetv2": version("nnunetv2"),

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnssl.errors import DataError, UsageError
 from nnssl.host import fit_patch, network_of_entry
-from nnssl.names import SEMI_KEY
+from nnssl.names import CLIP_KEY, SEMI_KEY
 from nnssl.registry import METHODS, Method, find_method
 
 STUDENT_BYTES = 20  # bytes for each weight of a trained network: weight, gradient, two moments, half-precision copy
@@ -20,6 +20,7 @@ LEAST_GB = 0.25
 CPU_FEATURES, CPU_MAX_FEATURES = 16, {2: 256, 3: 128}
 CPU_BATCH, CPU_VOXELS = {2: 4, 3: 2}, {2: 30_720, 3: 96_000}
 NO_LIMIT_GB = 1e6
+CLIP_PERCENTILES = (0.5, 99.5)
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +78,7 @@ class SizedPlanner:
     sizings: ClassVar[Sequence[Sizing]]
     tag: ClassVar[str]
     record: ClassVar[Mapping[str, Any]]
+    shared_normalisation: ClassVar[bool] = False
 
     dataset_json: dict[str, Any]
     dataset_fingerprint: dict[str, Any]
@@ -134,6 +136,17 @@ class SizedPlanner:
         forward = [thin, *(axis for axis in range(3) if axis != thin)]
         return forward, [forward.index(axis) for axis in range(3)]
 
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """Return the name of nnU-Net's normalisation for each channel, and whether it leaves the outside at zero.
+
+        The shared normalisation is the same for all channels and images, whatever their modality.
+        """
+        if self.shared_normalisation:
+            channels, _ = self._channels_and_classes()
+            return ["ZScoreNormalization"] * channels, [False] * channels
+        schemes, masks = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()  # type: ignore[misc]
+        return schemes, masks
+
     def get_plans_for_configuration(
         self, spacing: Sequence[float], median_shape: Sequence[float], *args: object, **kwargs: object
     ) -> dict[str, Any]:
@@ -186,7 +199,7 @@ class SizedPlanner:
         """Return nnU-Net's plan; 3d_lowres rounds its median size, which preprocessing keeps at one voxel or more."""
         at_least_one = np.maximum(median_shape, 1)
         plan: dict[str, Any] = super().get_plans_for_configuration(spacing, at_least_one, *args, **kwargs)  # type: ignore[misc]
-        return plan
+        return {**plan, CLIP_KEY: list(CLIP_PERCENTILES)} if self.shared_normalisation else plan
 
     def _weights(self, plan: Mapping[str, Any]) -> int:
         network = _network_without_memory(plan["architecture"], *self._channels_and_classes())

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.domains import Setting
 from nnssl.data.splits import LabelBudget
-from nnssl.errors import UsageError
+from nnssl.errors import UsageError, unknown_name
 from nnssl.host import find_planner, find_preprocessor, plan_experiment, quiet, temporary_dataset
 from nnssl.names import FINGERPRINT_JSON, NAME_SEPARATOR, TAG_SEPARATOR
 from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
@@ -17,6 +18,8 @@ from nnssl.system.files import read_object, write_json
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 DEFAULT_PREPROCESSOR = "DefaultPreprocessor"
+SHARED = "shared"
+NORMALISATIONS = (SHARED, "nnunet")
 STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 
 
@@ -35,6 +38,8 @@ class PlanRequest:
         target_spacing_mm: voxel size of 3d_fullres, in the file's axis order.
         plans_name: plans name instead of the planner's own.
         skip_unreadable: whether unlabelled scans that cannot be read or used are left out.
+        setting: setting of domains, None without one.
+        normalisation: `shared` or `nnunet`; None is `shared` under a setting of domains, else `nnunet`.
     """
 
     trainer: str | None = None
@@ -47,6 +52,8 @@ class PlanRequest:
     target_spacing_mm: tuple[float, ...] | None = None
     plans_name: str | None = None
     skip_unreadable: bool = False
+    setting: Setting | None = None
+    normalisation: str | None = None
 
     def __post_init__(self) -> None:
         gpu, spacing, name = self.gpu_memory_target_gb, self.target_spacing_mm, self.plans_name
@@ -76,15 +83,24 @@ class PlanRequest:
                 where=f"-overwrite_plans_name {name}",
                 why="@ marks the label budget, __ separates trainer, plans and configuration, / and \\ are for paths",
             )
+        if self.normalisation not in (None, *NORMALISATIONS):
+            raise unknown_name("normalisation", str(self.normalisation), NORMALISATIONS, option="-normalisation")
         Sizing.for_trainer(self.trainer)
+
+    @property
+    def shared_normalisation(self) -> bool:
+        """Whether every image is clipped at percentiles of its own and brought to mean 0 and deviation 1."""
+        return self.normalisation == SHARED or (self.normalisation is None and self.setting is not None)
 
     def command(self, dataset: str) -> str:
         """Return the command that makes these plans, without its configurations."""
         options = {
             "-tr": self.trainer,
             "-hardware": self.hardware,
-            "-labelled": self.labelled,
-            "-f": self.fold if self.labelled else None,
+            self.setting.option if self.setting else "-setting": self.setting and self.setting.words,
+            "-labelled": None if self.setting and self.setting.protocol else self.labelled,
+            "-f": self.fold if self.labelled and self.setting is None else None,
+            "-normalisation": self.normalisation,
             "-pl": self.planner if self.planner != DEFAULT_PLANNER else None,
             "-gpu_memory_target": None if self.gpu_memory_target_gb is None else f"{self.gpu_memory_target_gb:g}",
             "-preprocessor_name": self.preprocessor if self.preprocessor != DEFAULT_PREPROCESSOR else None,
@@ -124,6 +140,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
         sizings=Sizing.for_trainer(request.trainer),
         tag=scope.tag,
         record=_record(scope, request),
+        shared_normalisation=request.shared_normalisation,
     )
     with temporary_dataset(scope.raw.name, scope.dataset_json()) as folder, quiet():
         write_json(folder / FINGERPRINT_JSON, fingerprint)
@@ -147,7 +164,8 @@ def custom_configurations(path: Path) -> dict[str, Any]:
 def _record(scope: Scope, request: PlanRequest) -> dict[str, Any]:
     from nnssl.version import __version__
 
-    return {
+    setting = {"setting": str(request.setting)} if request.setting else {}
+    return setting | {
         "labelled": str(request.labelled) if request.labelled else None,
         "fold": request.fold if request.labelled else None,
         "labelled_cases": list(scope.labelled),

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl.data.domains import Fold, Setting
 from nnssl.data.raw import RawDataset, listed
 from nnssl.data.scans import ScanFacts
-from nnssl.data.splits import FoldCases, LabelBudget, check_splits, completed_split, fold_cases, make_splits
+from nnssl.data.splits import (
+    FoldCases,
+    LabelBudget,
+    check_splits,
+    completed_split,
+    fold_cases,
+    make_splits,
+    splits_file,
+)
 from nnssl.errors import DataError
 from nnssl.names import SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json, write_json
@@ -25,7 +34,7 @@ class Scope:
     Attributes:
         raw: the raw data set.
         preprocessed: folder of the data set below `nnUNet_preprocessed`.
-        tag: end of the plans name that stands for the label budget; empty without a budget.
+        tag: end of the plans name that stands for setting and label budget; empty without these.
         labelled: cases whose labels decide fingerprint and plans.
         with_labels: cases that are preprocessed with their labels: the labelled ones and, under a label budget, the
             fold's validation cases.
@@ -73,10 +82,12 @@ def make_scope(
     splits: Splits,
     fold: int | str,
     budget: LabelBudget | None,
+    setting: Setting | None = None,
 ) -> Scope:
     """Return the cases of a plan; `facts` is empty until the raw data are checked.
 
-    Without a label budget the fold does not matter: plans use every labelled case, as nnU-Net's plans do.
+    Without a label budget the fold does not matter: plans use every labelled case, as nnU-Net's plans do. Under a
+    setting of domains, plans use what its only fold labels.
 
     Raises:
         UsageError: the fold does not exist.
@@ -84,18 +95,18 @@ def make_scope(
     """
     order = [case for case in raw.dataset_json.get("dataset", raw.labelled) if case in raw.labelled]
     cases = fold_cases(splits, fold, budget, raw.patients())
-    if budget is None:
+    if setting is None and budget is None:
         everything = tuple(order)
         return Scope(raw, preprocessed, "", everything, everything, tuple(raw.unlabelled), frozenset(), frozenset(), {})
-    folds: list[int | str] = [*range(len(splits)), "all"]
+    with_labels = set(cases.labelled) | set(cases.validation)
+    folds: list[int | str] = [*range(len(splits)), "all"] if setting is None else [fold]
     all_folds = [_cases_of_fold(raw, splits, other, budget) for other in folds]
     same = [other for other in all_folds if set(other.labelled) == set(cases.labelled)]
-    first = all_folds[0]
-    with_labels = set(cases.labelled) | set(cases.validation)
+    tag = (setting.tag if setting else "") + (budget.tag if budget else "")
     return Scope(
         raw,
         preprocessed,
-        budget.tag if set(first.labelled) == set(cases.labelled) else f"{budget.tag}-fold{fold}",
+        tag if set(all_folds[0].labelled) == set(cases.labelled) else f"{tag}-fold{fold}",
         labelled=tuple(case for case in order if case in set(cases.labelled)),
         with_labels=tuple(case for case in order if case in with_labels),
         unlabelled=tuple(sorted(cases.unlabelled)),
@@ -105,7 +116,7 @@ def make_scope(
     )
 
 
-def _cases_of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudget) -> FoldCases:
+def _cases_of_fold(raw: RawDataset, splits: Splits, fold: int | str, budget: LabelBudget | None) -> FoldCases:
     try:
         return fold_cases(splits, fold, budget, raw.patients())
     except DataError:  # a fold that is too small for this budget shares no plans with the planned fold
@@ -147,6 +158,22 @@ def settle_splits(raw: RawDataset, preprocessed: Path, protocol: Splits | None =
     return folds, [f"{len(left)} scan(s) are in no fold of {path}: {listed(left)}"] if left else []
 
 
+def settle_setting(preprocessed: Path, setting: Setting, fold: Fold) -> None:
+    """Check that the fold of a setting is the one that earlier runs were trained on.
+
+    Raises:
+        DataError: the splits file of the setting holds other training or validation cases.
+    """
+    path = preprocessed / splits_file(setting.tag)
+    if path.is_file() and not _same_folds([fold], read_json(path, "delete it and plan again")):
+        raise DataError(
+            f"the cases of {setting} are not those that were planned before",
+            where=path,
+            why="labelled cases or their domains changed, and runs on other cases could not be compared",
+            run=f"delete {path} to use the new cases",
+        )
+
+
 def without_cases(splits: Splits, cases: Collection[str]) -> Splits:
     """Return the folds without these unlabelled scans, also where a user or a protocol lists them."""
     return [
@@ -163,9 +190,9 @@ def _without_unlabelled(splits: Any) -> Any:  # noqa: ANN401 - whatever the file
     ]
 
 
-def write_splits(preprocessed: Path, splits: Splits) -> None:
-    """Write `splits_final.json`, unless the file holds these folds already."""
-    path = preprocessed / SPLITS_JSON
+def write_splits(preprocessed: Path, splits: Splits, setting: Setting | None = None) -> None:
+    """Write `splits_final.json`, or the splits file of a setting, unless the file holds these folds already."""
+    path = preprocessed / splits_file(setting.tag if setting else "")
     if not path.is_file() or read_json(path) != splits:
         write_json(path, splits)
 

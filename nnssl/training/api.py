@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from nnssl.config import MethodConfig, Value, config_with
 from nnssl.config_source import settings_without_torch
-from nnssl.data.protocols import budget_of, is_of_protocol
+from nnssl.data.domains import Setting, choose
+from nnssl.data.protocols import is_of_protocol
 from nnssl.data.raw import dataset_name
-from nnssl.data.splits import LabelBudget, cases_of_run, read_splits
+from nnssl.data.splits import LabelBudget, cases_of_run, read_splits, splits_file
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.names import (
     DATASET_JSON,
@@ -85,6 +86,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     pseudo_labels: str | Path | None = None,
     run_validation: bool = True,
     progress: Literal["bar", "lines", "off"] | None = None,
+    setting: str | Setting | None = None,
 ) -> TrainResult:
     """Train one fold of a preprocessed data set and score its validation cases.
 
@@ -117,6 +119,7 @@ def train(  # noqa: PLR0913 - the public API names every option
             `CASE_confidence.nii.gz`; for methods that learn from stored pseudo-labels. The supervised stage falls away.
         run_validation: score the validation cases at the end.
         progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
+        setting: setting of domains that the data set was planned with, `umda:SOURCE->TARGET` or `mdg:TARGET`.
 
     Returns:
         The run's files.
@@ -130,13 +133,12 @@ def train(  # noqa: PLR0913 - the public API names every option
     method = find_method(trainer)
     config = _config_of(method, settings)
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
-    if protocol:
-        labelled = budget_of(protocol, labelled, fold)
+    domains, labelled = choose(setting, protocol, labelled, fold)
     if TAG_SEPARATOR in plans:
         raise UsageError(
-            "the plans name is given without the tag of a label budget",
+            "the plans name is given without the tags of setting and label budget",
             where=f"-p {plans}",
-            run=f"-p {plans.partition(TAG_SEPARATOR)[0]} -labelled N",
+            run=f"-p {plans.partition(TAG_SEPARATOR)[0]} -labelled N (and -setting, where the data set has domains)",
         )
     tag = None if tag is None else check_tag(tag)
     goes_on = _goes_on(continue_training, only_validation, validate_best and disable_checkpointing)
@@ -144,10 +146,10 @@ def train(  # noqa: PLR0913 - the public API names every option
     root = environment_folder(PREPROCESSED_VARIABLE, must_exist=True)
     results = environment_folder(RESULTS_VARIABLE)
     preprocessed = root / dataset_name(dataset, root, f"nnssl_plan_and_preprocess -d {dataset}")
-    if protocol:
+    if protocol and domains is None:
         _check_protocol(preprocessed, protocol, configuration)
     budget = LabelBudget.parse(labelled) if labelled else None
-    plan = _plans_for(preprocessed, plans, configuration, fold, budget)
+    plan = _plans_for(preprocessed, plans, configuration, fold, budget, domains)
     start = find_start(start_from, results / preprocessed.name, fold, plan, configuration) if start_from else None
     asked = {
         "num_iterations": num_iterations,
@@ -157,6 +159,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         "config": config.changes(),
         "start_from": name_of_start(start, results) if start else None,
         "pseudo_labels": masks,
+        "setting": str(domains) if domains else None,
     }
     given = {name: value for name, value in asked.items() if value is not None and value != {}}
     name = ModelName(trainer, plan["plans_name"], configuration)
@@ -255,19 +258,35 @@ def _check_protocol(preprocessed: Path, protocol: str, configuration: str) -> No
 
 
 def _plans_for(
-    preprocessed: Path, plans: str, configuration: str, fold: int | str, budget: LabelBudget | None
+    preprocessed: Path,
+    plans: str,
+    configuration: str,
+    fold: int | str,
+    budget: LabelBudget | None,
+    setting: Setting | None,
 ) -> dict[str, Any]:
     """Return the plans made from exactly the labels that this run may see."""
     from nnssl.planning.preprocessing import check_preprocessed
 
     command = f"nnssl_plan_and_preprocess -d {preprocessed.name} -c {configuration}"
-    command += f" -labelled {budget} -f {fold}" if budget else ""
+    command += f" {setting.option} {setting.words}" if setting else ""
+    command += f" -labelled {budget}" if budget and not (setting and setting.protocol) else ""
+    command += f" -f {fold}" if budget and setting is None else ""
     dataset_json = read_object(preprocessed / DATASET_JSON, command, DATASET_KEYS)
-    cases = cases_of_run(preprocessed, dataset_json, fold, budget)
-    names = [plans + budget.tag, f"{plans}{budget.tag}-fold{fold}"] if budget else [plans]
+    tag = setting.tag if setting else ""
+    if setting and not (preprocessed / splits_file(tag)).is_file():
+        planned = sorted(path.stem.partition(TAG_SEPARATOR)[2] for path in preprocessed.glob(splits_file("@*")))
+        raise DataError(
+            f"the data set is not planned for {setting}",
+            where=preprocessed,
+            why=f"settings that are planned: {', '.join(planned) or 'none'}",
+            run=command,
+        )
+    cases = cases_of_run(preprocessed, dataset_json, fold, budget, tag)
+    names = [plans + tag + budget.tag, f"{plans}{tag}{budget.tag}-fold{fold}"] if budget else [plans + tag]
     files = [path for name in names if (path := preprocessed / f"{name}.json").is_file()]
     found = [read_object(path, command, PLANS_KEYS) for path in files]
-    if budget:
+    if budget or setting:
         found = [p for p in found if set(p.get(SEMI_KEY, {}).get("labelled_cases", ())) == set(cases.labelled)]
     if not found:
         raise DataError(

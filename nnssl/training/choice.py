@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.config import format_value
+from nnssl.data.domains import Setting
 from nnssl.errors import EnvironmentProblem, UsageError
-from nnssl.names import BUDGET_TAG, DEFAULT_PLANS, FOLD_PREFIX, PLANS_JSON
+from nnssl.names import DEFAULT_PLANS, FOLD_PREFIX, PLANS_JSON, TAG_SEPARATOR
 from nnssl.system.files import read_object
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import FINAL, LATEST, ModelName, has_run, put_back_after_kill
@@ -208,10 +209,12 @@ def command_line(  # noqa: PLR0913, PLR0917 - the parts of a command line
 ) -> str:
     """Return the `nnssl_train` command line of a session: its flags, and what differs from the defaults."""
     words = ["nnssl_train", dataset, name.configuration, str(fold), "-tr", name.trainer]
-    default, plans = RunSettings(), name.plans.partition(BUDGET_TAG)[0]
+    default, plans = RunSettings(), name.plans.partition(TAG_SEPARATOR)[0]
+    setting = Setting.find(run.setting)
     for flag, value, usual in (
         ("-p", plans, DEFAULT_PLANS),
-        ("-labelled", run.labelled, None),
+        (setting.option if setting else "-setting", setting, None),
+        ("-labelled", None if setting and setting.protocol else run.labelled, None),
         ("-num_iterations", run.num_iterations, default.num_iterations),
         ("-seed", run.seed, default.seed),
         ("-num_gpus", num_gpus, 1),

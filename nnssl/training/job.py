@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from nnssl.data.domains import setting_tag
 from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal
 from nnssl.host import free_port
 from nnssl.registry import Method
@@ -166,7 +167,7 @@ def _begun(job: Job, trainer: Any, folder: Path) -> RunRecord:  # noqa: ANN401
         iteration=trainer.iteration,
         sessions=(*(earlier.sessions if earlier else ()), session),
         plans_hash=plans_hash(job.plans),
-        data=DataHashes.of(preprocessed, trainer.fold_cases()),
+        data=DataHashes.of(preprocessed, trainer.fold_cases(), setting_tag(trainer.settings.setting)),
         seconds_per_iteration=earlier.seconds_per_iteration if earlier else None,
         scores=earlier.scores if earlier else None,
         supervised_key=_supervised_key(trainer, earlier),

@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from typing_extensions import Self
 
-from nnssl.data.splits import FoldCases
+from nnssl.data.splits import FoldCases, splits_file
 from nnssl.names import (
     CHECKPOINT_FINAL,
     CHECKPOINT_SUPERVISED,
@@ -30,7 +30,6 @@ from nnssl.names import (
     PROGRESS_JSONL,
     RUN_JSON,
     SEMI_KEY,
-    SPLITS_JSON,
     SUMMARY_JSON,
     SUMMARY_POSTPROCESSED_JSON,
     SUPERVISED_TRAINER,
@@ -110,7 +109,7 @@ class DataHashes:
 
     Attributes:
         dataset_json: of the file.
-        splits: of `splits_final.json`.
+        splits: of `splits_final.json`, or of the splits file of the setting.
         labelled: of the list of labelled cases.
         unlabelled: of the list of unlabelled cases.
         validation: of the list of validation cases.
@@ -123,15 +122,13 @@ class DataHashes:
     validation: str = ""
 
     @classmethod
-    def of(cls, preprocessed: Path, cases: FoldCases) -> DataHashes:
-        """Return the hashes for a preprocessed data set and the cases of the run."""
-        files = [content_hash(path) if (path := preprocessed / name).is_file() else "" for name in HASHED_FILES]
+    def of(cls, preprocessed: Path, cases: FoldCases, tag: str = "") -> DataHashes:
+        """Return the hashes for a preprocessed data set and the cases of the run; `tag` is that of its setting."""
+        names = (DATASET_JSON, splits_file(tag))
+        files = [content_hash(path) if (path := preprocessed / name).is_file() else "" for name in names]
         return cls(
             *files, *(settings_hash(list(part)) for part in (cases.labelled, cases.unlabelled, cases.validation))
         )
-
-
-HASHED_FILES = (DATASET_JSON, SPLITS_JSON)
 
 
 @dataclass(frozen=True)

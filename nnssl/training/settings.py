@@ -33,6 +33,7 @@ class RunSettings:
         tag: name of the run beside other runs of the same method; empty for the default run.
         start_from: checkpoint whose weights the run starts from, below `nnUNet_results` or as a whole path; or empty.
         pseudo_labels: folder with masks of unlabelled scans that the run learns from, as a whole path; or empty.
+        setting: setting of domains, `umda:A:B`, or the protocol that brings it; or empty.
     """
 
     num_iterations: int = DEFAULT_EPOCHS * ITERATIONS_PER_EPOCH
@@ -43,6 +44,7 @@ class RunSettings:
     tag: str = ""
     start_from: str = ""
     pseudo_labels: str = ""
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.num_iterations < 1:
@@ -54,7 +56,7 @@ class RunSettings:
     def from_plans(cls, plans: Mapping[str, Any]) -> RunSettings:
         """Return the run settings in the plans; where a stock command trains, the defaults with the plans' budget."""
         ours = plans.get(SEMI_KEY, {})
-        return cls(**ours.get("run", {"labelled": ours.get("labelled")}))
+        return cls(**ours.get("run", {"labelled": ours.get("labelled"), "setting": ours.get("setting", "")}))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON and checkpoints."""
@@ -78,9 +80,9 @@ def automatic_tag(settings: RunSettings, pretrained: bool = False) -> str:
     """Return the name of a run without `-tag`: what differs from the defaults, or an empty text.
 
     The parts stand in this order, joined by commas: `seed1`, `iterations2500`, `bf16`, `pretrained`, `started` and
-    `pseudolabels` with a hash of the place, then the method's settings by name as `--set` takes them. The label budget
-    is part of the plans name. Text beyond 60 characters is shortened, and characters that a folder's name should not
-    have become `-`. Such a tag ends in a hash, so that different settings never share a tag.
+    `pseudolabels` with a hash of the place, then the method's settings by name as `--set` takes them. Setting
+    and label budget are part of the plans name. Text beyond 60 characters is shortened, and characters that a folder's
+    name should not have become `-`. Such a tag ends in a hash, so that different settings never share a tag.
 
     Args:
         settings: of the run; their `tag` does not count.

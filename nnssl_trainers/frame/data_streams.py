@@ -11,6 +11,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnssl.config import ConfigT, MethodConfig, hyper
 from nnssl.data.boxes import LocatedPatches
+from nnssl.data.domains import Setting, domain_probabilities, domains_of, setting_tag
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
 from nnssl.data.views import make_reproducible, two_views
@@ -79,7 +80,8 @@ class DataStreams(RunLoop[ConfigT]):
         if self.cases is None:
             folder = Path(self.preprocessed_dataset_folder_base)
             budget = LabelBudget.parse(self.settings.labelled) if self.settings.labelled else None
-            self.cases = cases_of_run(folder, self.dataset_json, self.fold, budget)
+            tag = setting_tag(self.settings.setting)
+            self.cases = cases_of_run(folder, self.dataset_json, self.fold, budget, tag)
         return self.cases
 
     def get_dataloaders(self) -> tuple[OrderedBatches, OrderedBatches]:
@@ -144,6 +146,8 @@ class DataStreams(RunLoop[ConfigT]):
         foreground: float,
         maker: type[nnUNetDataLoader] = nnUNetDataLoader,
     ) -> nnUNetDataLoader:
+        """Return a batch maker; under a setting of domains its batches draw all domains equally often."""
+        balanced = bool(self.settings.setting)
         return maker(
             dataset,
             self.batch_size,
@@ -151,6 +155,9 @@ class DataStreams(RunLoop[ConfigT]):
             self.configuration_manager.patch_size,
             self.label_manager,
             oversample_foreground_percent=foreground,
+            sampling_probabilities=domain_probabilities(dataset.identifiers, domains_of(self.dataset_json))
+            if balanced
+            else None,
             transforms=transforms,
         )
 
@@ -177,7 +184,13 @@ class DataStreams(RunLoop[ConfigT]):
         """
         cases, folder = self.fold_cases().unlabelled, Path(self.preprocessed_dataset_folder + UNLABELLED_SUFFIX)
         run = f"nnssl_plan_and_preprocess -d {self.plans_manager.dataset_name} -c {self.configuration_name}"
-        run += f" -labelled {self.settings.labelled}" if self.settings.labelled else ""
+        setting = Setting.find(self.settings.setting)
+        run += f" {setting.option} {setting.words}" if setting else ""
+        run += (
+            f" -labelled {self.settings.labelled}"
+            if self.settings.labelled and not (setting and setting.protocol)
+            else ""
+        )
         if not cases:
             raise DataError(
                 f"{type(self).__name__} needs unlabelled scans, and this fold has none",

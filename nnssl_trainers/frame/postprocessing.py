@@ -73,10 +73,10 @@ def decide_for_model(trainer: Any) -> Postprocessing | None:  # noqa: ANN401
     """Decide by the predictions of all folds for the cases that they held out; the model's folder gets the decision.
 
     Returns:
-        The decision; None where a fold is not validated yet, the folds are no cross-validation, a label budget makes
-        their validation cases a test bed, or, with a warning, a mask cannot be read.
+        The decision; None where a fold is not validated yet, the folds are no cross-validation, a label budget or
+        a setting of domains makes their validation cases a test bed, or, with a warning, a mask cannot be read.
     """
-    if trainer.settings.labelled or trainer.fold == "all":
+    if trainer.settings.labelled or trainer.settings.setting or trainer.fold == "all":
         return None
     preprocessed, model = Path(trainer.preprocessed_dataset_folder_base), Path(trainer.output_folder_base)
     pairs = held_out_predictions(model, preprocessed, trainer.dataset_json[FILE_ENDING_KEY])

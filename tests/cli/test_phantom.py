@@ -57,3 +57,13 @@ def test_wrong_arguments(raw: Path, arguments: list[str]) -> None:
         main(arguments)
     assert caught.value.code == 2
     assert list(raw.iterdir()) == []
+
+
+def test_domains_are_counted_and_lead_to_a_setting(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["-labelled", "1", "-unlabelled", "0", "-test", "0", "-shape", "16", "16", "16"]
+    assert main(["-d", "901", *small, "-domains", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 labelled, 0 unlabelled, 0 test scans of each domain" in printed
+    assert "-setting umda:A:B" in printed
+    assert len(list((raw / "Dataset901_Phantom" / "imagesTr").iterdir())) == 4
+    assert main(["-d", "902", *small, "-domains", "9"]) == 2

@@ -92,6 +92,13 @@ def test_several_data_sets_stop_at_the_first_that_is_wrong(capsys):
         (["-gpu_memory_target", "0.1"], 2, "too little"),
         (["-gpu_memory_target", "4", "-hardware", "cpu"], 2, "fixed plan"),
         (["-hardware", "gpu"], 2, "unknown hardware 'gpu'"),
+        (["-setting", "umda:A:B"], 3, "the data set has no domains"),
+        (["-setting", "mdg"], 2, "is not a setting"),
+        (["-setting", "semi:A"], 2, "unknown setting 'semi:A'"),
+        (["-setting", "umda:A-"], 2, "redirection"),
+        (["-setting", "mdg:A", "-f", "1"], 2, "one fold"),
+        (["-setting", "mdg:A", "-protocol", "acdc-7"], 2, "exclude each other"),
+        (["-normalisation", "zscore"], 2, "unknown normalisation 'zscore'"),
         (["-budget", "gpu"], 2, "-budget cpu is the old spelling of -hardware cpu"),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_run_leaves_what_users_expect(dataset, capsys) -> None:
     assert run == {
         "num_iterations": 3, "seed": 9, "labelled": None, "bf16": False,
         "config": {"ema_decay": 0.5, "rampup_share": 0.0}, "tag": "seed9,iterations3,ema_decay=0.5,rampup_share=0",
-        "start_from": "", "pseudo_labels": "",
+        "start_from": "", "pseudo_labels": "", "setting": "",
     }  # fmt: skip
     assert json.loads((folder.parent / "plans.json").read_text())["nnssl_semi"]["run"] == run
     assert "nnssl_predict" in capsys.readouterr().out
@@ -310,3 +310,63 @@ def test_masks_made_elsewhere(dataset, tmp_path, capsys) -> None:
     assert train(dataset, *words, str(masks), "-tag", "wrong") == 3
     assert "un_02.nii.gz has the shape (10, 24, 20), its scan has (22, 24, 20)" in capsys.readouterr().err
     assert not results(dataset, "SelfTrainingTrainer", "wrong").exists()
+
+
+def plan_for_setting(dataset: Path, setting: str = "umda:A:B") -> None:
+    """Give the hand-made data set domains, and plans and a splits file for a setting."""
+    content = json.loads((dataset / "dataset.json").read_text())
+    (split, *_) = json.loads((dataset / "splits_final.json").read_text())
+    content["cases"] = {case: {"domain": "A"} for case in split["train"] + split["val"]}
+    content["cases"] |= {case: {"domain": "B"} for case in split["unlabelled"]}
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    (dataset / "splits_final@umda-A-B.json").write_text(json.dumps([{**split, "setting": setting}]))
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text())
+    plans |= {
+        "plans_name": "nnUNetPlans@umda-A-B",
+        "nnssl_semi": {"setting": setting, "labelled_cases": split["train"]},
+    }
+    (dataset / "nnUNetPlans@umda-A-B.json").write_text(json.dumps(plans))
+
+
+def test_a_setting_has_runs_of_its_own(dataset, capsys) -> None:
+    plan_for_setting(dataset)
+    short = ("-tr", "SupervisedTrainer", "-num_iterations", "1", "-setting", "umda:A->B")
+    assert train(dataset, *short) == 0
+    folder = results(dataset).parents[1] / "SupervisedTrainer__nnUNetPlans@umda-A-B__3d_fullres@iterations1" / "fold_0"
+    record = RunRecord.read(folder)
+    assert record is not None
+    assert record.settings.setting == "umda:A:B"
+    assert "-tr SupervisedTrainer -setting umda:A:B -num_iterations 1" in record.sessions[0].command
+    assert not (folder.parent / "postprocessing.json").exists()
+    capsys.readouterr()
+    assert train(dataset, *short) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert train(dataset, *short[:4], "-setting", "umda:A,B", "--val") == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["-setting", "mdg:B"], 3, ("not planned for mdg:B", "umda-A-B", "-setting mdg:B")),
+        (["-setting", "umda:A:B", "-labelled", "1"], 3, ("there are no plans", "-setting umda:A:B -labelled 1")),
+        (["-setting", "umda:A-"], 2, ("redirection",)),
+        (["-setting", "uda:A:B"], 2, ("unknown setting",)),
+        (["-setting", "umda:A:B", "-protocol", "acdc-7"], 2, ("exclude each other",)),
+        (["-p", "nnUNetPlans@umda-A-B"], 2, ("without the tags",)),
+        (["-protocol", "mnms-to-a-2"], 3, ("not planned for mnms_to_a-5", "-protocol mnms_to_a-5")),
+    ],
+)
+def test_wrong_settings(dataset, capsys, options, code, words) -> None:
+    plan_for_setting(dataset)
+    assert train(dataset, "-num_iterations", "1", *options) == code
+    message = capsys.readouterr().err
+    assert all(word in message for word in words)
+    assert not (dataset.parents[1] / "nnUNet_results").exists() or not list(
+        (dataset.parents[1] / "nnUNet_results").rglob("*.pth")
+    )
+
+
+def test_a_setting_has_one_fold(dataset, capsys) -> None:
+    plan_for_setting(dataset)
+    assert main([dataset.name, "3d_fullres", "1", "-device", "cpu", "-setting", "umda:A:B"]) == 2
+    assert "one fold" in capsys.readouterr().err

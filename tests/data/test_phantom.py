@@ -10,6 +10,7 @@ from nnssl.data import phantom
 from nnssl.data.integrity import check_dataset, shift_warnings
 from nnssl.data.phantom import LABELS, PhantomScan, phantom_scan, write_phantom
 from nnssl.data.raw import read_raw_dataset
+from nnssl.data.scanners import SCANNERS, reimage
 from nnssl.errors import EnvironmentProblem, UsageError
 
 SMALL = (16, 20, 20)
@@ -228,3 +229,45 @@ def test_settings_out_of_range(tmp_path: Path, changes: dict[str, object], fragm
     assert caught.value.exit_code == 2
     assert caught.value.where == fragment
     assert list(tmp_path.iterdir()) == []
+
+
+def test_four_domains_image_each_patient_with_one_scanner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    write_phantom(tmp_path, 5, labelled=2, unlabelled=3, test=1, shape=SMALL, domains=4)
+    raw = read_raw_dataset(5)
+    about = raw.dataset_json["cases"]
+    assert raw.dataset_json["numTraining"] == len(raw.labelled) == 8
+    assert (len(raw.unlabelled), len(raw.test)) == (12, 4)
+    for part in (raw.labelled, raw.test):
+        assert sorted(about[case]["domain"] for case in part) == sorted("ABCD" * (len(part) // 4))
+    places: dict[str, set[str]] = {}
+    for entry in about.values():
+        places.setdefault(entry["patient"], set()).add(entry["domain"])
+    assert all(len(found) == 1 for found in places.values())
+    assert about["unlabelled_006"] == about["labelled_001"]  # a second scan of this patient
+    assert len(check_dataset(raw, 1).facts) == 24
+
+
+def test_a_scanner_changes_the_voxels_of_the_plain_scan(tmp_path: Path) -> None:
+    plain = write_phantom(tmp_path / "plain", 5, labelled=4, unlabelled=0, test=0, shape=SMALL)
+    four = write_phantom(tmp_path / "four", 5, labelled=1, unlabelled=0, test=0, shape=SMALL, domains=4)
+    for number, scanner in enumerate(SCANNERS, start=1):
+        names = f"imagesTr/labelled_{number:03d}_0000.nii.gz", f"labelsTr/labelled_{number:03d}.nii.gz"
+        image, label, rng = (
+            read(plain / names[0]),
+            read(plain / names[1]),
+            np.random.default_rng([0, 0, number, 1, 2]),
+        )
+        spacing = phantom_scan([0, 0, number], [0, 0, number, 1], SMALL).spacing_mm
+        expected = reimage(image, label, spacing, scanner, rng)
+        np.testing.assert_array_equal(read(four / names[0]), expected[0])
+        np.testing.assert_array_equal(read(four / names[1]), expected[1])
+    assert "domain" not in json.loads((plain / "dataset.json").read_text())["cases"]["labelled_001"]
+
+
+@pytest.mark.parametrize("domains", [0, 5])
+def test_there_are_four_scanners(tmp_path: Path, domains: int) -> None:
+    with pytest.raises(UsageError, match="out of range") as caught:
+        write_phantom(tmp_path, 5, domains=domains)
+    assert "1 to 4" in caught.value.why
+    assert not list(tmp_path.iterdir())

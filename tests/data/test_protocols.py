@@ -49,8 +49,10 @@ SIZES = {
     "synapse_dhc": (20, 4, 6),
     "synapse_transunet": (18, 0, 12),
     "amos": (216, 24, 120),
-    "mmwhs_ct_to_mr": (29, 3, 4),
-    "mmwhs_mr_to_ct": (29, 3, 4),
+    "acdc_official": (100, 0, 50),
+    "mmwhs_mr": (16, 0, 4),
+    "mmwhs_ct_to_mr": (29, 4, 4),
+    "mmwhs_mr_to_ct": (29, 4, 4),
     "mnms_to_a": (225, 0, 95),
     "mnms_to_b": (195, 0, 125),
     "mnms_to_c": (270, 0, 50),
@@ -70,16 +72,52 @@ def test_published_sizes(family: str, sizes: tuple[int, ...]) -> None:
 
 
 def test_protocols_of_one_data_set_divide_the_same_patients() -> None:
-    for start in ("pancreas_ct", "synapse", "mnms_to", "mmwhs"):
+    for start in ("pancreas_ct", "synapse", "mnms_to", "mmwhs_"):
         protocols = [read_protocol(path) for path in FILES if path.stem.startswith(start)]
         people = [sorted(part.train + part.validation + part.test) for part in protocols]
-        if start == "mmwhs":  # each leaves out the test scans of its source
-            assert len({*people[0], *people[1]}) == 40
+        if start == "mmwhs_":  # each leaves out three scans of its target, whose labels would choose checkpoints
+            assert len({*people[0], *people[2]}) == 40
+            assert people[1] == [f"mr_train_{n}" for n in range(1001, 1021)]
         else:
             assert all(names == people[0] for names in people)
     for family in ("pancreas_ct", "pancreas_ct_luseg"):  # withdrawn: they are scan 2 again
         protocol, _ = find_protocol(family)
         assert not {"PANCREAS_0025", "PANCREAS_0070"} & {*protocol.train, *protocol.test}
+
+
+@pytest.mark.parametrize(
+    ("name", "labelled", "hidden"),
+    [
+        ("acdc_official-1.25pct", 1, 99), ("acdc_official-2.5pct", 3, 97), ("acdc_official-10pct", 10, 90),
+        ("mmwhs_mr-2", 2, 14), ("mmwhs_mr-4", 4, 12), ("mmwhs_mr-8", 8, 8),
+        ("synapse-2", 2, 18), ("synapse-4", 4, 16), ("synapse_dhc-2", 2, 18),
+        ("amos-4", 4, 212), ("amos-10", 10, 206), ("amos-11", 11, 205),
+    ],
+)  # fmt: skip
+def test_budgets_leave_the_counts_of_the_papers(name: str, labelled: int, hidden: int) -> None:
+    protocol, budget = find_protocol(name)
+    people = [ProtocolCase(patient, patient) for patient in (*protocol.train, *protocol.validation, *protocol.test)]
+    fold = fold_of(protocol, people, [])
+    seen = fold_cases([fold], 0, LabelBudget.parse(budget), {})
+    assert (len(seen.labelled), len(seen.unlabelled)) == (labelled, hidden)
+    assert not {*seen.labelled, *seen.unlabelled} & {*protocol.test, *protocol.validation}
+
+
+def test_orders_that_are_not_published_follow_the_rule_that_the_file_names() -> None:
+    def first(names: list[str], count: int) -> list[str]:
+        return [sorted(names)[i] for i in np.random.RandomState(0).permutation(len(names))][:count]
+
+    acdc, _ = find_protocol("acdc_official")
+    assert list(acdc.train) == first([f"patient{n:03d}" for n in range(1, 101)], 100)
+    assert acdc.test == tuple(f"patient{n}" for n in range(101, 151))
+    amos, _ = find_protocol("amos")
+    assert sorted(amos.labelled["11"]) == sorted(first(list(amos.train), 11))
+    synapse, _ = find_protocol("synapse")
+    assert sorted(synapse.labelled["2"]) == sorted(first(list(synapse.labelled["4"]), 2))
+    mmwhs, _ = find_protocol("mmwhs_mr")
+    assert list(mmwhs.train) == first(list(mmwhs.train), 16)
+    for protocol in (acdc, amos, synapse, mmwhs):
+        assert "RandomState(0).permutation" in protocol.source
 
 
 def test_a_budget_may_have_its_own_labelled_list(tmp_path: Path, monkeypatch) -> None:

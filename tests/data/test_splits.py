@@ -15,6 +15,7 @@ from nnssl.data.splits import (
     make_splits,
     parse_fold,
     read_splits,
+    splits_file,
 )
 from nnssl.errors import DataError, UsageError
 
@@ -248,3 +249,30 @@ def test_cases_of_a_run_come_from_the_preprocessed_folder(tmp_path: Path) -> Non
     found = cases_of_run(tmp_path, dataset_json, 0, LabelBudget.parse("1"))
     assert found == FoldCases(("a1", "a2"), ("b1", "u"), ("c1",))
     assert cases_of_run(tmp_path, dataset_json, 0, None).labelled == ("a1", "a2", "b1")
+
+
+def test_a_budget_of_a_fold_with_domains_holds_for_each_domain() -> None:
+    train = [case for case in LABELLED if case < "p10"]
+    domains = {case: "A" if case < "p07" else "B" for case in train}
+    order = [f"p{number:02d}" for number in (9, 3, 8, 1, 0, 2, 4, 5, 6, 7)]
+    fold = {"train": train, "val": LABELLED[-2:], "unlabelled": [], "labelled_order": order, "domains": domains}
+    for budget, expected in (("1", {"p03", "p09"}), ("20%", {"p03", "p01", "p09"}), ("1%", {"p03", "p09"})):
+        seen = fold_cases([fold], 0, LabelBudget.parse(budget), PATIENTS)
+        assert patients_of(list(seen.labelled)) == expected
+        assert sorted(seen.labelled + seen.unlabelled) == train
+    with pytest.raises(DataError, match="asks for 4 patients, the domain B has 3"):
+        fold_cases([fold], 0, LabelBudget.parse("4"), PATIENTS)
+
+
+@pytest.mark.parametrize(("percent", "patients", "count"), [("5%", 20, 1), ("5%", 21, 2), ("2%", 50, 1), ("2%", 95, 2)])
+def test_a_percentage_of_a_domain_is_rounded_up(percent: str, patients: int, count: int) -> None:
+    assert LabelBudget.parse(percent).count(patients, "A") == count
+
+
+def test_each_setting_has_a_splits_file(tmp_path: Path) -> None:
+    assert (splits_file(), splits_file("@mdg-D")) == ("splits_final.json", "splits_final@mdg-D.json")
+    for tag, cases in (("", ["a"]), ("@mdg-D", ["b"])):
+        (tmp_path / splits_file(tag)).write_text(json.dumps([{"train": cases, "val": cases}]))
+    assert read_splits(tmp_path)[0]["train"] == ["a"]
+    assert read_splits(tmp_path, "@mdg-D")[0]["train"] == ["b"]
+    assert cases_of_run(tmp_path, {}, 0, None, "@mdg-D") == FoldCases(("b",), (), ("b",))

@@ -18,7 +18,7 @@ VALUES = {  # Dice of each case and label
 }
 
 
-def summary(paper: bool = False) -> EvaluationResult:
+def summary(paper: bool = False, domains: dict[str, str] | None = None) -> EvaluationResult:
     measured = {
         case: MeasuredCase(
             {
@@ -31,7 +31,8 @@ def summary(paper: bool = False) -> EvaluationResult:
     }
     files = {case: FilePair(case, Path(f"r/{case}"), Path(f"p/{case}")) for case in VALUES}
     measurement = Measurement(SimpleITKIO, Structures(NAMES), 2.0, paper)
-    return summarise(measured, files, measurement, summary_file=Path("s.json"), unmatched=(("x",), ("y", "z")))
+    places = {"summary_file": Path("s.json"), "unmatched": (("x",), ("y", "z")), "domains": domains or {}}
+    return summarise(measured, files, measurement, **places)
 
 
 def test_means_and_spreads_leave_out_cases_without_a_value() -> None:
@@ -64,3 +65,24 @@ def test_the_conventions_say_which_metrics_are_there() -> None:
     for paper, name in ((False, "standard"), (True, "paper")):
         words = conventions(Measurement(SimpleITKIO, Structures(NAMES), 2.0, paper))
         assert (words["metrics"], words["nsd_tolerance_mm"], "asd_vox" in words) == (name, 2.0, paper)
+
+
+def test_each_domain_has_scores_of_its_own() -> None:
+    result = summary(domains={"a": "CT", "c": "CT", "b": "MR", "elsewhere": "US"})
+    assert {name: list(part.cases) for name, part in result.domains.items()} == {"CT": ["a", "c"], "MR": ["b"]}
+    assert result.domains["CT"].mean[1]["Dice"] == pytest.approx(0.6)
+    assert result.domains["MR"].counts[2] == {"n_cases": 1, "n_missed": 1, "n_spurious": 0}
+    assert result.mean[2]["Dice"] == pytest.approx(0.7)  # over all cases, as without domains
+    content = result.summary["domains"]
+    assert content["CT"]["foreground_mean"]["Dice"] == pytest.approx((0.6 + 1.0) / 2)
+    assert content["MR"]["num_cases"] == 1
+
+
+def test_one_domain_or_none_adds_nothing() -> None:
+    assert "domains" not in summary().summary
+    assert summary(domains=dict.fromkeys("abc", "CT")).summary.keys() == summary().summary.keys()
+
+
+def test_cases_without_a_domain_are_in_none() -> None:
+    result = summary(domains={"a": "CT", "b": "MR"})
+    assert [list(part.cases) for part in result.domains.values()] == [["a"], ["b"]]

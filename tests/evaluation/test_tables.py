@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 
 from nnssl.evaluation.api import evaluate
@@ -74,3 +75,21 @@ def test_cases_that_were_left_out_are_listed(tmp_path):
     text = results_table(evaluate(references, predictions, chill=True))
     assert re.search(r"^references without a prediction, left out \(12\): case_0, .* and 7 more$", text, re.MULTILINE)
     assert "predictions without a reference, left out (1): case_13\n" in text
+
+
+def test_a_table_of_each_domain_follows(tmp_path):
+    references, predictions = write_folders(tmp_path)
+    description = predictions / "dataset.json"
+    content = json.loads(description.read_text())
+    content["cases"] = {f"case_{k}": {"domain": "AB"[k % 2]} for k in range(4)}
+    description.write_text(json.dumps(content))
+    result = evaluate(references, predictions)
+    text = results_table(result)
+    blocks = {block.splitlines()[0]: block for block in text.split("\n\n")[1:] if block.startswith("domain ")}
+    assert list(blocks) == ["domain A", "domain B"]
+    for name, block in blocks.items():
+        cells = rows(block.partition("\n")[2])
+        mean = result.domains[name[-1]].foreground_mean
+        assert cells["foreground mean"][1] == f"{mean['IoU']:.3f}"
+        assert cells["foreground mean"][-3] == "2"
+    assert json.loads(result.summary_file.read_text())["domains"]["A"]["num_cases"] == 2

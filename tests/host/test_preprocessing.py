@@ -13,17 +13,17 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl import host
 from nnssl.errors import DataError
-from nnssl.host.preprocessing import KeepingConfiguration, checked_preprocessor
+from nnssl.host.preprocessing import KeepingConfiguration, checked_preprocessor, clip_channels
 from nnssl.inference.export import write_mask
 from tests.conftest import LABELS, tiny_plans
 
 DATASET_JSON = {"labels": LABELS, "channel_names": {"0": "MR"}, "numTraining": 4, "file_ending": ".nii.gz"}
 
 
-def preprocessed(array, spacing, *, scheme="ZScoreNormalization", target=(5.0, 1.0, 1.0), stock=False):
+def preprocessed(array, spacing, *, scheme="ZScoreNormalization", target=(5.0, 1.0, 1.0), stock=False, more=None):
     plans = tiny_plans(3, [16, 16, 16])
     (name,) = plans["configurations"]
-    plans["configurations"][name] |= {"spacing": list(target), "normalization_schemes": [scheme]}
+    plans["configurations"][name] |= {"spacing": list(target), "normalization_schemes": [scheme]} | (more or {})
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
     preprocessor = DefaultPreprocessor
@@ -123,3 +123,29 @@ def test_readers_that_fail_leave_no_traceback(tmp_path, capfd):
     description = {"file_ending": ".tif"}
     assert host.reader_of(description, str(tmp_path / "a_0000.tif"), verbose=False) is Tiff3DIO
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_the_shared_normalisation_clips_each_image_at_its_own_percentiles():
+    clip, spacing = {"nnssl_clip_percentiles": [0.5, 99.5]}, (1.0, 1.0, 1.0)
+    image = scan()
+    image[0, 0, 0] = 4000
+    low, high = np.percentile(image.astype(np.float32), [0.5, 99.5])
+    clipped = np.clip(image, low, high)
+    expected = (clipped - clipped.mean()) / clipped.std()
+    data, _ = preprocessed(image, spacing, target=spacing, more=clip)
+    np.testing.assert_allclose(data[0], expected, atol=1e-3)
+    other, _ = preprocessed(2.5 * image - 1000, spacing, target=spacing, more=clip)  # as another modality
+    np.testing.assert_allclose(other, data, atol=1e-3)
+    stock, _ = preprocessed(image, spacing, target=spacing, more=clip, stock=True)  # stock nnU-Net does not clip
+    np.testing.assert_allclose(stock[0], (image - image.mean()) / image.std(), atol=1e-3)
+    assert np.abs(stock - data).max() > 1
+
+
+def test_channels_are_clipped_apart_and_nearly_constant_ones_stay():
+    data = np.stack([np.arange(1000.0), np.zeros(1000)])
+    data[1, :3] = 5
+    before = data.copy()
+    clipped = clip_channels(data, [1, 90])
+    np.testing.assert_array_equal(clipped[0], np.clip(before[0], 9.99, 899.1))
+    np.testing.assert_array_equal(clipped[1], before[1])
+    np.testing.assert_array_equal(data, before)

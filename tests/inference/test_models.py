@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -107,6 +108,24 @@ def test_unfinished_training_says_how_to_go_on(results):
     assert "nnssl_train Dataset001_A 2d 2 -tr T -p P -tag default --c" in caught.value.run
     assert "-chk checkpoint_best.pth" in caught.value.run
     assert find_model(ModelQuery(checkpoint="checkpoint_best.pth")).trainer == "T"
+
+
+@pytest.mark.parametrize(
+    ("plans", "setting", "options"),
+    [
+        ("P@lab10pct-fold2", None, "-p P -labelled 10%"),
+        ("P@mdg-D@lab2pct", "mdg:D", "-p P -setting mdg:D -labelled 2%"),
+        ("P@umda-A-B", "umda:A:B", "-p P -setting umda:A:B"),
+        ("P@mnms_to_a-5@lab5", "mnms_to_a-5", "-p P -protocol mnms_to_a-5"),
+    ],
+)
+def test_unfinished_training_with_a_budget_or_setting_says_how_to_go_on(results, plans, setting, options):
+    folder = make_folder(results, plans=plans, checkpoints=("2/latest",))
+    if setting:
+        (folder / "plans.json").write_text(json.dumps({"nnssl_semi": {"setting": setting}}))
+    with pytest.raises(UsageError) as caught:
+        find_model(ModelQuery())
+    assert f"-tr T {options} -tag default --c" in caught.value.run
 
 
 def test_model_folder_given_directly(results, tmp_path):

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from nnssl.data.domains import Setting
 from nnssl.data.raw import read_raw_dataset
 from nnssl.errors import UsageError
 from nnssl.planning import planner
 from nnssl.planning.api import plan
+from nnssl.planning.manifest import preprocessing_settings
 from nnssl.planning.planner import Sizing, cpu_patch
 from nnssl.planning.plans import PlanRequest, make_plans
 from nnssl.planning.scope import make_scope, settle_splits
@@ -246,3 +248,38 @@ def test_wrong_requests(options):
 def test_unknown_classes_of_nnunet(data, options):
     with pytest.raises(UsageError, match="No"):
         planned(**options)
+
+
+def test_the_shared_normalisation_does_not_depend_on_the_channel_names(data):
+    description = read_json(data.raw / "dataset.json")
+    write_json(data.raw / "dataset.json", {**description, "channel_names": {"0": "CT"}})
+    _, stock = planned(hardware="cpu")
+    _, shared = planned(hardware="cpu", normalisation="shared", plans_name="Shared")
+    for name, configuration in shared["configurations"].items():
+        theirs = stock["configurations"][name]
+        assert theirs["normalization_schemes"] == ["CTNormalization"]
+        assert "nnssl_clip_percentiles" not in theirs
+        assert configuration["normalization_schemes"] == ["ZScoreNormalization"]
+        assert configuration["use_mask_for_norm"] == [False]
+        assert configuration["nnssl_clip_percentiles"] == [0.5, 99.5]
+        assert configuration["patch_size"] == theirs["patch_size"]
+    assert "-normalisation shared" in shared["nnssl_semi"]["command"]
+
+
+def test_a_setting_takes_the_shared_normalisation_unless_told_otherwise():
+    setting = Setting.parse("mdg:A")
+    assert PlanRequest(setting=setting).shared_normalisation
+    assert not PlanRequest(setting=setting, normalisation="nnunet").shared_normalisation
+    assert not PlanRequest().shared_normalisation
+    assert PlanRequest(setting=setting).command("D") == "nnssl_plan_and_preprocess -d D -setting mdg:A"
+    with pytest.raises(UsageError, match="unknown normalisation 'share'"):
+        PlanRequest(normalisation="share")
+
+
+def test_clipped_and_other_data_are_never_mistaken_for_each_other(data):
+    _, plans = planned(hardware="cpu", normalisation="shared")
+    clipped = preprocessing_settings(plans, "3d_fullres", {})
+    del plans["configurations"]["3d_fullres"]["nnssl_clip_percentiles"]
+    plain = preprocessing_settings(plans, "3d_fullres", {})
+    assert {name for name in clipped if clipped[name] != plain.get(name)} == {"nnssl_clip_percentiles"}
+    assert "nnssl_clip_percentiles" not in plain  # so that data of earlier versions stay valid

@@ -1,9 +1,10 @@
 import pytest
 
+from nnssl.data.domains import Setting, seen_part, setting_fold
 from nnssl.data.raw import read_raw_dataset
 from nnssl.data.splits import LabelBudget, completed_split
 from nnssl.errors import DataError, UsageError
-from nnssl.planning.scope import make_scope, settle_splits, write_splits
+from nnssl.planning.scope import make_scope, settle_setting, settle_splits, write_splits
 from tests.planning.raw_for_tests import read_json, write_json, write_scan
 
 CASES = [f"case_{number}" for number in range(6)]
@@ -136,3 +137,45 @@ def test_what_the_splits_do_not_have_is_an_error(data, fold, budget, error):
     raw, splits, _ = settled(data)
     with pytest.raises(error):
         make_scope(raw, data.preprocessed, splits, fold, LabelBudget.parse(budget) if budget else None)
+
+
+def with_domains(data, domains="AABBCC"):
+    description = read_json(data.raw / "dataset.json")
+    description["cases"] = {case: {"domain": domain} for case, domain in zip(CASES, domains, strict=True)}
+    description["cases"] |= {"un_0": {"domain": "A"}, "un_1": {"domain": "C"}}
+    write_json(data.raw / "dataset.json", description)
+    data.preprocessed.mkdir(parents=True, exist_ok=True)
+    return read_raw_dataset(906)
+
+
+def test_a_setting_narrows_the_scope_and_tags_the_plans(data):
+    raw, setting = with_domains(data), Setting.parse("umda:A:B")
+    fold = setting_fold(setting, raw)
+    scope = make_scope(seen_part(raw, fold), data.preprocessed, [fold], 0, None, setting)
+    assert scope.tag == "@umda-A-B"
+    assert len(scope.labelled) == 1
+    assert set(scope.with_labels) == {"case_0", "case_1"}
+    assert {"case_2", "case_3"} - set(scope.unlabelled) == set(fold["test"])
+    assert not {"un_1", "un_2", "case_4", "case_5"} & {*scope.with_labels, *scope.unlabelled}
+    assert scope.kept_with_labels == set(scope.with_labels)
+    assert list(scope.dataset_json()["dataset"]) == list(scope.labelled)
+    budget = make_scope(seen_part(raw, fold), data.preprocessed, [fold], 0, LabelBudget.parse("1"), setting)
+    assert budget.tag == "@umda-A-B@lab1"
+
+
+def test_the_splits_of_settings_stand_beside_each_other_and_are_kept(data):
+    raw = with_domains(data)
+    settled(data)
+    own = (data.preprocessed / "splits_final.json").read_bytes()
+    for text in ("umda:A:B", "mdg:C"):
+        setting = Setting.parse(text)
+        fold = setting_fold(setting, raw)
+        settle_setting(data.preprocessed, setting, fold)
+        write_splits(data.preprocessed, [fold], setting)
+        settle_setting(data.preprocessed, setting, fold)
+    assert (data.preprocessed / "splits_final.json").read_bytes() == own
+    assert read_json(data.preprocessed / "splits_final@mdg-C.json")[0]["setting"] == "mdg:C"
+    changed = setting_fold(Setting.parse("mdg:C"), with_domains(data, "ABBBCC"))
+    with pytest.raises(DataError, match="not those that were planned before") as caught:
+        settle_setting(data.preprocessed, Setting.parse("mdg:C"), changed)
+    assert "splits_final@mdg-C.json" in caught.value.run

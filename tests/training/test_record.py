@@ -86,6 +86,9 @@ def test_hashes_tell_data_and_plans_apart(tmp_path: Path) -> None:
     hashes = DataHashes.of(tmp_path, cases)
     assert hashes == DataHashes.of(tmp_path, cases)
     assert hashes.splits == ""
+    (tmp_path / "splits_final@mdg-D.json").write_text("[]")
+    assert DataHashes.of(tmp_path, cases).splits == ""
+    assert DataHashes.of(tmp_path, cases, "@mdg-D").splits != ""
     others = DataHashes.of(tmp_path, FoldCases(("b",), ("u",), ("v",)))
     assert others.labelled != hashes.labelled
     assert others.unlabelled == hashes.unlabelled

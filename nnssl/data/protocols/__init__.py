@@ -12,6 +12,7 @@ Optional keys:
 
 - `labelled`, `{"4": [...], "10": [...]}`, where the published lists of labelled patients do not contain each other.
   Each budget is then a protocol of its own, whose order begins with its own list.
+- `short_names`, `{"5": "mnms-to-a-2"}`: another name of the protocol with a budget.
 - `domains`, `{"labelled": ["A", "B"], "unlabelled": ["B"], "test": ["C"]}`. `cases` of dataset.json names the domain of
   each patient. A label budget takes patients of the `labelled` domains; patients of the `unlabelled` domains train
   without labels; all patients of a `test` domain from which no patient trains are test patients.
@@ -58,11 +59,16 @@ class Protocol:
     rule: Mapping[str, int] = field(default_factory=dict)
     domains: Mapping[str, Sequence[str]] = field(default_factory=dict)
     labelled: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    short_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """The values of `-protocol` for training: `acdc-7`, `mnms-2pct`."""
-        return [f"{self.family}-{budget.replace('%', 'pct')}" for budget in self.budgets]
+        return list(map(self.name_of, self.budgets))
+
+    def name_of(self, budget: str) -> str:
+        """Return the value of `-protocol` for one budget."""
+        return f"{self.family}-{budget.replace('%', 'pct')}"
 
     def of_budget(self, name: str, budget: str) -> Protocol:
         """Return the protocol `name` of one budget: this protocol, with the labelled list of the budget first."""
@@ -205,6 +211,9 @@ def find_protocol(name: str) -> tuple[Protocol, str | None]:
         UsageError: no such protocol; the message lists the names.
     """
     families = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+    protocols = list(map(read_protocol, families.values()))
+    short = {text: each.name_of(budget) for each in protocols for budget, text in each.short_names.items()}
+    name = short.get(name, name)
     family, _, _ = name.rpartition("-")  # no name of a budget holds a dash
     if name in families:
         return read_protocol(families[name]), None
@@ -213,7 +222,7 @@ def find_protocol(name: str) -> tuple[Protocol, str | None]:
         if name in protocol.names:
             budget = protocol.budgets[protocol.names.index(name)]
             return protocol.of_budget(name, budget), budget
-    known = [text for path in families.values() for text in read_protocol(path).names]
+    known = [*(text for each in protocols for text in each.names), *short]
     raise unknown_name("protocol", name, known, option="-protocol")
 
 
@@ -249,7 +258,9 @@ def read_protocol(path: Path) -> Protocol:
         raise DataError("a protocol names a patient twice", where=path)
     for budget in content["budgets"]:
         LabelBudget.parse(budget)
-    rest: dict[str, Any] = {key: content[key] for key in ("rule", "domains", "labelled") if key in content}
+    rest: dict[str, Any] = {
+        key: content[key] for key in ("rule", "domains", "labelled", "short_names") if key in content
+    }
     for budget, names in rest.get("labelled", {}).items():
         if len(set(names)) != int(budget) or not set(names) <= set(lists["train"]):
             raise DataError(f"the labelled list of the budget {budget} is not {budget} training patients", where=path)

@@ -98,3 +98,28 @@ def test_the_cases_of_a_batch_are_found_again(ready, name: str) -> None:
             cases = maker.generate_train_batch()["keys"]
         with seeded(1, 2):
             assert drawn_cases(maker) == list(cases)
+
+
+def test_under_a_setting_every_stream_draws_all_domains_equally_often(make_tiny, ready) -> None:
+    folder = make_tiny(2)
+    (split, *_) = json.loads((folder / "splits_final.json").read_text())
+    (folder / "splits_final@mdg-C.json").write_text(json.dumps([split]))
+    trainer = ready(setting="mdg:C")
+    places = {"case_00": "A", "un_00": "B"}  # the others have none, and count as one domain
+    trainer.dataset_json = {**trainer.dataset_json, "cases": {case: {"domain": at} for case, at in places.items()}}
+    stream, _ = trainer.get_dataloaders()
+    makers = stream._loader.dataset.makers
+    for name, first in (("labelled", "case_00"), ("unlabelled", "un_00")):
+        cases = list(makers[name].indices)
+        shares = dict(zip(cases, makers[name].sampling_probabilities, strict=True))
+        assert shares[first] == pytest.approx(0.5)
+        assert sum(shares.values()) == pytest.approx(1)
+        drawn = [case for k in range(300) for case in _drawn(makers[name], k)]
+        assert drawn.count(first) / len(drawn) == pytest.approx(0.5, abs=0.08)
+    plain, _ = ready().get_dataloaders()
+    assert plain._loader.dataset.makers["labelled"].sampling_probabilities is None
+
+
+def _drawn(maker, key: int) -> list[str]:
+    with seeded(key):
+        return drawn_cases(maker)
