@@ -13,7 +13,7 @@ from nnssl.config import MethodConfig, Value, config_with
 from nnssl.config_source import settings_without_torch
 from nnssl.data.protocols import budget_of, is_of_protocol
 from nnssl.data.raw import dataset_name
-from nnssl.data.splits import LabelBudget, cases_of_run, read_splits
+from nnssl.data.splits import LabelBudget, budget_with_pick, cases_of_run, read_splits
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.names import (
     DATASET_JSON,
@@ -67,6 +67,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     plans: str = "nnUNetPlans",
     labelled: str | None = None,
     protocol: str | None = None,
+    pick: int = 0,
     num_iterations: int | None = None,
     seed: int | None = None,
     tag: str | None = None,
@@ -95,6 +96,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         trainer: class name of the method (`nnssl_methods` lists them).
         plans: plans name, without the tag of the label budget.
         labelled: label budget, patients (`7`) or percent (`10%`); None uses every label.
+        pick: number of another seeded choice of the labelled patients; 0 is the order in `splits_final.json`.
         protocol: published protocol, `acdc-7`, that the data set was planned with: its lists and its label budget.
         num_iterations: optimiser steps (default 250 000, nnU-Net's 1000 epochs), the stored ones when continuing.
         seed: default 0.
@@ -132,6 +134,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
     if protocol:
         labelled = budget_of(protocol, labelled, fold)
+    labelled = budget_with_pick(labelled, pick)
     if TAG_SEPARATOR in plans:
         raise UsageError(
             "the plans name is given without the tag of a label budget",
