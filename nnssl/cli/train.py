@@ -49,7 +49,17 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
-    same: tuple[str, ...] = ("labelled", "pick", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device")
+    same: tuple[str, ...] = (
+        "labelled",
+        "pick",
+        "protocol",
+        "num_iterations",
+        "seed",
+        "tag",
+        "overwrite",
+        "bf16",
+        "device",
+    )
     same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
     result = train(
         arguments.dataset_name_or_id,

@@ -94,7 +94,7 @@ class LabelBudget:
         return wanted
 
 
-def budget_with_pick(labelled: str | None, pick: int) -> str | None:
+def budget_with_pick(labelled: str | int | None, pick: int) -> str | None:
     """Return the text of a label budget with the number of a pick: `7` and 1 give `7-pick1`.
 
     Args:
@@ -105,14 +105,14 @@ def budget_with_pick(labelled: str | None, pick: int) -> str | None:
         UsageError: the pick is negative, there is no budget, or the budget names another pick.
     """
     if not pick:
-        return labelled
+        return None if labelled is None else str(labelled)
     if pick < 0 or labelled is None:
         raise UsageError(
             "-pick must be 0 or larger" if pick < 0 else "-pick chooses the patients of a label budget",
             where=f"-pick {pick}",
             run="-labelled 7 -pick 1",
         )
-    budget = LabelBudget.parse(labelled)
+    budget = LabelBudget.parse(str(labelled))
     if budget.pick not in (0, pick):
         raise UsageError("-labelled and -pick name different picks", where=f"-labelled {labelled} -pick {pick}")
     return str(replace(budget, pick=pick))
@@ -279,9 +279,9 @@ def fold_cases(
 ) -> FoldCases:
     """Return the cases that a run on `fold` sees: labelled, unlabelled and validation.
 
-    A budget keeps the first patients of `labelled_order`, or of a seeded shuffle for another pick, and turns the other training cases of the fold into unlabelled
-    cases. Fold "all" trains and validates on every labelled case, as in nnU-Net. A fold whose `val` is its `train` also
-    validates on its labelled cases.
+    A budget keeps the first patients of `labelled_order`, or of a seeded shuffle for another pick, and turns the
+    other training cases of the fold into unlabelled cases. Fold "all" trains and validates on every labelled case,
+    as in nnU-Net. A fold whose `val` is its `train` also validates on its labelled cases.
 
     Args:
         splits: the folds of `splits_final.json`.

@@ -152,9 +152,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
             axes, or hold intensities that cannot be normalised.
         EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
-    if protocol:
-        labelled = budget_of(protocol, labelled, fold)
-    labelled = budget_with_pick(None if labelled is None else str(labelled), pick)
+    labelled = budget_with_pick(budget_of(protocol, labelled, fold) if protocol else labelled, pick)
     request = PlanRequest(
         trainer=trainer,
         hardware=hardware or budget,

@@ -132,9 +132,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     method = find_method(trainer)
     config = _config_of(method, settings)
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
-    if protocol:
-        labelled = budget_of(protocol, labelled, fold)
-    labelled = budget_with_pick(labelled, pick)
+    labelled = budget_with_pick(budget_of(protocol, labelled, fold) if protocol else labelled, pick)
     if TAG_SEPARATOR in plans:
         raise UsageError(
             "the plans name is given without the tag of a label budget",

@@ -112,7 +112,9 @@ def test_budget_text(text: str, tag: str, shown: str) -> None:
     assert LabelBudget.parse(str(budget)) == budget
 
 
-@pytest.mark.parametrize("text", ["0", "0%", "-1", "1.5", "101%", "seven", "", "10 %", "%", "1e2", "7%7", "7-pick", "7-pick-1"])
+@pytest.mark.parametrize(
+    "text", ["0", "0%", "-1", "1.5", "101%", "seven", "", "10 %", "%", "1e2", "7%7", "7-pick", "7-pick-1"]
+)
 def test_no_budget(text: str) -> None:
     with pytest.raises(UsageError, match="is not a label budget") as caught:
         LabelBudget.parse(text)
