@@ -1,12 +1,13 @@
 """Time of a large study: the plan of 10,000 runs, and the status of 10,000 finished runs.
 
-`python -m benchmarks.study` prints both, measured as a user meets them: a new process each, with all its imports. Aims: the
-plan in under 5 s, the status in under 2 s.
+`python -m benchmarks.study` prints both, measured as a user meets them: a new process each, with all its imports. Aims:
+the plan in under 5 s, the status in under 2 s.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +27,6 @@ def measure(words: list[str]) -> float:
     Raises:
         RuntimeError: the command failed.
     """
-    import subprocess
-
     begin = time.perf_counter()
     ended = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
     if ended.returncode:
@@ -50,9 +49,8 @@ def main() -> None:
         keep_study(asked, study)
         with Store(study) as store, store._database as database:
             database.execute("UPDATE tasks SET state = 'done'")
-        print(
-            f"status of {4 * SEEDS} finished runs: {measure(python_command('sweep', ['-o', str(study), '--status'])):.2f} s"
-        )
+        status = measure(python_command("sweep", ["-o", str(study), "--status"]))
+        print(f"status of {4 * SEEDS} finished runs: {status:.2f} s")
 
 
 if __name__ == "__main__":

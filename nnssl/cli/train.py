@@ -21,7 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-tr", default=DEFAULT_METHOD, metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 of a budget (default: %(default)s)")
     add("-labelled", "-labeled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
-    add("-pick", type=int, default=0, metavar="K", help="another seeded choice of the labelled patients (default: 0)")
+    add("-pick", type=int, default=0, metavar="K", help="another seeded choice of the labelled patients")
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
     add("-seed", type=int, metavar="N", help="seed of everything (default: 0)")
@@ -49,18 +49,8 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
-    same: tuple[str, ...] = (
-        "labelled",
-        "pick",
-        "protocol",
-        "num_iterations",
-        "seed",
-        "tag",
-        "overwrite",
-        "bf16",
-        "device",
-    )
-    same += ("num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
+    same: tuple[str, ...] = ("labelled", "pick", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16")
+    same += ("device", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
