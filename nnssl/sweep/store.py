@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from nnssl.data.splits import LabelBudget
 from nnssl.errors import EnvironmentProblem
+from nnssl.names import STUDY_DB as DATABASE
 from nnssl.sweep.study import StudyPlan, StudyRun
 from nnssl.training.record import now
 from nnssl.training.settings import RunSettings
 
-DATABASE = "study.db"
 VERSION = 1
 TaskState = Literal["waiting", "running", "stopped", "failed", "done"]
 STATES: tuple[TaskState, ...] = ("done", "running", "stopped", "failed", "waiting")

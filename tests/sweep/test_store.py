@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nnssl.errors import EnvironmentProblem
-from nnssl.sweep.store import DATABASE, Store, has_study
+from nnssl.names import STUDY_DB as DATABASE
+from nnssl.sweep.store import Store, has_study
 from nnssl.sweep.study import study_plans, study_runs
 from tests.sweep.studies_for_tests import small_study
 
