@@ -22,6 +22,7 @@ COMMANDS = (
     "convert",
     "plan_and_preprocess",
     "train",
+    "sweep",
     "runs",
     "predict",
     "pseudo_label",

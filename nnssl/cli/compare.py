@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from nnssl.cli.runtime import parser, print_json, run
+from nnssl.errors import UsageError
+from nnssl.names import STUDY_DB as DATABASE
 
 ABOUT = (
     "Compare methods with a baseline on the same cases: paired differences by patient, mean with 95 % interval, "
@@ -19,8 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     made = parser("nnssl_compare", ABOUT)
     add = made.add_argument
     place = (
-        "folder of a run (a fold, or a model with its folds), or a folder with summary.json; NAME=PLACE gives a name, "
-        "and several places of one name are seeds of one method"
+        "folder of a run (a fold, or a model with its folds), of a study, or with summary.json; NAME=PLACE gives a "
+        "name, and several places of one name are seeds of one method"
     )
     add("places", metavar="PLACE", nargs="*", help=place)
     add("-baseline", metavar="PLACE", help="one of the places or names (default: the only SupervisedTrainer)")
@@ -37,6 +40,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def body(arguments: argparse.Namespace) -> None:
     """Compare and print the table with its sentences, or the result as strict JSON."""
+    if len(arguments.places) == 1 and (Path(arguments.places[0]) / DATABASE).is_file():
+        _compare_study(arguments)
+        return
     from nnssl.comparison.api import compare
     from nnssl.comparison.tables import comparison_text
 
@@ -48,6 +54,24 @@ def body(arguments: argparse.Namespace) -> None:
     print(comparison_text(result))
     if arguments.output_folder:
         print(f"written: {arguments.output_folder}")
+
+
+def _compare_study(arguments: argparse.Namespace) -> None:
+    """Compare the runs of a study, one label budget after the other."""
+    from nnssl.comparison.study import compare_study
+    from nnssl.comparison.study_tables import check_study_output, study_text, write_study
+
+    for option, name in (("-d", "dataset"), ("-p", "plans"), ("-all", "all_labels")):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"a study is compared without {option}", where=arguments.places[0], run="leave it out")
+    folder = None if arguments.output_folder is None else Path(arguments.output_folder)
+    if folder is not None:
+        check_study_output(folder)
+    names = ("baseline", "configuration", "fold", "metric")
+    study = compare_study(arguments.places[0], **{name: getattr(arguments, name) for name in names})
+    if folder is not None:
+        write_study(study, folder)
+    print_json(study.to_dict()) if arguments.json else print(study_text(study))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

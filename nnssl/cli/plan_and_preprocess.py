@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     for flag, dest, kind, metavar, nargs, text in (
         ("-c", "configurations", str, "NAME", "+", "default: 2d 3d_fullres 3d_lowres, as far as the data need them"),
         ("-np", "num_processes", int, "N", "+", "processes, one number or one for each of -c (default: by CPUs)"),
+        ("-pick", "pick", int, "K", None, "with -labelled: another seeded choice of the patients (default: 0)"),
         ("-npfp", "num_processes_fingerprint", int, "N", None, "processes for check and fingerprint"),
         ("-gpu_memory_target", "gpu_memory_target_gb", float, "GB", None, "the card's memory (default: the planner's)"),
         ("-overwrite_target_spacing", "target_spacing_mm", float, "MM", "+", "voxel size of 3d_fullres, 3 numbers"),

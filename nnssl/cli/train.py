@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-tr", default=DEFAULT_METHOD, metavar="TRAINER", help="method, see nnssl_methods (default: %(default)s)")
     add("-p", default="nnUNetPlans", metavar="PLANS", help="plans, without @lab7 and the like (default: %(default)s)")
     add("-labelled", "-labeled", metavar="N", help="label budget: 7 patients or 10%%; the other labels stay unread")
+    add("-pick", type=int, default=0, metavar="K", help="another seeded choice of the labelled patients")
     add("-protocol", metavar="NAME", help="published protocol, acdc-7: its lists and its label budget")
     add("-setting", metavar="SETTING", help="domains of dataset.json: umda:SOURCE:TARGET ('umda:A->B') or mdg:TARGET")
     add("-num_iterations", type=int, metavar="N", help="length; all schedules are stretched (default: 250000)")
@@ -49,8 +50,9 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
-    same: tuple[str, ...] = ("labelled", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16", "device")
-    same += ("setting", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from", "pseudo_labels")
+    same: tuple[str, ...] = ("labelled", "pick", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16")
+    same += ("setting", "device", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from")
+    same += ("pseudo_labels",)
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,

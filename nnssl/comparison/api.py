@@ -16,7 +16,7 @@ from nnssl.comparison.scores import METRICS
 from nnssl.comparison.sources import Compared, methods_of_dataset, named_methods, read_source
 from nnssl.comparison.statistics import Floats, Interval, Judgement, gap_closed, judge, mean_interval
 from nnssl.errors import DataError, UsageError, unknown_name
-from nnssl.system.files import check_output_file, check_writable, write_text
+from nnssl.system.files import check_output_file, check_writable, without_nan, write_json, write_text
 
 FILES = ("comparison.csv", "comparison_patients.csv", "comparison.json", "comparison.png", "comparison.svg")
 
@@ -121,12 +121,11 @@ def write_results(comparison: Comparison, folder: Path) -> list[Path]:
     """
     from nnssl.comparison.plots import plot_comparison
     from nnssl.comparison.tables import methods_csv, patients_csv
-    from nnssl.system.files import write_json
 
     files = [folder / name for name in FILES]
     write_text(files[0], methods_csv(comparison))
     write_text(files[1], patients_csv(comparison))
-    write_json(files[2], _without_nan(comparison.to_dict()))
+    write_json(files[2], without_nan(comparison.to_dict()))
     plot_comparison(comparison, files[3:])
     return files
 
@@ -190,12 +189,3 @@ def _check_output(folder: Path) -> None:
     check_writable(folder, "the output folder", "choose another folder")
     for name in FILES:
         check_output_file(folder / name)
-
-
-def _without_nan(value: object) -> object:
-    """Return nested values with None for NaN, so that the file is strict JSON."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -84,6 +84,8 @@ def notes_on_runs(method: Compared, baseline: Compared, *, same_labels: bool = T
         for fold, ours in source.records.items()
         if (theirs := other.records.get(fold)) is not None
     ]
+    same = [(ours, theirs) for ours, theirs in pairs if ours.settings.labelled == theirs.settings.labelled]
+    pairs = same or pairs  # of several picks of the labelled patients, each is compared with itself
     for name, words in DATA.items():
         asked = same_labels or name == "validation"
         if asked and any(_differ(getattr(ours.data, name), getattr(theirs.data, name)) for ours, theirs in pairs):

@@ -1,4 +1,4 @@
-"""The picture of a comparison: each patient's value with the baseline and with each method, joined by a line."""
+"""The pictures: each patient's value with the baseline and with each method, and means over label budgets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnssl.comparison.efficiency import Curve
 from nnssl.comparison.result import Comparison, MethodComparison
+from nnssl.comparison.scores import Metric
 from nnssl.comparison.tables import sentence
 from nnssl.system.files import replacing
 
 COLUMNS = 4
 PANEL_INCH = (3.4, 4.0)
+CURVE_INCH = (6.0, 4.0)
 BETTER, WORSE, EQUAL = "tab:blue", "tab:red", "grey"
 DPI = 150
 
@@ -41,6 +44,41 @@ def plot_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
         axes.set_visible(False)
     for row in range(rows):
         figure.axes[row * columns].set_ylabel(comparison.described.title)
+    for file in files:
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format=file.suffix.removeprefix("."), dpi=DPI)
+
+
+def plot_curve(curve: Curve, metric: Metric, files: Sequence[Path]) -> None:
+    """Draw the mean of each method over the number of labelled patients, with 95 % intervals.
+
+    Args:
+        curve: the means.
+        metric: title of the axis.
+        files: the pictures to write; the ending of each, `.png` or `.svg`, is its format.
+
+    Raises:
+        EnvironmentProblem: a file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=CURVE_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for method, means in curve.means.items():
+        known = [(budget, mean) for budget, mean in zip(curve.budgets, means, strict=True) if mean is not None]
+        budgets = [budget for budget, _ in known]
+        (line,) = axes.plot(budgets, [mean.mean for _, mean in known], marker="o", label=method)
+        low, high = ([getattr(mean, end) for _, mean in known] for end in ("low", "high"))
+        axes.fill_between(budgets, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xticks(curve.budgets, [str(budget) for budget in curve.budgets])
+    axes.minorticks_off()
+    axes.set_xlabel("labelled patients")
+    axes.set_ylabel(f"mean {metric.title}")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
     for file in files:
         with replacing(file) as temporary:
             figure.savefig(temporary, format=file.suffix.removeprefix("."), dpi=DPI)

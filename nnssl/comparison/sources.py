@@ -138,7 +138,7 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
     shown = [key if key not in _texts(sources) else sources[0].name for key, sources in grouped.items()]
     unique = {key: name if shown.count(name) == 1 else key for key, name in zip(grouped, shown, strict=True)}
     methods = {key: Compared(unique[key], tuple(sources)) for key, sources in grouped.items()}
-    chosen = _chosen(methods, baseline)
+    chosen = choose_method(methods, baseline)
     others = [method for method in methods.values() if method is not chosen]
     if not others:
         raise UsageError(
@@ -181,7 +181,7 @@ def methods_of_dataset(
             run="nnssl_compare -d {} -p {} -c {}".format(*kinds[0]),
         )
     methods = _grouped(found)
-    chosen = _chosen({method.name: method for method in methods}, baseline, listed=True)
+    chosen = choose_method({method.name: method for method in methods}, baseline, listed=True)
     others = [method for method in methods if method is not chosen]
     if not others:
         raise UsageError(
@@ -293,7 +293,7 @@ def _check_places(sources: Sequence[Source]) -> None:
         seen[source.place] = source
 
 
-def _chosen(methods: dict[str, Compared], baseline: str | Path | None, *, listed: bool = False) -> Compared:
+def choose_method(methods: dict[str, Compared], baseline: str | Path | None, *, listed: bool = False) -> Compared:
     """Return the baseline; a place that is none of the methods is read.
 
     Args:

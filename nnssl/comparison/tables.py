@@ -17,7 +17,7 @@ COLUMNS = ("mean", "baseline_mean", "mean_difference", "ci_low", "ci_high", "p",
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """Return the table, one sentence a method, what is known about controls, gaps and seeds, and the notes."""
+    """Return the table, one sentence a method, what is known about controls, gaps and runs, and the notes."""
     lines = [*comparison_table(comparison), ""]
     for method in comparison.methods:
         lines += [sentence(method, comparison.described), *_details(method, comparison)]
@@ -97,7 +97,7 @@ def _details(method: MethodComparison, comparison: Comparison) -> list[str]:
     lines: list[str] = []
     if len(method.pairs.by_run) > 1:
         each = ", ".join(_signed(value, metric) for value in method.pairs.by_run)
-        lines.append(f"{len(method.pairs.by_run)} seeds: {each}; sd {_plain(method.seed_sd, metric)} {metric.unit}")
+        lines.append(f"{len(method.pairs.by_run)} runs: {each}; sd {_plain(method.seed_sd, metric)} {metric.unit}")
     if method.control is not None:
         name, gain = method.control
         lines.append(

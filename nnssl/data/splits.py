@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,23 +35,30 @@ class FoldCases:
 
 @dataclass(frozen=True)
 class LabelBudget:
-    """How many training patients keep their labels: a count, or a percentage of the patients of the fold."""
+    """How many training patients keep their labels, and which ones.
+
+    Attributes:
+        value: a count, or a percentage of the patients of the fold.
+        percent: whether `value` is a percentage.
+        pick: 0 keeps the first patients of `labelled_order`; 1, 2, … are other choices, each seeded with its number.
+    """
 
     value: float
     percent: bool
+    pick: int = 0
 
     @classmethod
     def parse(cls, text: str) -> LabelBudget:
-        """Return the budget for a text such as `7` or `10%`.
+        """Return the budget for a text such as `7`, `10%` or, with another pick of the patients, `7-pick1`.
 
         Raises:
             UsageError: the text is no budget.
         """
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)(?:-pick(\d+))?", text.strip())
         if match:
             value, percent = float(match[1]), bool(match[2])
             if value > 0 and (value <= 100 if percent else value == int(value)):
-                return cls(value, percent)
+                return cls(value, percent, int(match[3] or 0))
         raise UsageError(
             f"'{text}' is not a label budget",
             where=f"-labelled {text}",
@@ -61,11 +68,15 @@ class LabelBudget:
 
     @property
     def tag(self) -> str:
-        """The ending of the plans name: `@lab7` or `@lab10pct`."""
-        return f"{BUDGET_TAG}{self.value:g}" + ("pct" if self.percent else "")
+        """The ending of the plans name: `@lab7`, `@lab10pct` or `@lab7-pick1`."""
+        return f"{BUDGET_TAG}{self.value:g}" + ("pct" if self.percent else "") + self._pick
 
     def __str__(self) -> str:
-        return f"{self.value:g}" + ("%" if self.percent else "")
+        return f"{self.value:g}" + ("%" if self.percent else "") + self._pick
+
+    @property
+    def _pick(self) -> str:
+        return f"-pick{self.pick}" if self.pick else ""
 
     def count(self, patients: int, domain: str = "") -> int:
         """Return the number of patients that keep their labels, at least one.
@@ -87,6 +98,30 @@ class LabelBudget:
                 run=f"-labelled {patients} or less, or leave -labelled out",
             )
         return wanted
+
+
+def budget_with_pick(labelled: str | int | None, pick: int) -> str | None:
+    """Return the text of a label budget with the number of a pick: `7` and 1 give `7-pick1`.
+
+    Args:
+        labelled: the budget, None for all labels.
+        pick: 0 leaves the budget as it is.
+
+    Raises:
+        UsageError: the pick is negative, there is no budget, or the budget names another pick.
+    """
+    if not pick:
+        return None if labelled is None else str(labelled)
+    if pick < 0 or labelled is None:
+        raise UsageError(
+            "-pick must be 0 or larger" if pick < 0 else "-pick chooses the patients of a label budget",
+            where=f"-pick {pick}",
+            run="-labelled 7 -pick 1",
+        )
+    budget = LabelBudget.parse(str(labelled))
+    if budget.pick not in (0, pick):
+        raise UsageError("-labelled and -pick name different picks", where=f"-labelled {labelled} -pick {pick}")
+    return str(replace(budget, pick=pick))
 
 
 def parse_fold(text: str, option: str = "fold") -> int | Literal["all"]:
@@ -261,9 +296,10 @@ def fold_cases(
 ) -> FoldCases:
     """Return the cases that a run on `fold` sees: labelled, unlabelled and validation.
 
-    A budget keeps the first patients of `labelled_order` and turns the other training cases of the fold into unlabelled
-    cases. Fold "all" trains and validates on every labelled case, as in nnU-Net. A fold whose `val` is its `train` also
-    validates on its labelled cases. In a fold with `domains`, which a setting writes, the budget holds for each domain.
+    A budget keeps the first patients of `labelled_order`, or of a seeded shuffle for another pick, and turns the other
+    training cases of the fold into unlabelled cases. Fold "all" trains and validates on every labelled case, as in
+    nnU-Net. A fold whose `val` is its `train` also validates on its labelled cases. In a fold with `domains`, which a
+    setting writes, the budget holds for each domain.
 
     Args:
         splits: the folds of `splits_final.json`.
@@ -308,6 +344,9 @@ def _first_patients(
 ) -> set[str]:
     people = {patients.get(case, case) for case in train}
     ranked = [patient for patient in dict.fromkeys(patients.get(entry, entry) for entry in order) if patient in people]
+    if budget.pick:
+        everyone = sorted(people)
+        ranked = [everyone[i] for i in np.random.RandomState([SPLIT_SEED, budget.pick]).permutation(len(everyone))]
     count = budget.count(len(people), domain)
     if len(ranked) < count:
         raise DataError(

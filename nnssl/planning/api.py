@@ -15,7 +15,7 @@ from nnssl.data.domains import Setting, choose, seen_part, setting_fold, without
 from nnssl.data.integrity import check_dataset, shift_warnings
 from nnssl.data.protocols import protocol_splits
 from nnssl.data.raw import RawDataset, read_raw_dataset
-from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
+from nnssl.data.splits import FoldCases, LabelBudget, budget_with_pick, fold_cases
 from nnssl.errors import UsageError
 from nnssl.host import find_extractor
 from nnssl.names import DATASET_JSON, DEFAULT_PLANS, PREPROCESSED_VARIABLE, TAG_SEPARATOR
@@ -111,6 +111,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     hardware: str | None = None,
     labelled: str | int | None = None,
     protocol: str | None = None,
+    pick: int = 0,
     fold: int | str = 0,
     planner: str = DEFAULT_PLANNER,
     gpu_memory_target_gb: float | None = None,
@@ -139,6 +140,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         hardware: `cpu` for a small fixed plan that trains on two cores.
         labelled: label budget, patients (`7`) or percent (`10%`); other labels stay unread.
         protocol: published protocol, `acdc-7` for example: its lists as fold 0, and its label budget.
+        pick: number of another seeded choice of the labelled patients; 0 is the order in `splits_final.json`.
         fold: the fold that the label budget applies to, or `all`.
         planner: nnU-Net's planner class.
         gpu_memory_target_gb: memory of the card, None for the planner's own default.
@@ -167,6 +169,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
     chosen_setting, label_budget = choose(setting, protocol, labelled, fold)
+    label_budget = budget_with_pick(label_budget, pick)
     request = PlanRequest(
         trainer=trainer,
         hardware=hardware or budget,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -130,6 +131,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON is any nesting of plain values
     """Replace the file `path` by one that holds `content` as indented JSON, keys in their order (see `replacing`)."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def without_nan(value: object) -> object:
+    """Return nested values with None for NaN and infinity, so that they become strict JSON."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, made_by: str = "") -> Any:  # noqa: ANN401

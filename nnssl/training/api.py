@@ -14,7 +14,7 @@ from nnssl.config_source import settings_without_torch
 from nnssl.data.domains import Setting, choose
 from nnssl.data.protocols import is_of_protocol
 from nnssl.data.raw import dataset_name
-from nnssl.data.splits import LabelBudget, cases_of_run, read_splits, splits_file
+from nnssl.data.splits import LabelBudget, budget_with_pick, cases_of_run, read_splits, splits_file
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.names import (
     DATASET_JSON,
@@ -68,6 +68,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     plans: str = "nnUNetPlans",
     labelled: str | None = None,
     protocol: str | None = None,
+    pick: int = 0,
     num_iterations: int | None = None,
     seed: int | None = None,
     tag: str | None = None,
@@ -97,6 +98,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         trainer: class name of the method (`nnssl_methods` lists them).
         plans: plans name, without the tag of the label budget.
         labelled: label budget, patients (`7`) or percent (`10%`); None uses every label.
+        pick: number of another seeded choice of the labelled patients; 0 is the order in `splits_final.json`.
         protocol: published protocol, `acdc-7`, that the data set was planned with: its lists and its label budget.
         num_iterations: optimiser steps (default 250 000, nnU-Net's 1000 epochs), the stored ones when continuing.
         seed: default 0.
@@ -134,6 +136,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     config = _config_of(method, settings)
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
     domains, labelled = choose(setting, protocol, labelled, fold)
+    labelled = budget_with_pick(labelled, pick)
     if TAG_SEPARATOR in plans:
         raise UsageError(
             "the plans name is given without the tags of setting and label budget",

@@ -56,6 +56,13 @@ SCHEMAS = {
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
         metric_per_case={"type": "array", "items": keys(metrics=DICT, reference_file=TEXT, prediction_file=TEXT)},
     ),
+    "sweep": {
+        "type": "array",
+        "minItems": 2,
+        "items": keys(command=TEXT, trainer=TEXT, configuration=TEXT, fold=TEXT, labelled={"type": ["string", "null"]},
+                      pick=COUNT, seed=COUNT, num_iterations=COUNT, settings=DICT, state=TEXT, folder=TEXT,
+                      estimated_seconds=MAYBE, estimated_disk_bytes=MAYBE),
+    },
     "compare": keys(
         baseline=TEXT, metric=TEXT, notes=TEXTS,
         methods={
@@ -107,6 +114,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "predict": f"-i {raw}/imagesTs -o {root}/masks -device cpu --disable_tta",
         "pseudo_label": f"-d 909 -o {root}/pseudo -device cpu --disable_tta",
         "evaluate": f"{raw}/labelsTs {root}/masks -np 1",
+        "sweep": f"-d 909 -c 3d_fullres -tr SupervisedTrainer -seeds 0 1 -num_iterations 1 -o {root}/study --dry_run",
         "compare": f"{root}/masks {root}/others -baseline {root}/masks",
         "pseudo_quality": f"-m SupervisedTrainer__nnUNetPlans__3d_fullres@iterations1 -i {raw}/imagesUn "
         f"-o {root}/quality -device cpu",

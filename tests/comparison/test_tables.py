@@ -95,7 +95,7 @@ def test_seeds_and_the_control_are_said(tmp_path, monkeypatch) -> None:
             write_run(tmp_path, "FixMatchTrainer", numbered(values), tag=f"seed{seed}{tag}", seed=seed, **config)
     text = comparison_text(compare(dataset=1))
     assert "FixMatchTrainer helped: +9.5 Dice points" in text
-    assert "2 seeds: +8.5, +10.5; sd 1.4 Dice points" in text
+    assert "2 runs: +8.5, +10.5; sd 1.4 Dice points" in text
     control = "the same training without losses on unlabelled scans, has +4.4 of these +9.5 Dice points"
     assert f"FixMatchTrainer@unlabelled_weight=0, {control}" in text
 

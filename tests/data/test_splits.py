@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnssl.data.splits import (
     FoldCases,
     LabelBudget,
+    budget_with_pick,
     cases_of_run,
     check_splits,
     completed_split,
@@ -100,6 +102,9 @@ def test_completed_split_keeps_what_is_given() -> None:
         ("10%", "@lab10pct", "10%"),
         (" 2.5% ", "@lab2.5pct", "2.5%"),
         ("100%", "@lab100pct", "100%"),
+        ("7-pick3", "@lab7-pick3", "7-pick3"),
+        ("10%-pick1", "@lab10pct-pick1", "10%-pick1"),
+        ("7-pick0", "@lab7", "7"),
     ],
 )
 def test_budget_text(text: str, tag: str, shown: str) -> None:
@@ -108,7 +113,9 @@ def test_budget_text(text: str, tag: str, shown: str) -> None:
     assert LabelBudget.parse(str(budget)) == budget
 
 
-@pytest.mark.parametrize("text", ["0", "0%", "-1", "1.5", "101%", "seven", "", "10 %", "%", "1e2", "7%7"])
+@pytest.mark.parametrize(
+    "text", ["0", "0%", "-1", "1.5", "101%", "seven", "", "10 %", "%", "1e2", "7%7", "7-pick", "7-pick-1"]
+)
 def test_no_budget(text: str) -> None:
     with pytest.raises(UsageError, match="is not a label budget") as caught:
         LabelBudget.parse(text)
@@ -172,6 +179,36 @@ def test_smaller_budgets_are_parts_of_larger_ones() -> None:
             assert set(found.labelled) | set(found.unlabelled) == set(split["train"]) | set(split["unlabelled"])
             assert list(found.validation) == split["val"]
             before = set(found.labelled)
+
+
+def test_a_pick_is_a_seeded_choice_of_as_many_patients() -> None:
+    people = [f"p{i:02}" for i in range(20)]
+    (split, *_), budgets = make_splits(people, [], {name: name for name in people}), ("5", "5-pick1", "5-pick2")
+    first, second, third = (fold_cases([split], 0, LabelBudget.parse(text), {}) for text in budgets)
+    seeded = np.random.RandomState([12345, 1]).permutation(len(split["train"]))[:5]
+    assert sorted(second.labelled) == sorted(sorted(split["train"])[i] for i in seeded)
+    assert len({first.labelled, second.labelled, third.labelled}) == 3
+    for each in (first, second, third):
+        assert len(each.labelled) == 5
+        assert each.validation == first.validation
+        assert sorted(each.labelled + each.unlabelled) == sorted(split["train"])
+
+
+def test_a_pick_keeps_all_scans_of_a_patient_together() -> None:
+    for number in range(1, 6):
+        found = cases_of(0, f"1-pick{number}")
+        assert len(patients_of(list(found.labelled))) == 1
+        assert not patients_of(list(found.labelled)) & patients_of(list(found.unlabelled))
+
+
+def test_budget_and_pick_make_one_text() -> None:
+    assert budget_with_pick("7", 0) == "7"
+    assert budget_with_pick(None, 0) is None
+    assert budget_with_pick("10%", 2) == "10%-pick2"
+    assert budget_with_pick("7-pick2", 2) == "7-pick2"
+    for labelled, pick, fragment in (("7", -1, "0 or larger"), (None, 1, "label budget"), ("7-pick2", 1, "different")):
+        with pytest.raises(UsageError, match=fragment):
+            budget_with_pick(labelled, pick)
 
 
 def test_order_may_name_cases() -> None:

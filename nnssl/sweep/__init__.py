@@ -1,0 +1,1 @@
+"""Studies: many runs from one command, their states in a small database, and the queue that trains them."""
