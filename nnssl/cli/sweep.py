@@ -60,7 +60,7 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.dry_run or arguments.print_commands:
         if not arguments.dry_run:
             api.keep_study(study, folder)
-        plan = api.plan_sweep(study, folder)
+        plan = api.plan_sweep(study, folder, arguments.device)
         if arguments.json:
             print_json(tables.plan_dicts(plan.runs, plan.estimates))
         else:

@@ -140,10 +140,7 @@ def compare_study(
         run for run in runs if configuration in (None, run.configuration) and (fold is None or str(fold) == run.fold)
     ]
     places = Places.of(runs[0].dataset)
-    done = [
-        _Done(run, place) for run in asked if progress_of(place := places.folder(run), run) in ("done", "locked")
-        and (place / VALIDATION_FOLDER / SUMMARY_JSON).is_file()
-    ]  # fmt: skip
+    done = [_Done(run, place) for run in asked if progress_of(place := places.folder(run), run) == "done"]
     groups = _groups(asked, done)
     bases = [choose_method(group.methods, baseline, listed=True) for group in groups]
     made = []

@@ -28,12 +28,13 @@ GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 log = logging.getLogger("nnssl.sweep")
 
 
-def plan_sweep(study: Study | None, output_folder: str | Path) -> SweepPlan:
+def plan_sweep(study: Study | None, output_folder: str | Path, device: str = "auto") -> SweepPlan:
     """Return the runs of a study, what is missing for them, and what they will take; nothing is written.
 
     Args:
         study: what to train; None takes all runs of the study in the folder.
         output_folder: of the study.
+        device: that the commands name; `auto` leaves it out.
 
     Raises:
         UsageError: a name or value of the study is wrong, or there is no study.
@@ -52,7 +53,8 @@ def plan_sweep(study: Study | None, output_folder: str | Path) -> SweepPlan:
         runs.append(Task(number, run, state, folder=str(folder)))  # type: ignore[arg-type]
         estimates.append(measured.estimate(run))
         if progress != "done":
-            commands.append(" ".join([run.command, *FLAGS.get(progress, [])]))
+            named = [] if device == "auto" else ["-device", device]
+            commands.append(" ".join([run.command, *FLAGS.get(progress, []), *named]))
     missing = [each for each in planning if not places.has_plans(each)]
     return SweepPlan(runs, missing, estimates, commands)
 
@@ -244,7 +246,7 @@ def _resolved(study: Study) -> Study:
         except UsageError:
             raise error from None
     places = Places.of(name)
-    return dataclasses.replace(study, dataset=name, hardware=study.hardware or places.hardware())
+    return dataclasses.replace(study, dataset=name, hardware=study.hardware or places.hardware(study.plans))
 
 
 @contextlib.contextmanager

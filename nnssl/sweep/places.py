@@ -10,7 +10,15 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from nnssl.names import FOLD_PREFIX, PREPROCESSED_VARIABLE, RESULTS_VARIABLE, SEMI_KEY, SUMMARY_JSON, VALIDATION_FOLDER
+from nnssl.names import (
+    FOLD_PREFIX,
+    PREPROCESSED_VARIABLE,
+    RESULTS_VARIABLE,
+    SEMI_KEY,
+    SUMMARY_JSON,
+    TAG_SEPARATOR,
+    VALIDATION_FOLDER,
+)
 from nnssl.sweep.study import StudyPlan, StudyRun
 from nnssl.system.files import environment_folder
 from nnssl.training.record import RunRecord
@@ -60,9 +68,11 @@ class Places:
                 return job.budget is None or job.fold == "0" or file.stem.endswith(f"-fold{job.fold}")
         return False
 
-    def hardware(self) -> str | None:
-        """Return the kind of machine that the data set's plans were made for, None where they do not say."""
+    def hardware(self, plans: str) -> str | None:
+        """Return the kind of machine that plans of this name (with any budget) were made for, None where none says."""
         for file in sorted(self.preprocessed.glob("*.json")):
+            if file.stem.partition(TAG_SEPARATOR)[0] != plans:
+                continue
             kind = _plans(file, file.stat().st_mtime_ns).hardware
             if kind:
                 return kind

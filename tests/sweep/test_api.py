@@ -65,6 +65,8 @@ def test_a_run_marked_done_without_its_files_is_not_counted_by_the_plan(world: W
     plan = api.plan_sweep(small_study(4), world.study)
     assert [task.state for task in plan.runs] == ["done"] * 3 + ["waiting"]
     assert plan.commands == [plan.runs[3].command]
+    (with_device,) = api.plan_sweep(small_study(4), world.study, "cpu").commands
+    assert with_device == f"{plan.runs[3].command} -device cpu"
     assert [estimate.seconds for estimate in plan.estimates] == [0.5 * 30] * 4
 
 

@@ -43,9 +43,10 @@ def test_plans_must_have_the_configuration_and_be_those_of_the_fold(world: World
 
 def test_hardware_is_that_of_other_plans(world: World) -> None:
     (world.places.preprocessed / "splits_final.json").write_text("[]")
-    assert world.places.hardware() is None
-    world.write_plans(hardware="cpu")
-    assert world.places.hardware() == "cpu"
+    world.write_plans("Mine", hardware="cpu")
+    assert world.places.hardware("nnUNetPlans") is None
+    world.write_plans("nnUNetPlans@lab5", hardware="cpu")
+    assert world.places.hardware("nnUNetPlans") == "cpu"
 
 
 def test_progress_follows_the_files(world: World) -> None:
