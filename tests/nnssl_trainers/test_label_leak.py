@@ -53,7 +53,9 @@ def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["DSMTTrainer", "SelfTrainingTrainer"])  # they use all that others use
+@pytest.mark.parametrize(
+    "trainer", ["DSMTTrainer", "SelfTrainingTrainer", "DTLPTrainer"]
+)  # they use all that others use
 def test_hidden_labels_do_not_reach_the_weights(trainer: str, tmp_path: Path, monkeypatch) -> None:
     honest, altered = tmp_path / "honest", tmp_path / "altered"
     for root in (honest, altered):
