@@ -84,6 +84,7 @@ class DTLPTrainer(TeacherStudentTrainer[DTLPConfig]):
     """DTLP-Net; the docstring of this module describes the algorithm and its departures from the paper."""
 
     config_class = DTLPConfig
+    unused_heads: ClassVar[bool] = True  # the coarsest output of deep supervision has no loss
     psi_network: nn.Module | None = None
 
     def initialize(self) -> None:

@@ -65,7 +65,9 @@ def few_samples() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["DSMTTrainer", "SelfTrainingTrainer"])  # they use all that others use
+@pytest.mark.parametrize(
+    "trainer", ["DSMTTrainer", "SelfTrainingTrainer", "DTLPTrainer"]
+)  # they use all that others use
 def test_hidden_labels_do_not_reach_the_weights(trainer: str, tmp_path: Path, monkeypatch) -> None:
     honest, altered = tmp_path / "honest", tmp_path / "altered"
     for root in (honest, altered):
