@@ -61,9 +61,9 @@ def test_four_structures_and_adaptation(tmp_path: Path, monkeypatch, download: P
     assert len(fold["labelled_order"]) == 16
     assert {name[:2] for name in fold["labelled_order"]} == {"ct"}
     assert sum(name.startswith("mr") for name in fold["train"]) == 13
-    assert fold["val"] == [f"mr_train_{n}" for n in (1012, 1015, 1016)]
+    assert fold["val"] == [f"ct_train_{n}" for n in (1003, 1008, 1014, 1019)]  # no label of the target is read
     assert fold["unlabelled"] == []
-    assert "ct_train_1003" not in raw.labelled  # a test scan of the other direction
+    assert not {f"mr_train_{n}" for n in (1012, 1015, 1016)} & {*raw.labelled, *raw.unlabelled}
 
 
 def test_every_problem_is_in_one_report(tmp_path: Path, monkeypatch, capsys, download: Path) -> None:
