@@ -22,7 +22,7 @@ from typing import Any
 
 from nnssl.data.protocols import budget_of, find_protocol, protocol_splits
 from nnssl.data.raw import RawDataset, listed, patient_of
-from nnssl.data.splits import make_splits
+from nnssl.data.splits import budget_with_pick, make_splits
 from nnssl.errors import DataError, UsageError, unknown_name
 from nnssl.names import CASES_KEY, DATASET_JSON, DOMAINS_KEY, LABELLED_ORDER, TAG_SEPARATOR, UNLABELLED_KEY
 
@@ -148,9 +148,9 @@ def of_protocol(name: str) -> Setting | None:
 
 
 def choose(
-    setting: str | Setting | None, protocol: str | None, labelled: str | int | None, fold: int | str
+    setting: str | Setting | None, protocol: str | None, labelled: str | int | None, fold: int | str, pick: int = 0
 ) -> tuple[Setting | None, str | None]:
-    """Return the setting that the options of a command name, None without one, and the label budget.
+    """Return the setting that the options of a command name, None without one, and the label budget with its pick.
 
     Raises:
         UsageError: an option is wrong, or options contradict each other.
@@ -163,8 +163,8 @@ def choose(
             run="leave one of them out",
         )
     if protocol:
-        return of_protocol(protocol), budget_of(protocol, labelled, fold)
-    budget = None if labelled is None else str(labelled)
+        return of_protocol(protocol), budget_with_pick(budget_of(protocol, labelled, fold), pick)
+    budget = budget_with_pick(labelled, pick)
     if not setting:
         return None, budget
     found = setting if isinstance(setting, Setting) else Setting.parse(setting)

@@ -15,7 +15,7 @@ from nnssl.data.domains import Setting, choose, seen_part, setting_fold, without
 from nnssl.data.integrity import check_dataset, shift_warnings
 from nnssl.data.protocols import protocol_splits
 from nnssl.data.raw import RawDataset, read_raw_dataset
-from nnssl.data.splits import FoldCases, LabelBudget, budget_with_pick, fold_cases
+from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
 from nnssl.host import find_extractor
 from nnssl.names import DATASET_JSON, DEFAULT_PLANS, PREPROCESSED_VARIABLE, TAG_SEPARATOR
@@ -168,8 +168,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
             axes, or hold intensities that cannot be normalised.
         EnvironmentProblem: a path or the disk cannot be used, or a worker died twice.
     """
-    chosen_setting, label_budget = choose(setting, protocol, labelled, fold)
-    label_budget = budget_with_pick(label_budget, pick)
+    chosen_setting, label_budget = choose(setting, protocol, labelled, fold, pick)
     request = PlanRequest(
         trainer=trainer,
         hardware=hardware or budget,

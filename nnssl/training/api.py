@@ -14,7 +14,7 @@ from nnssl.config_source import settings_without_torch
 from nnssl.data.domains import Setting, choose
 from nnssl.data.protocols import is_of_protocol
 from nnssl.data.raw import dataset_name
-from nnssl.data.splits import LabelBudget, budget_with_pick, cases_of_run, read_splits, splits_file
+from nnssl.data.splits import LabelBudget, cases_of_run, read_splits, splits_file
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.names import (
     DATASET_JSON,
@@ -135,8 +135,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     method = find_method(trainer)
     config = _config_of(method, settings)
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
-    domains, labelled = choose(setting, protocol, labelled, fold)
-    labelled = budget_with_pick(labelled, pick)
+    domains, labelled = choose(setting, protocol, labelled, fold, pick)
     if TAG_SEPARATOR in plans:
         raise UsageError(
             "the plans name is given without the tags of setting and label budget",
