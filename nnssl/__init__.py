@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`. Importing this package is fast: torch and nnU-Net are imported when a function is called.
+`compare`, `report`, `look`. Importing this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nnssl.inference.api import predict as predict
     from nnssl.labelling.api import pseudo_label as pseudo_label
     from nnssl.planning.api import plan as plan
+    from nnssl.reports.api import report as report
+    from nnssl.reports.look import look as look
     from nnssl.training.api import train as train
     from nnssl.training.runs import evaluate_run as evaluate_run
     from nnssl.training.runs import runs as runs
@@ -33,10 +35,12 @@ _API = {
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
     "compare": "nnssl.comparison.api",
+    "report": "nnssl.reports.api",
+    "look": "nnssl.reports.look",
 }
 __all__ = [
-    "DISTRIBUTION", "__version__", "compare", "convert", "evaluate", "evaluate_run", "plan", "predict", "pseudo_label",
-    "runs", "train",
+    "DISTRIBUTION", "__version__", "compare", "convert", "evaluate", "evaluate_run", "look", "plan", "predict",
+    "pseudo_label", "report", "runs", "train",
 ]  # fmt: skip
 
 

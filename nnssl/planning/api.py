@@ -31,7 +31,15 @@ from nnssl.planning.plans import (
 )
 from nnssl.planning.preprocessing import copy_labels, preprocess
 from nnssl.planning.resources import default_processes, processes_for
-from nnssl.planning.scope import Scope, Splits, make_scope, settle_splits, without_cases, write_splits
+from nnssl.planning.scope import (
+    Scope,
+    Splits,
+    make_scope,
+    settle_splits,
+    without_cases,
+    write_data_check,
+    write_splits,
+)
 from nnssl.planning.suitability import check_slices, trainable_configurations
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
@@ -185,11 +193,11 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         scope, splits = _without(scope, splits, request, skipped)
     scope = dataclasses.replace(scope, facts=facts)
     warnings += shift_warnings(scope.compared_facts())
-    if not scope.unlabelled:
-        warnings.append(NO_UNLABELLED)
+    warnings += [] if scope.unlabelled else [NO_UNLABELLED]
     if len(raw.labelled) == 1:
         warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
     _log(warnings)
+    write_data_check(scope, warnings)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
     fingerprint_of = partial(dataset_fingerprint, num_processes=readers, extractor=fingerprint_extractor)
     plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
