@@ -27,6 +27,8 @@ COMMANDS = (
     "pseudo_label",
     "evaluate",
     "compare",
+    "report",
+    "look",
     "methods",
 )  # others follow these
 

@@ -18,8 +18,8 @@ def make_parser() -> argparse.ArgumentParser:
     made = parser("nnssl_report", ABOUT)
     add = made.add_argument
     place = (
-        "folder of a run (a fold, or a model with its folds), a folder with summary.json, or a folder that holds several "
-        "of these; NAME=PLACE gives a name, and several places of one name are seeds of one method"
+        "folder of a run (a fold, or a model with its folds), a folder with summary.json, or a folder that holds "
+        "several of these; NAME=PLACE gives a name, and several places of one name are seeds of one method"
     )
     add("places", metavar="RUN", nargs="*", help=place)
     add("-d", dest="dataset", metavar="ID", help="instead of runs: all finished and validated runs of a data set")
@@ -29,13 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-f", dest="fold", help="with -d: only this fold (default: the folds of a run together)")
     add("-baseline", metavar="RUN", help="one of the runs or names (default: the only SupervisedTrainer)")
     add("-metric", default="Dice", help="metric of the verdict, as for nnssl_compare (default: %(default)s)")
-    add(
-        "-cases",
-        type=int,
-        default=3,
-        metavar="N",
-        help="worst and best cases with pictures (default: %(default)s)",
-    )
+    add("-cases", type=int, default=3, metavar="N", help="number of worst and of best cases (default: 3)")
     add("--single_file", action="store_true", help="everything in index.html, for passing on within the hospital")
     return made
 

@@ -126,7 +126,8 @@ def report(  # noqa: PLR0913 - the public API names every option
     if places:
         methods = _named(places, baseline)
     else:
-        base, others = methods_of_dataset(dataset or "", plans, configuration, fold, baseline and str(baseline))
+        name = None if baseline is None else str(baseline)
+        base, others = methods_of_dataset(dataset or "", plans, configuration, fold, name)
         methods = [base, *others]
     comparison = compare_methods(methods[0], methods[1:], metric) if methods[1:] else None
     store = Store(folder, single_file)

@@ -41,9 +41,9 @@ def summary_sentences(comparison: Comparison) -> tuple[str, str]:
         HURT: "the loss is larger than chance explains",
     }.get(judged.verdict, "a difference of this size can be chance")
     few = ", and so few patients are a first look only" if judged.exploratory else ""
-    return first.replace(
-        "no evidence", "No evidence", 1
-    ) if judged.verdict == NO_EVIDENCE else first, f"{level}; {tail}{few}."
+    if judged.verdict == NO_EVIDENCE:
+        first = first.replace("no evidence", "No evidence", 1)
+    return first, f"{level}; {tail}{few}."
 
 
 def methods_table(comparison: Comparison) -> Table:

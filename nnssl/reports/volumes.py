@@ -84,7 +84,7 @@ def grey_levels(voxels: Array) -> NDArray[np.uint8]:
     sample = values.ravel()[:: max(1, values.size // SAMPLED)]
     low, high = np.percentile(sample, [LOW, HIGH])
     scaled = (values - low) * (255 / max(float(high - low), 1e-12))
-    grey: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     return grey
 
 

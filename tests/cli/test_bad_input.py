@@ -33,7 +33,18 @@ from tests.cli.bad_input_world import (
     write_image,
 )
 
-COMMANDS = {"convert", "plan_and_preprocess", "train", "predict", "evaluate", "compare", "phantom", "methods"}
+COMMANDS = {
+    "convert",
+    "plan_and_preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "compare",
+    "report",
+    "look",
+    "phantom",
+    "methods",
+}
 RECORDS = {"out", "out/plans.json", "out/dataset.json", "out/predict_from_raw_data_args.json"}
 
 
