@@ -24,7 +24,9 @@ from nnssl.reports.tables import case_scores, main_method, rank_cases, value_tex
 from nnssl.system.files import check_output_file, check_writable, replacing, write_text
 from nnssl.training.runs import runs
 
+FIGURES = ("case_*.png", "differences.svg", "course_*.svg", "pseudo_labels_*.svg")
 PICTURES, VOLUMES, LIBRARY = "pictures", "volumes", "niivue.umd.js"
+OWN_FILES = (LIBRARY, f"{VOLUMES}/[0-9]*.js", *(f"{PICTURES}/{name}" for name in FIGURES))
 
 
 @dataclass
@@ -36,12 +38,14 @@ class Store:
         inside: everything stands in the page.
         scripts: with `inside`: the scripts with the volumes.
         files: what was written beside the page.
+        cases: number of cases in the viewer.
     """
 
     folder: Path
     inside: bool
     scripts: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    cases: int = 1
 
     def picture(self, name: str, content: bytes) -> str:
         """Return the address of a picture; the ending of the name, `.svg` or `.png`, is its format."""
@@ -58,6 +62,12 @@ class Store:
             return ""
         self._write(name, text.encode())
         return name
+
+    def remove_old(self) -> None:
+        """Remove the pictures and volumes of an earlier report in this folder: they may show other patients."""
+        for pattern in OWN_FILES:
+            for file in set(self.folder.glob(pattern)) - set(self.files):
+                file.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
         with replacing(self.folder / name) as temporary:
@@ -139,6 +149,7 @@ def report(  # noqa: PLR0913 - the public API names every option
         page.library = store.script(LIBRARY, viewer_library())
     page.draw(store.picture)
     write_text(folder / INDEX, render(page, store.scripts))
+    store.remove_old()
     size = sum(file.stat().st_size for file in [folder / INDEX, *store.files])
     return ReportResult(folder / INDEX, comparison, tuple(shown), size)
 
@@ -202,6 +213,7 @@ def _show_cases(page: Page, store: Store, count: int) -> list[str]:
     ranked = rank_cases(method, page.metric)
     worst = ranked[: min(count, len(ranked))]
     best = list(reversed(ranked[len(worst) :]))[:count]
+    store.cases = max(1, len(worst) + len(best))
     files = files_of_cases(page.shown)
     scores = {each.name: case_scores(each.runs[0], page.metric) for each in page.shown}
     described = METRICS[page.metric]
@@ -220,7 +232,7 @@ def _picture(files: CaseFiles, number: int, texts: tuple[str, str], page: Page, 
     if volumes is None or not (volumes.masks or volumes.reference):
         return CasePicture(files.case, title, scores, notes=("neither masks nor reference are found",))
     address = store.picture(f"case_{number}.png", draw_case(volumes, names_of_values(page.dataset_json)))
-    layers = viewer_volumes(volumes)
+    layers = viewer_volumes(volumes, store.cases)
     content = json.dumps(layers).replace("<", "\\u003c")  # a name must not end the script
     script = f'(window.reportVolumes=window.reportVolumes||{{}})["{number}"]={content};'
     place = store.script(f"{VOLUMES}/{number}.js", script)

@@ -17,6 +17,7 @@ from nnssl.reports.volumes import Array, Volume, grey_levels, occupied_box, read
 
 MARGIN_MM = 15.0
 LARGEST_VOXELS = 1_500_000  # of a volume in the viewer; larger volumes keep every second voxel, or fewer
+LARGEST_REPORT = 40_000_000  # voxels of all scans in the viewer together: about 60 MB with their masks
 PANEL_INCH = 2.6
 
 
@@ -107,19 +108,25 @@ def slice_of_interest(volumes: CaseVolumes) -> int:
     return int(np.argmax(counted))
 
 
-def viewer_volumes(volumes: CaseVolumes) -> dict[str, str]:
-    """Return layer -> a gzipped NIfTI file in base64: `image`, `reference`, `mask:NAME`, `pseudo-label`."""
+def viewer_volumes(volumes: CaseVolumes, cases: int = 1) -> dict[str, str]:
+    """Return layer -> a gzipped NIfTI file in base64: `image`, `reference`, `mask:NAME`, `pseudo-label`.
+
+    Args:
+        volumes: of the case.
+        cases: number of cases in the viewer, which share the voxels of a report.
+    """
+    largest = min(LARGEST_VOXELS, LARGEST_REPORT // cases)
     layers = {"image": volumes.image, "reference": volumes.reference}
     layers |= {f"mask:{name}": mask for name, mask in volumes.masks.items()}
     layers |= {"pseudo-label": volumes.pseudo_label}
-    return {name: _nifti(volume) for name, volume in layers.items() if volume is not None}
+    return {name: _nifti(volume, largest) for name, volume in layers.items() if volume is not None}
 
 
-def _nifti(volume: Volume) -> str:
+def _nifti(volume: Volume, largest_voxels: int) -> str:
     import nibabel as nib
 
     shape = volume.voxels.shape
-    excess = math.prod(shape) / LARGEST_VOXELS
+    excess = math.prod(shape) / largest_voxels
     every = max(1, math.ceil(excess ** (1 / 3)))
     step = tuple(every if size > 2 * every else 1 for size in shape)
     small = volume.cropped(tuple(slice(0, size) for size in shape), step)  # type: ignore[arg-type]

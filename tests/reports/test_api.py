@@ -61,6 +61,15 @@ def test_a_single_file_holds_everything(study: Study, tmp_path: Path) -> None:
     assert all(source.startswith("data:") for source in sources)
 
 
+def test_a_new_report_leaves_no_picture_of_an_earlier_one(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    report([study.root], output_folder=tmp_path, cases=2)
+    report([study.root], output_folder=tmp_path, cases=1)
+    assert len(list((tmp_path / "pictures").glob("case_*.png"))) == len(list((tmp_path / "volumes").iterdir())) == 2
+    report([study.root], output_folder=tmp_path, cases=1, single_file=True)
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"index.html", "mine.txt"}
+
+
 def test_a_single_method_has_no_verdict(study: Study, tmp_path: Path) -> None:
     result = report([f"mine={study.method}"], output_folder=tmp_path, cases=1)
     text = result.index.read_text(encoding="utf-8")
