@@ -197,13 +197,13 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     if len(raw.labelled) == 1:
         warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
     _log(warnings)
-    write_data_check(scope, warnings)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
     fingerprint_of = partial(dataset_fingerprint, num_processes=readers, extractor=fingerprint_extractor)
     plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
     chosen = trainable_configurations(plans, _choose_configurations(configurations, plans))
     check_slices(plans, chosen, {case: facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
     path = _write_plans(scope, splits, plans)
+    write_data_check(scope, warnings)
     processes = {name: processes[name] for name in chosen if run_preprocessing}
     done, late = _preprocess(scope, plans, processes, clean, skip_unreadable)
     if late:
