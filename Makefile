@@ -39,6 +39,7 @@ demo: venv
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/SupervisedTrainer
 	nnssl_evaluate $(DEMO_RAW)/labelsTs demo/predictions/FixMatchTrainer
 	nnssl_compare demo/predictions/SupervisedTrainer demo/predictions/FixMatchTrainer
+	nnssl_report demo/predictions/SupervisedTrainer demo/predictions/FixMatchTrainer -o demo/report
 
 # dataset_conversion is installed inside nnssl. Tools that read files see the installed packages in this folder of links.
 LAYOUT := .venv/layout

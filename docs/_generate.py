@@ -33,6 +33,8 @@ COMMANDS = (
     "compare",
     "export",
     "install",
+    "report",
+    "look",
     "methods",
 )  # others follow these
 

@@ -19,6 +19,7 @@ DATASET_JSON = "dataset.json"
 PLANS_JSON = "plans.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
 SPLITS_JSON = "splits_final.json"
+DATA_CHECK = "data_check"  # data_check@lab7.json of a preprocessed data set: what planning found in the scans
 GT_FOLDER = "gt_segmentations"  # references of the labelled cases in a preprocessed data set folder
 UNLABELLED_SUFFIX = "_unlabelled"  # preprocessed unlabelled scans: the folder of the labelled cases plus this suffix
 

@@ -49,6 +49,7 @@ def body(arguments: argparse.Namespace) -> None:
     """Train as the arguments say and print what to run next."""
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
+    from nnssl.training.run_folder import ModelName
 
     same: tuple[str, ...] = ("labelled", "pick", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16")
     same += ("setting", "device", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from")
@@ -70,7 +71,10 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(dataclasses.asdict(result))
     else:
-        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs")
+        names = ModelName.parse(result.folder.parent.name)
+        chosen = f" -p {names.plans} -c {names.configuration}" if names else ""
+        report = f"report: nnssl_report -d {result.folder.parents[1].name}{chosen} -o REPORT"
+        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs\n{report}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

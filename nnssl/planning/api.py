@@ -26,6 +26,7 @@ from nnssl.planning.plans import (
     DEFAULT_PREPROCESSOR,
     STOCK_CONFIGURATIONS,
     PlanRequest,
+    choose_configurations,
     custom_configurations,
     make_plans,
     planner_and_name,
@@ -39,6 +40,7 @@ from nnssl.planning.scope import (
     settle_setting,
     settle_splits,
     without_cases,
+    write_data_check,
     write_splits,
 )
 from nnssl.planning.suitability import check_slices, trainable_configurations
@@ -204,17 +206,17 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         scope, splits = _without(scope, splits, request, skipped)
     scope = dataclasses.replace(scope, facts=facts)
     warnings += shift_warnings(scope.compared_facts())
-    if not scope.unlabelled:
-        warnings.append(NO_UNLABELLED)
+    warnings += [] if scope.unlabelled else [NO_UNLABELLED]
     if len(raw.labelled) == 1:
         warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
     _log(warnings)
     readers = num_processes_fingerprint or default_processes(raw, facts.values())
     fingerprint_of = partial(dataset_fingerprint, num_processes=readers, extractor=fingerprint_extractor)
     plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
-    chosen = trainable_configurations(plans, _choose_configurations(configurations, plans))
+    chosen = trainable_configurations(plans, choose_configurations(configurations, plans))
     check_slices(plans, chosen, {case: facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
     path = _write_plans(scope, splits, plans, chosen_setting)
+    write_data_check(scope, warnings)
     processes = {name: processes[name] for name in chosen if run_preprocessing}
     done, late = _preprocess(scope, plans, processes, clean, skip_unreadable)
     if late:
@@ -333,23 +335,6 @@ def _check_names(scope: Scope, request: PlanRequest, configurations: Sequence[st
                 where=f"-c {' '.join(configurations)}",
                 why=f"known: {', '.join(known)}",
             )
-
-
-def _choose_configurations(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
-    """Return the requested configurations that the plans have."""
-    chosen = [name for name in dict.fromkeys(configurations) if name in plans["configurations"]]
-    if not chosen:
-        raise UsageError(
-            "the data need none of these configurations",
-            where=f"-c {' '.join(configurations)}",
-            why=f"the plans have: {', '.join(plans['configurations'])}",
-        )
-    if plans["original_median_shape_after_transp"][0] == 1:
-        log.info(
-            "the scans have one slice, along axis %s of the files: planned in 2-D, in the plane of the slice",
-            "zyx"[plans["transpose_forward"][0]],
-        )
-    return chosen
 
 
 def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any], setting: Setting | None) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from nnssl.system.files import read_object, write_json
 
 DEFAULT_PLANNER = "ExperimentPlanner"
 DEFAULT_PREPROCESSOR = "DefaultPreprocessor"
+log = logging.getLogger(__name__)
 SHARED = "shared"
 NORMALISATIONS = (SHARED, "nnunet")
 STOCK_CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
@@ -172,3 +175,24 @@ def _record(scope: Scope, request: PlanRequest) -> dict[str, Any]:
         "command": request.command(scope.raw.name),
         "version": __version__,
     }
+
+
+def choose_configurations(configurations: Sequence[str], plans: Mapping[str, Any]) -> list[str]:
+    """Return the requested configurations that the plans have.
+
+    Raises:
+        UsageError: the plans have none of them.
+    """
+    chosen = [name for name in dict.fromkeys(configurations) if name in plans["configurations"]]
+    if not chosen:
+        raise UsageError(
+            "the data need none of these configurations",
+            where=f"-c {' '.join(configurations)}",
+            why=f"the plans have: {', '.join(plans['configurations'])}",
+        )
+    if plans["original_median_shape_after_transp"][0] == 1:
+        log.info(
+            "the scans have one slice, along axis %s of the files: planned in 2-D, in the plane of the slice",
+            "zyx"[plans["transpose_forward"][0]],
+        )
+    return chosen

@@ -21,7 +21,7 @@ from nnssl.data.splits import (
     splits_file,
 )
 from nnssl.errors import DataError
-from nnssl.names import SPLITS_JSON, UNLABELLED_KEY
+from nnssl.names import DATA_CHECK, SPLITS_JSON, UNLABELLED_KEY
 from nnssl.system.files import read_json, write_json
 
 Splits = list[dict[str, Any]]
@@ -195,6 +195,15 @@ def write_splits(preprocessed: Path, splits: Splits, setting: Setting | None = N
     path = preprocessed / splits_file(setting.tag if setting else "")
     if not path.is_file() or read_json(path) != splits:
         write_json(path, splits)
+
+
+def write_data_check(scope: Scope, warnings: Sequence[str]) -> None:
+    """Write what the check found into `data_check.json`: facts of every scan under its kind, and the warnings.
+
+    The tag of the label budget ends the name: `data_check@lab7.json`. Reports and data sheets read this file.
+    """
+    scans = {case: dataclasses.asdict(facts) for case, facts in sorted(scope.compared_facts().items())}
+    write_json(scope.preprocessed / f"{DATA_CHECK}{scope.tag}.json", {"scans": scans, "warnings": list(warnings)})
 
 
 def _same_folds(first: Any, second: Any) -> bool:  # noqa: ANN401 - whatever a user wrote

@@ -652,6 +652,26 @@ COMPARE_CASES = [
              unset("nnUNet_results")),
 ]  # fmt: skip
 
+REPORT = "nnssl_report {root}/masks {root}/labels -baseline {root}/masks -o {root}/report"
+LOOK = "nnssl_look {root}/labels -o {root}/look.png"
+REPORT_CASES = [
+    BadInput("report: nothing named", "nnssl_report -o {root}/report", 2, ("-d ID",)),
+    BadInput("report: no folder", "nnssl_report {root}/masks", 2, ("-o",)),
+    BadInput("report: no such place", REPORT.replace("/labels", "/gone"), 3, ("{root}/gone",), scored()),
+    BadInput("report: no baseline", "nnssl_report {root}/masks {root}/labels -o {root}/report", 2,
+             ("-baseline NAME",), scored()),
+    BadInput("report: unknown metric", f"{REPORT} -metric HD95", 2, ("-metric HD95", "hd95_mm"), scored()),
+    BadInput("report: cases below zero", f"{REPORT} -cases -1", 2, ("-cases", "-1"), scored()),
+    BadInput("report: below a file", REPORT.replace("/report", "/file/report"), 4, ("{root}/file",),
+             lambda w: [scored()(w), write("file", "")(w)]),
+    BadInput("look: nothing named", "nnssl_look", 2, ("nnssl_look -d ID",)),
+    BadInput("look: scan and data set", f"{LOOK} -d 906", 2, ("nnssl_look -d ID",)),
+    BadInput("look: no such scan", LOOK.replace("/labels", "/gone"), 3, ("{root}/gone",)),
+    BadInput("look: no PNG", LOOK.replace(".png", ".jpg"), 2, ("look.jpg", "look.png")),
+    BadInput("look: no scan asked for", f"{LOOK} -n 0", 2, ("-n", "0")),
+    BadInput("look: unknown data set", "nnssl_look -d 999", 2, ("999",)),
+]  # fmt: skip
+
 PHANTOM_CASES = [
     BadInput("phantom: id of zero", PHANTOM.replace("907", "0"), 2, ("-d 0", "1 to 999")),
     BadInput("phantom: id that is a word", PHANTOM.replace("907", "one"), 2, ("-d", "one")),
@@ -716,6 +736,7 @@ CASES = [
     *PREDICT_CASES,
     *EVALUATE_CASES,
     *COMPARE_CASES,
+    *REPORT_CASES,
     *PHANTOM_CASES,
     *BUNDLE_CASES,
     *ANNOTATION_CASES,

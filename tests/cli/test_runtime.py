@@ -155,6 +155,8 @@ COMMANDS = (
     "pseudo_label",
     "evaluate",
     "compare",
+    "report",
+    "look",
     "runs",
     "methods",
     "phantom",

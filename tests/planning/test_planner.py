@@ -40,6 +40,21 @@ def test_spacings_and_shapes_of_unlabelled_scans_stand_beside_the_fingerprint(da
     assert list(unlabelled) == ["un_0", "un_1", "un_2"]
 
 
+def test_facts_and_warnings_of_the_check_are_kept(data):
+    result, _ = planned()
+    check = read_json(data.preprocessed / "data_check.json")
+    assert check["warnings"] == list(result.warnings)
+    kinds = {case: scan["kind"] for case, scan in check["scans"].items()}
+    assert kinds["un_0"] == "unlabelled"
+    assert kinds["case_0"] == "labelled"
+    assert check["scans"]["un_0"]["shape"] == [19, 22, 20]
+    assert check["scans"]["un_0"]["spacing_mm"] == pytest.approx([1.2, 1.0, 1.0])
+    planned(labelled=2, fold=1)
+    (tagged,) = data.preprocessed.glob("data_check@*.json")
+    counted = [scan["kind"] for scan in read_json(tagged)["scans"].values()].count("labelled")
+    assert counted == 2
+
+
 def test_the_fingerprint_is_kept_until_a_labelled_file_changes(data, monkeypatch):
     planned()
     monkeypatch.setattr("nnssl.planning.fingerprint._extract", lambda *_: pytest.fail("made anew"))
