@@ -1,4 +1,4 @@
-"""`nnssl_look`: a picture of scans with their masks, of a data set, or of the two views of its patches."""
+"""`nnssl_look`: a picture of scans with their masks, or the data sheet of a planned data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`nnssl.look`: a picture of scans with their masks, of a data set, or of the views that a method learns from."""
+"""`nnssl.look`: a picture of scans with their masks, in three planes."""
 
 from __future__ import annotations
 
