@@ -18,6 +18,7 @@ LABELS_TS = "labelsTs"
 DATASET_JSON = "dataset.json"
 PLANS_JSON = "plans.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
+FACTS_FILE = "facts.sqlite"  # what planning learned about the raw files, in the preprocessed folder of a data set
 SPLITS_JSON = "splits_final.json"
 GT_FOLDER = "gt_segmentations"  # references of the labelled cases in a preprocessed data set folder
 UNLABELLED_SUFFIX = "_unlabelled"  # preprocessed unlabelled scans: the folder of the labelled cases plus this suffix
