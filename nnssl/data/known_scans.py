@@ -53,7 +53,7 @@ def examine_scans(
         tasks: name -> scan.
         expected: what every scan must look like.
         num_processes: worker processes; 1 works in this process.
-        store: what earlier calls found; None reads all files.
+        store: what earlier calls found; the caller saves the last facts. None reads all files.
     """
     store = store or FactStore(None)
     settings = {read: _settings(expected, read) for read in (False, True)}
@@ -73,7 +73,6 @@ def examine_scans(
 
     examine_again = partial(_examine_again, expected=expected, settings=settings)
     seen = run_parallel(examine_again, todo, num_processes, "checking the scans", keep)
-    store.save()
     return {name: found[name] if name in found else seen[name].outcome for name in tasks}
 
 

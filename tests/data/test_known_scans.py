@@ -88,8 +88,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 def look(
     folder: Path, expected: Expected = EXPECTED, read_label: bool = True, trust: bool = True
 ) -> dict[str, Examined]:
-    store = FactStore(folder.parent / "facts.sqlite", trust=trust)
-    return examine_scans(make_tasks(folder, read_label), expected, 1, store)
+    with FactStore(folder.parent / "facts.sqlite", trust=trust) as store:
+        return examine_scans(make_tasks(folder, read_label), expected, 1, store)
 
 
 def plain(folder: Path, expected: Expected = EXPECTED, read_label: bool = True) -> dict[str, Examined]:
@@ -116,8 +116,8 @@ def test_verify_reads_everything(folder: Path, opened: dict[str, list[str]]) -> 
 
 
 def test_two_processes_keep_the_same_facts(folder: Path, opened: dict[str, list[str]]) -> None:
-    store = FactStore(folder.parent / "facts.sqlite")
-    found = examine_scans(make_tasks(folder), EXPECTED, 2, store)
+    with FactStore(folder.parent / "facts.sqlite") as store:
+        found = examine_scans(make_tasks(folder), EXPECTED, 2, store)
     assert found == look(folder) == plain(folder)
     assert opened["decoded"] == []
 
