@@ -18,6 +18,7 @@ LABELS_TS = "labelsTs"
 DATASET_JSON = "dataset.json"
 PLANS_JSON = "plans.json"
 FINGERPRINT_JSON = "dataset_fingerprint.json"
+FACTS_FILE = "facts.sqlite"  # what planning learned about the raw files, in the preprocessed folder of a data set
 SPLITS_JSON = "splits_final.json"
 DATA_CHECK = "data_check"  # data_check@lab7.json of a preprocessed data set: what planning found in the scans
 GT_FOLDER = "gt_segmentations"  # references of the labelled cases in a preprocessed data set folder

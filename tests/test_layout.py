@@ -52,7 +52,6 @@ TESTED_BY = {
     ),
     "nnssl_trainers/test_contract.py": ("nnssl/registry.py",),
     "planning/test_planner.py": (
-        "nnssl/planning/api.py",
         "nnssl/planning/fingerprint.py",
         "nnssl/planning/plans.py",
     ),

@@ -47,6 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--clean", action="store_true", help="compute fingerprint and preprocessed cases again")
     text = "leave out unlabelled scans that cannot be read or used"
     command.add_argument("--skip_unreadable", action="store_true", default=ABSENT, help=text)
+    text = "read every scan again, also unchanged ones"
+    command.add_argument("--verify", action="store_true", default=ABSENT, help=text)
     command.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
     command.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return command

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nnssl.data.known_scans import examine_scans, known_reader
 from nnssl.data.labels import find_label_problems, parse_labels
 from nnssl.data.raw import RawCase, RawDataset, clashing_names, overlooked_folders, reserved_names
-from nnssl.data.scans import ChannelIntensity, Examined, Expected, ScanFacts, ScanTask, examine
+from nnssl.data.scans import ChannelIntensity, Examined, Expected, ScanFacts, ScanTask
 from nnssl.data.shift import shift_warnings
 from nnssl.errors import DataError
-from nnssl.host import READER_OF_3D_TIFF, reader_of, size_file
+from nnssl.host import READER_OF_3D_TIFF, reader_named, reader_of, size_file
 from nnssl.names import CASES_KEY, DATASET_JSON, IMAGES_TR, IMAGES_TS, IMAGES_UN, LABELS_TR, LABELS_TS
-from nnssl.system.workers import run_parallel
+from nnssl.system.fact_store import FactStore
 
 __all__ = ["ChannelIntensity", "CheckedDataset", "ScanFacts", "check_dataset", "shift_warnings"]
 
@@ -46,8 +47,11 @@ def check_dataset(
     label_cases: Collection[str] | None = None,
     *,
     skip_unreadable: bool = False,
+    store: FactStore | None = None,
 ) -> CheckedDataset:
     """Read every labelled, unlabelled and test scan once, check the scan, and return its facts.
+
+    With a store, files that are unchanged since they were read are not opened; the result is the same.
 
     The check uses the reader that nnU-Net's preprocessing will use. It opens the label files of `label_cases` only;
     other label files need not exist. It never opens labels of test cases.
@@ -68,6 +72,7 @@ def check_dataset(
         num_processes: worker processes; 1 works in this process.
         label_cases: labelled cases whose labels may be read; None allows all.
         skip_unreadable: leave out unlabelled scans that cannot be read or used, instead of raising an error.
+        store: what earlier calls learned; None reads every file.
 
     Raises:
         DataError: the data set has problems; the message lists up to ten of them with values and repair.
@@ -88,8 +93,8 @@ def check_dataset(
         for kind, cases in _kinds(raw).items()
         for name, case in cases.items()
     }
-    expected = Expected(_reader(raw), len(raw.channel_names), labels, raw.file_ending)
-    results = run_parallel(partial(examine, expected=expected), tasks, num_processes, "checking the scans")
+    expected = Expected(_reader(raw, store), len(raw.channel_names), labels, raw.file_ending)
+    results = examine_scans(tasks, expected, num_processes, store)
     missing_sizes, no_sizes = _missing_sizes(tasks, expected.reader)
     for name, problem in missing_sizes.items():
         results[name].problems.append(f"{tasks[name].case.name} ({tasks[name].kind}): {problem}")
@@ -239,12 +244,13 @@ def _duplicates(raw: RawDataset, facts: Iterable[ScanFacts]) -> tuple[list[str],
     return problems, warnings
 
 
-def _reader(raw: RawDataset) -> Any:  # noqa: ANN401 - one of nnU-Net's reader classes
+def _reader(raw: RawDataset, store: FactStore | None) -> Any:  # noqa: ANN401 - one of nnU-Net's reader classes
     """Return the reader that nnU-Net takes: the first one for this file ending that can read an example."""
     examples = [str(case.images[0]) for cases in _kinds(raw).values() for case in cases.values() if case.images]
     for example in [*examples[:READER_EXAMPLES], None]:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(RuntimeError):
-            return reader_of(raw.dataset_json, example, verbose=False)
+            find = partial(reader_of, raw.dataset_json, example, verbose=False)
+            return reader_named(known_reader(find, store, raw.dataset_json, example)) if example else find()
     raise DataError(
         f"nnU-Net has no reader for files that end with {raw.file_ending}",
         where=raw.folder / DATASET_JSON,

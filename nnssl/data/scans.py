@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,24 @@ class Examined:
         problems: what must be repaired, one line each.
         warnings: what a user should look at, one line each.
         on_other_axes: whether a file lies in the place of the first channel, but on flipped or reordered axes.
+        unreadable: whether a file could not be read; the next attempt may succeed.
     """
 
     facts: ScanFacts | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     on_other_axes: bool = False
+    unreadable: bool = False
+
+    def __add__(self, other: Examined) -> Examined:
+        """Return the findings of both, in this order."""
+        return Examined(
+            self.facts or other.facts,
+            self.problems + other.problems,
+            self.warnings + other.warnings,
+            self.on_other_axes or other.on_other_axes,
+            self.unreadable or other.unreadable,
+        )
 
 
 @dataclass(frozen=True)
@@ -135,21 +147,45 @@ class _Volume:
 
 def examine(task: ScanTask, expected: Expected) -> Examined:
     """Read one scan and return its facts, problems and warnings. A bad file is a problem, never an exception."""
-    outcome = Examined()
+    return examine_parts(task, expected)[-1]
+
+
+def examine_parts(task: ScanTask, expected: Expected) -> tuple[Examined, ...]:
+    """Return what `examine` finds without the label and, where the label is read, what `examine` finds with it.
+
+    Every file is read once. The first result is the same whether the label is read or not.
+    """
+    files, label, whole = Examined(), Examined(), Examined()
     case = task.case
-    _check_channel_numbers(task, expected, outcome)
-    volumes = [_read(path, expected, outcome) for path in case.images]
+    _check_channel_numbers(task, expected, files)
+    volumes = [_read(path, expected, files) for path in case.images]
     channels = [volume for volume in volumes if volume is not None]
     if task.read_label:
-        _check_label(task, expected, channels, outcome)
-    if len(channels) == len(case.images) and channels:
-        _check_channels(channels, expected, outcome)
-        sources = case.images + ((case.label,) if task.read_label and case.label and case.label.is_file() else ())
-        outcome.facts = _facts(task, channels, content_hash(*sources, *_companions(sources)))
+        _check_label(task, expected, channels, label)
+    complete = len(channels) == len(case.images) and bool(channels)
+    if complete:
+        _check_channels(channels, expected, whole)
+    outcomes = [files + whole, files + label + whole] if task.read_label else [files + whole]
     title = f"{case.name} ({task.kind}): "
-    outcome.problems = [title + text for text in outcome.problems]
-    outcome.warnings = [title + text for text in outcome.warnings]
-    return outcome
+    facts = _facts(task, channels) if complete else None
+    for outcome, sources in zip(outcomes, _sources(task), strict=True):
+        if facts is not None:
+            outcome.facts = replace(facts, source_hash=content_hash(*sources))
+        outcome.problems = [title + text for text in outcome.problems]
+        outcome.warnings = [title + text for text in outcome.warnings]
+    return tuple(outcomes)
+
+
+def sources_of(task: ScanTask) -> list[Path]:
+    """Return the files that `examine` reads of a scan, in the order in which the hash of the sources takes them."""
+    return _sources(task)[-1]
+
+
+def _sources(task: ScanTask) -> list[list[Path]]:
+    """Return the files without the label and, where the label is read, those with it."""
+    images, label = task.case.images, task.case.label
+    with_label = images + ((label,) if label and label.is_file() else ())
+    return [[*files, *_companions(files)] for files in ((images, with_label) if task.read_label else (images,))]
 
 
 def _companions(sources: Iterable[Path]) -> list[Path]:
@@ -175,6 +211,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
     """Return the decoded file. A file that cannot be read gives None, and a problem that names file and cause."""
     if not path.is_file():
         outcome.problems.append(f"{path} does not exist: add the file")
+        outcome.unreadable = True
         return None
     try:
         check_complete(path)
@@ -182,6 +219,7 @@ def _read(path: Path, expected: Expected, outcome: Examined, is_label: bool = Fa
         voxels, properties = reader.read_seg(str(path)) if is_label else reader.read_images((str(path),))
     except Exception as error:
         outcome.problems.append(f"{path} {explain_read_error(error)}")
+        outcome.unreadable = True
         return None
     if len(properties["spacing"]) != voxels.ndim - 1:
         outcome.problems.append(
@@ -318,7 +356,7 @@ def _report(differences: Mapping[Quantity, Difference], volume: _Volume, referen
             )
 
 
-def _facts(task: ScanTask, channels: Sequence[_Volume], source: str) -> ScanFacts:
+def _facts(task: ScanTask, channels: Sequence[_Volume]) -> ScanFacts:
     digest = hashlib.sha256()
     for volume in channels:
         digest.update(repr(volume.voxels.shape).encode())
@@ -331,7 +369,7 @@ def _facts(task: ScanTask, channels: Sequence[_Volume], source: str) -> ScanFact
         spacing_mm=first.spacing_mm,
         orientation=axis_code(first.geometry),
         content_hash=digest.hexdigest(),
-        source_hash=source,
+        source_hash="",
         intensity=tuple(_intensity(channel) for volume in channels for channel in volume.voxels),
     )
 

@@ -18,7 +18,7 @@ from nnssl.data.raw import RawDataset, read_raw_dataset
 from nnssl.data.splits import FoldCases, LabelBudget, fold_cases
 from nnssl.errors import UsageError
 from nnssl.host import find_extractor
-from nnssl.names import DATASET_JSON, DEFAULT_PLANS, PREPROCESSED_VARIABLE, TAG_SEPARATOR
+from nnssl.names import DATASET_JSON, DEFAULT_PLANS, FACTS_FILE, PREPROCESSED_VARIABLE, TAG_SEPARATOR
 from nnssl.planning.fingerprint import dataset_fingerprint
 from nnssl.planning.manifest import resolved_configuration
 from nnssl.planning.plans import (
@@ -31,7 +31,7 @@ from nnssl.planning.plans import (
     make_plans,
     planner_and_name,
 )
-from nnssl.planning.preprocessing import copy_labels, preprocess
+from nnssl.planning.preprocessing import preprocess_all
 from nnssl.planning.resources import default_processes, processes_for
 from nnssl.planning.scope import (
     Scope,
@@ -44,6 +44,7 @@ from nnssl.planning.scope import (
     write_splits,
 )
 from nnssl.planning.suitability import check_slices, trainable_configurations
+from nnssl.system.fact_store import FactStore
 from nnssl.system.files import check_writable, environment_folder, replacing, write_json
 from nnssl.system.resources import available_cpus
 
@@ -129,6 +130,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     budget: str | None = None,
     setting: str | Setting | None = None,
     normalisation: str | None = None,
+    verify: bool = False,
 ) -> PlanResult:
     """Check the raw data, write splits, fingerprint and plans, and preprocess labelled and unlabelled cases.
 
@@ -163,6 +165,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         normalisation: `shared` clips every image at percentiles of its own and brings it to mean 0 and deviation 1, for
             data sets of several modalities; `nnunet` is nnU-Net's choice by channel name. None takes `shared` under a
             setting and `nnunet` without one.
+        verify: read every scan again, also those that are unchanged since an earlier call.
 
     Raises:
         UsageError: an option is wrong, or options contradict each other.
@@ -197,28 +200,32 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     scope = make_scope(raw, preprocessed, splits, fold, request.labelled, chosen_setting)
     _check_names(scope, request, configurations, fingerprint_extractor)
     _announce(scope, cases)
+    store = FactStore(preprocessed / FACTS_FILE, trust=not verify)
     checked = check_dataset(
-        raw, num_processes_fingerprint or available_cpus(), scope.with_labels, skip_unreadable=skip_unreadable
+        raw,
+        num_processes_fingerprint or available_cpus(),
+        scope.with_labels,
+        skip_unreadable=skip_unreadable,
+        store=store,
     )
-    facts, skipped = checked.facts, checked.skipped
-    if skipped:
+    if skipped := checked.skipped:
         warnings += _left_out(skipped)
         scope, splits = _without(scope, splits, request, skipped)
-    scope = dataclasses.replace(scope, facts=facts)
+    scope = dataclasses.replace(scope, facts=checked.facts)
     warnings += shift_warnings(scope.compared_facts())
     warnings += [] if scope.unlabelled else [NO_UNLABELLED]
     if len(raw.labelled) == 1:
         warnings.append("one labelled case both trains and validates: the validation score says nothing of other scans")
     _log(warnings)
-    readers = num_processes_fingerprint or default_processes(raw, facts.values())
+    readers = num_processes_fingerprint or default_processes(raw, scope.facts.values())
     fingerprint_of = partial(dataset_fingerprint, num_processes=readers, extractor=fingerprint_extractor)
-    plans = make_plans(scope, request, fingerprint_of(scope, clean=clean))
+    plans = make_plans(scope, request, fingerprint_of(scope, clean=clean), store)
     chosen = trainable_configurations(plans, choose_configurations(configurations, plans))
-    check_slices(plans, chosen, {case: facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
+    check_slices(plans, chosen, {case: scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)})
     path = _write_plans(scope, splits, plans, chosen_setting)
     write_data_check(scope, warnings)
-    processes = {name: processes[name] for name in chosen if run_preprocessing}
-    done, late = _preprocess(scope, plans, processes, clean, skip_unreadable)
+    workers = {name: processes[name] for name in chosen if run_preprocessing}
+    done, late = preprocess_all(scope, plans, workers, store, clean, skip_unreadable)
     if late:
         scope, splits, more = _leave_out_late(scope, splits, request, late, fingerprint_of)
         warnings += more
@@ -345,33 +352,6 @@ def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any], setting: S
     path = scope.preprocessed / f"{plans['plans_name']}.json"
     write_json(path, plans)
     return path
-
-
-def _preprocess(
-    scope: Scope, plans: dict[str, Any], processes: Mapping[str, int | None], clean: bool, skip_unreadable: bool
-) -> tuple[dict[str, int], dict[str, list[str]]]:
-    """Preprocess the configurations.
-
-    Returns:
-        configuration -> number of cases that this call preprocessed, and unlabelled case that is left out -> problem.
-    """
-    done: dict[str, int] = {}
-    skipped: dict[str, list[str]] = {}
-    if processes:
-        copy_labels(scope)
-    identifiers: dict[str, str] = {}
-    for name, number in processes.items():
-        configuration = resolved_configuration(plans, name)
-        same = identifiers.setdefault(configuration["data_identifier"], name)
-        if same != name:  # configurations can share a folder, for example a cascade uses the data of 3d_fullres
-            done[name] = done[same]
-            continue
-        facts = [scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)]
-        workers = number or default_processes(scope.raw, facts, configuration["spacing"])
-        result = preprocess(scope, plans, name, workers, clean, skip_unreadable)
-        done[name] = result.count
-        skipped |= {case: [problem] for case, problem in result.skipped.items()}
-    return done, skipped
 
 
 def _summary(plans: Mapping[str, Any], name: str, done: int) -> ConfigurationPlan:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from nnssl.data.known_scans import known_reader
 from nnssl.errors import DataError, UsageError
-from nnssl.host import fit_patch, network_of_entry
+from nnssl.host import fit_patch, network_of_entry, reader_named
 from nnssl.names import CLIP_KEY, SEMI_KEY
 from nnssl.registry import METHODS, Method, find_method
+from nnssl.system.fact_store import FactStore
 
 STUDENT_BYTES = 20  # bytes for each weight of a trained network: weight, gradient, two moments, half-precision copy
 TEACHER_BYTES = 4  # a teacher holds the weight alone
@@ -79,7 +81,9 @@ class SizedPlanner:
     tag: ClassVar[str]
     record: ClassVar[Mapping[str, Any]]
     shared_normalisation: ClassVar[bool] = False
+    store: ClassVar[FactStore | None] = None
 
+    dataset: Mapping[str, Mapping[str, Any]]
     dataset_json: dict[str, Any]
     dataset_fingerprint: dict[str, Any]
     plans_identifier: str
@@ -89,6 +93,12 @@ class SizedPlanner:
         super().__init__(*args, **kwargs)
         self.card_gb = self.UNet_vram_target_GB
         self.tightest: _Room | None = None
+
+    def determine_reader_writer(self) -> Any:  # noqa: ANN401 - one of nnU-Net's reader classes
+        """Return the reader class that nnU-Net takes for the first case; a known one without opening the case."""
+        example = str(next(iter(self.dataset.values()))["images"][0])
+        find = super().determine_reader_writer  # type: ignore[misc]
+        return reader_named(known_reader(find, self.store, self.dataset_json, example))
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """Return nnU-Net's name of the preprocessed folder.

@@ -16,6 +16,7 @@ from nnssl.host import find_planner, find_preprocessor, plan_experiment, quiet, 
 from nnssl.names import FINGERPRINT_JSON, NAME_SEPARATOR, TAG_SEPARATOR
 from nnssl.planning.planner import CpuPlanner, SizedPlanner, Sizing, planner_class
 from nnssl.planning.scope import Scope
+from nnssl.system.fact_store import FactStore
 from nnssl.system.files import read_object, write_json
 
 DEFAULT_PLANNER = "ExperimentPlanner"
@@ -127,10 +128,18 @@ def planner_and_name(request: PlanRequest, tag: str) -> tuple[Any, str]:
     return base, prefix + tag
 
 
-def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) -> dict[str, Any]:
+def make_plans(
+    scope: Scope, request: PlanRequest, fingerprint: dict[str, Any], store: FactStore | None = None
+) -> dict[str, Any]:
     """Return the plans that nnU-Net's planner makes from the fingerprint, in nnU-Net's format plus the key of nnssl.
 
     The planner works in a temporary folder, so the preprocessed folder stays as it is.
+
+    Args:
+        scope: the cases.
+        request: what was asked for.
+        fingerprint: nnU-Net's fingerprint of the cases.
+        store: what earlier calls learned, so that the planner opens no unchanged scan; None opens one.
 
     Raises:
         UsageError: nnU-Net has no such planner or preprocessor, or the trainer needs more memory.
@@ -144,6 +153,7 @@ def make_plans(scope: Scope, request: PlanRequest, fingerprint: dict[str, Any]) 
         tag=scope.tag,
         record=_record(scope, request),
         shared_normalisation=request.shared_normalisation,
+        store=store,
     )
     with temporary_dataset(scope.raw.name, scope.dataset_json()) as folder, quiet():
         write_json(folder / FINGERPRINT_JSON, fingerprint)

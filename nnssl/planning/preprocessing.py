@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import logging
 import shutil
@@ -21,7 +22,9 @@ from nnssl.planning.manifest import (
     resolved_configuration,
     unlabelled_folder,
 )
+from nnssl.planning.resources import default_processes
 from nnssl.planning.scope import Scope
+from nnssl.system.fact_store import Fact, FactStore, FileState, states_of
 from nnssl.system.files import read_object, replacing
 from nnssl.system.workers import run_parallel
 
@@ -116,6 +119,47 @@ def preprocess(
     return Preprocessed(count, skipped)
 
 
+def preprocess_all(
+    scope: Scope,
+    plans: dict[str, Any],
+    processes: Mapping[str, int | None],
+    store: FactStore,
+    clean: bool,
+    skip_unreadable: bool,
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """Copy the labels for validation, and preprocess the scope's cases for all configurations.
+
+    Args:
+        scope: the cases.
+        plans: content of plans.json.
+        processes: configuration -> worker processes, None for the default; an empty mapping does nothing.
+        store: what earlier calls learned about the label files.
+        clean: preprocess every case again.
+        skip_unreadable: leave out scans of `imagesUn` that cannot be normalised, instead of raising an error.
+
+    Returns:
+        configuration -> number of cases that this call preprocessed, and unlabelled case that is left out -> problem.
+    """
+    done: dict[str, int] = {}
+    skipped: dict[str, list[str]] = {}
+    if processes:
+        copy_labels(scope, store)
+    store.save()
+    identifiers: dict[str, str] = {}
+    for name, number in processes.items():
+        configuration = resolved_configuration(plans, name)
+        same = identifiers.setdefault(configuration["data_identifier"], name)
+        if same != name:  # configurations can share a folder, for example a cascade uses the data of 3d_fullres
+            done[name] = done[same]
+            continue
+        facts = [scope.facts[case] for case in (*scope.with_labels, *scope.unlabelled)]
+        workers = number or default_processes(scope.raw, facts, configuration["spacing"])
+        result = preprocess(scope, plans, name, workers, clean, skip_unreadable)
+        done[name] = result.count
+        skipped |= {case: [problem] for case, problem in result.skipped.items()}
+    return done, skipped
+
+
 def check_preprocessed(
     preprocessed: Path, plans: Mapping[str, Any], configuration: str, labelled: Iterable[str], unlabelled: Iterable[str]
 ) -> None:
@@ -139,31 +183,52 @@ def check_preprocessed(
     DataFolder(unlabelled_folder(folder), settings).check(unlabelled, command)
 
 
-def copy_labels(scope: Scope) -> None:
+def copy_labels(scope: Scope, store: FactStore | None = None) -> None:
     """Copy the label files of `with_labels` to `gt_segmentations`, the folder of nnU-Net's validation references.
 
     The file with the voxel size of a TIFF label is copied first, so that the label never stands there without it.
 
+    Args:
+        scope: the cases.
+        store: which copies an earlier call found to be the same; these are not read while both files are unchanged.
+
     Raises:
         EnvironmentProblem: a file cannot be written.
     """
+    store = store or FactStore(None)
     for case in scope.with_labels:
         label = scope.raw.labelled[case].label
         target = scope.preprocessed / GT_FOLDER / f"{case}{scope.raw.file_ending}"
         if label is not None:
             companion, companion_target = companion_file(label), companion_file(target)
             if companion is not None and companion_target is not None:
-                _copy_changed(companion, companion_target)
-            _copy_changed(label, target)
+                _copy_changed(companion, companion_target, store)
+            _copy_changed(label, target, store)
 
 
-def _copy_changed(source: Path, target: Path) -> None:
+def _copy_changed(source: Path, target: Path, store: FactStore) -> None:
     """Copy a file unless the target holds the same content; a target whose source is gone is deleted."""
+    key = f"copy {target.name}"
+    before = Fact("copy", states_of([source]) or (), None)
+    known = store.find(key, before.settings)
+    if known is not None and known.holds_for(before.files) and _stored_states(known) == states_of([target]):
+        return
     if not source.is_file():
         target.unlink(missing_ok=True)
-    elif not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        return
+    if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
+    if states_of([source]) == before.files:
+        store.put(key, dataclasses.replace(before, value=states_of([target])))
+
+
+def _stored_states(fact: Fact) -> tuple[FileState, ...] | None:
+    """Return the states of the copy that a fact holds, None where the fact is damaged."""
+    try:
+        return tuple(FileState(*state) for state in fact.value)
+    except TypeError:
+        return None
 
 
 def _task(scope: Scope, name: str, with_label: bool) -> _Task:

@@ -100,7 +100,11 @@ def check_main_guard() -> None:
 
 
 def run_parallel(
-    function: Callable[[T], R], tasks: Mapping[str, T], num_processes: int, description: str
+    function: Callable[[T], R],
+    tasks: Mapping[str, T],
+    num_processes: int,
+    description: str,
+    on_result: Callable[[str, R], None] | None = None,
 ) -> dict[str, R]:
     """Return `{case: function(task)}` in the order of `tasks`, computed by supervised worker processes.
 
@@ -112,6 +116,7 @@ def run_parallel(
         tasks: case name -> picklable task.
         num_processes: number of workers; with one worker, or one task, the calling process does the work itself.
         description: the work in a few words, for progress and messages.
+        on_result: called in this process with case and result, as soon as a case is done.
 
     Raises:
         NnsslError: `function` raised it; every other exception becomes an NnsslError that names the case.
@@ -119,15 +124,15 @@ def run_parallel(
         EnvironmentProblem: a worker died twice on the same case.
     """
     if num_processes <= 1 or len(tasks) <= 1 or multiprocessing.current_process().daemon:
-        return _run_in_process(function, tasks, description)
+        return _run_in_process(function, tasks, description, on_result)
     if START_METHOD != "fork":
         check_main_guard()
     oom_kills_before = oom_kills()
     with _blosc2_without_threads(), _progress(description, len(tasks)) as advance:
-        results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance).run()
+        results, died = _Pool(function, tasks, min(num_processes, len(tasks)), description, advance, on_result).run()
         for case, how in died.items():
             log.warning("%s: the worker on %s died (%s); trying this case once more", description, case, how)
-        retried, died = _Pool(function, {case: tasks[case] for case in died}, 1, description, advance).run()
+        retried, died = _Pool(function, {case: tasks[case] for case in died}, 1, description, advance, on_result).run()
     for case, how in died.items():
         raise EnvironmentProblem(
             f"{description}: the worker process died twice on {case} ({how})",
@@ -138,7 +143,12 @@ def run_parallel(
     return {case: results[case] for case in tasks}
 
 
-def _run_in_process(function: Callable[[T], R], tasks: Mapping[str, T], description: str) -> dict[str, R]:
+def _run_in_process(
+    function: Callable[[T], R],
+    tasks: Mapping[str, T],
+    description: str,
+    on_result: Callable[[str, R], None] | None,
+) -> dict[str, R]:
     results = {}
     with _progress(description, len(tasks)) as advance:
         for case, task in tasks.items():
@@ -148,6 +158,8 @@ def _run_in_process(function: Callable[[T], R], tasks: Mapping[str, T], descript
                 raise
             except Exception as error:
                 raise _error_of_case(case, description, error, 1) from error
+            if on_result is not None:
+                on_result(case, results[case])
             advance()
     return results
 
@@ -179,6 +191,7 @@ class _Pool(Generic[T, R]):
     size: int
     description: str
     advance: Callable[[], None]
+    on_result: Callable[[str, R], None] | None = None
     workers: list[_Worker] = field(default_factory=list)
 
     def run(self) -> tuple[dict[str, R], dict[str, str]]:
@@ -202,6 +215,8 @@ class _Pool(Generic[T, R]):
                     if kind == "error":
                         raise content from WorkerTraceback(text)
                     results[worker.case] = content
+                    if self.on_result is not None:
+                        self.on_result(worker.case, content)
                     self.advance()
                     self._give_next(worker, waiting)
         finally:

@@ -324,7 +324,7 @@ PLAN_OPTIONS = [
     BadInput("plan: spacing of zero", f"{PLAN} -overwrite_target_spacing 1 1 0", 2, ("above 0",)),
     BadInput("plan: plans name that is a path", f"{PLAN} -overwrite_plans_name ../x", 2, ("../x",)),
     BadInput("plan: unknown option", f"{PLAN} --fast", 2, ("--fast",)),
-    BadInput("plan: shortened option", f"{PLAN} --verify", 2, ("--verify",)),
+    BadInput("plan: shortened option", f"{PLAN} --verify_d", 2, ("--verify_d",)),
     BadInput("plan: no data set given", "nnssl_plan_and_preprocess", 2, ("-d",)),
     BadInput("plan: nnUNet_raw unset", PLAN, 4, ("export nnUNet_raw=",), unset("nnUNet_raw")),
     BadInput("plan: nnUNet_preprocessed unset", PLAN, 4, ("export nnUNet_preprocessed=",),

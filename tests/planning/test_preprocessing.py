@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nnssl.errors import DataError, EnvironmentProblem, NnsslError
+from nnssl.names import FACTS_FILE
 from nnssl.planning.api import plan
 from nnssl.planning.preprocessing import check_preprocessed
 from nnssl.system.files import content_hash
@@ -46,13 +47,16 @@ def load(folder, case):
 
 
 def hashes(folder):
-    """Return file name -> hash; of compressed arrays the voxels count, not how threads laid them out on disk."""
+    """Return file name -> hash; of compressed arrays the voxels count, not how threads laid them out on disk.
+
+    The file of facts holds inodes and times, which differ from call to call.
+    """
     import blosc2
 
     return {
         path.name: blosc2.open(str(path))[:].tobytes() if path.suffix == ".b2nd" else content_hash(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != FACTS_FILE
     }
 
 

@@ -1,0 +1,87 @@
+"""Planning an unchanged data set again: seconds of the command with kept facts, and of one that reads every scan again.
+
+    python -m benchmarks.planning [--scans 1000] [--rounds 3]
+
+The data set has two labelled scans and many unlabelled ones of 8 x 16 x 16 voxels. The two commands take turns, the
+first one changing from round to round; both end with the same files. Memory is the peak of the largest process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+
+from nnssl.system.files import write_json
+
+PLAN = "import sys, nnssl_commands; sys.exit(nnssl_commands.plan_and_preprocess())"
+ARGUMENTS = ("-d", "991", "-c", "3d_fullres", "-hardware", "cpu", "--no_pbar")
+SHAPE = (8, 16, 16)
+LABELLED = 2
+
+
+def make_dataset(root: Path, scans: int) -> None:
+    """Write `scans` scans of noise; each labelled one has a box as its foreground."""
+    folder = root / "Dataset991_Many"
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:6, 4:12, 4:12] = 1
+    for part in ("imagesTr", "labelsTr", "imagesUn"):
+        (folder / part).mkdir(parents=True)
+    for number in range(scans):
+        voxels = np.random.default_rng(number).normal(100, 20, SHAPE).astype(np.float32) + 50 * label
+        images = folder / ("imagesTr" if number < LABELLED else "imagesUn")
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(images / f"case_{number:05d}_0000.nii.gz"))
+        if number < LABELLED:
+            name = folder / "labelsTr" / f"case_{number:05d}.nii.gz"
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(label), str(name))
+    entries = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "box": 1}, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", {**entries, "numTraining": LABELLED})
+
+
+def planned(*options: str) -> tuple[float, float]:
+    """Return the wall-clock seconds of one planning command from start to end, and the peak of its memory in MB."""
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-c", PLAN, *ARGUMENTS, *options], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        passed = time.perf_counter() - start
+        log.seek(0)
+        if status:
+            raise SystemExit(log.read().decode())
+    return passed, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print the times, their ratio and the peak of memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scans", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        for variable in ("raw", "preprocessed", "results"):
+            os.environ[f"nnUNet_{variable}"] = str(Path(name) / variable)
+        make_dataset(Path(name) / "raw", arguments.scans)
+        first, _ = planned()
+        kept, again = [], []
+        for number in range(arguments.rounds):
+            for which in ((kept, again), (again, kept))[number % 2]:
+                which.append(planned() if which is kept else planned("--verify"))
+        size = (Path(name) / "preprocessed/Dataset991_Many/facts.sqlite").stat().st_size
+    ratios = [slow / fast for (fast, _), (slow, _) in zip(kept, again, strict=True)]
+    print(f"{arguments.scans} scans, first planning with preprocessing {first:.1f} s, facts.sqlite {size / 1e6:.2f} MB")
+    for what, runs in (("facts kept", kept), ("--verify", again)):
+        times, peaks = zip(*runs, strict=True)
+        print(f"planned again, {what:<12} {statistics.median(times):7.2f} s   at most {max(peaks):.0f} MB")
+    print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
