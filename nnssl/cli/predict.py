@@ -27,7 +27,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", help="plans")
     add("-c", help="configuration: 2d, 3d_fullres, …")
     add("-tag", help="tag of the run, default for the run without a tag; nnssl_runs lists all runs")
-    add("-m", help="model folder (TRAINER__PLANS__CONFIGURATION[@TAG]) instead of these names")
+    runs = "model folder (TRAINER__PLANS__CONFIGURATION[@TAG]) instead of these names; several runs are an ensemble"
+    add("-m", nargs="+", metavar="RUN", help=runs)
     add("-f", nargs="+", help="folds to average; default: all that are trained")
     add("-chk", default="checkpoint_final.pth", help="checkpoint file, default %(default)s")
     add("-step_size", type=float, default=0.5, help="step between patches as a share of the patch, default %(default)s")

@@ -11,7 +11,7 @@ from nnssl.data.raw import channels_of
 from nnssl.errors import DataError, UsageError
 from nnssl.host import READER_OF_3D_TIFF, READERS_OF_PICTURES, companion_file, size_file
 from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
-from nnssl.inference.models import FINAL_CHECKPOINT, ModelFolder, ModelQuery, find_folds, find_model
+from nnssl.inference.models import FINAL_CHECKPOINT, ChosenModel, ModelQuery, find_ensemble, find_folds, find_model
 from nnssl.inference.progress import ProgressStyle
 from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON, PREDICTION_JSON, SEMI_KEY
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object, write_json
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
+    from nnssl.inference.ensemble import Ensemble
     from nnssl.inference.predictor import Predictor
 
 
@@ -27,13 +28,15 @@ class ModelOptions(TypedDict, total=False):
     """Which model predicts, and how; every key may be left out.
 
     Attributes:
-        model: model folder; takes the place of the names.
+        model: model folder; takes the place of the names. A list of model or fold folders, or of their names below
+            `nnUNet_results`, is an ensemble: the mean of their probabilities.
         dataset: data set name or id.
         trainer: trainer class name.
         plans: plans name.
         configuration: `2d`, `3d_fullres`, …
         tag: tag of the run; `default` is the run without a tag.
-        folds: folds whose logits are averaged; default all that are trained.
+        folds: folds that are averaged, their logits in one model, their probabilities in an ensemble; default all that
+            are trained.
         checkpoint: file name, default `checkpoint_final.pth`.
         step_size: step between patches in units of the patch size, in (0, 1], default 0.5.
         mirroring: test-time augmentation by mirroring, default True.
@@ -43,7 +46,7 @@ class ModelOptions(TypedDict, total=False):
         verbose: let nnU-Net print what it does, default False.
     """
 
-    model: str | Path | None
+    model: str | Path | Sequence[str | Path] | None
     dataset: str | int | None
     trainer: str | None
     plans: str | None
@@ -59,36 +62,45 @@ class ModelOptions(TypedDict, total=False):
     verbose: bool
 
 
-def load_predictor(**options: Unpack[ModelOptions]) -> Predictor:
-    """Return a predictor with the model that the options select, for use in a loop.
+def load_predictor(**options: Unpack[ModelOptions]) -> Predictor | Ensemble:
+    """Return a predictor with the model that the options select, for use in a loop; of several models an ensemble.
 
     Without options the only trained model below `nnUNet_results` is taken.
 
     Raises:
-        UsageError: no model, or several, fit; no such fold; a cascade.
+        UsageError: no model, or several, fit; no such fold; a cascade; the models of an ensemble do not fit together.
         DataError: `model` is no model folder, or its decision about post-processing is damaged.
         EnvironmentProblem: a checkpoint is damaged, there is no such device, or `nnUNet_results` is not set.
     """
-    model, settings = _chosen(options)
+    return _load(*_chosen(options))
+
+
+def _load(models: Sequence[ChosenModel], settings: dict[str, Any]) -> Predictor | Ensemble:
+    from nnssl.inference.ensemble import Ensemble
     from nnssl.inference.predictor import Predictor
 
-    return Predictor.from_folder(model, **settings)
+    if len(models) > 1:
+        return Ensemble.from_models(models, **settings)
+    return Predictor.from_folder(models[0].folder, folds=models[0].folds, **settings)
 
 
-def _chosen(options: ModelOptions) -> tuple[ModelFolder, dict[str, Any]]:
-    """Return the model folder and what remains for `Predictor.from_folder`."""
+def _chosen(options: ModelOptions) -> tuple[list[ChosenModel], dict[str, Any]]:
+    """Return the models with their folds, and what remains for `Predictor.from_folder`."""
     settings: dict[str, Any] = dict(options)
     unknown = sorted(settings.keys() - ModelOptions.__annotations__.keys())
     if unknown:
         raise UsageError(
             f"unknown option {', '.join(unknown)}", why=f"known: {', '.join(ModelOptions.__annotations__)}"
         )
-    folder = settings.pop("model", None)
+    folder, folds = settings.pop("model", None), settings.pop("folds", None)
     names = {key: settings.pop(key, None) for key in ("dataset", "trainer", "plans", "configuration", "tag")}
     checkpoint = settings.setdefault("checkpoint", FINAL_CHECKPOINT)
+    if isinstance(folder, list | tuple):
+        if len(folder) > 1:
+            return find_ensemble(folder, folds, checkpoint), settings
+        folder = folder[0] if folder else None
     model = find_model(ModelQuery(folder=None if folder is None else Path(folder), checkpoint=checkpoint, **names))
-    find_folds(model, settings.get("folds"), checkpoint)
-    return model, settings
+    return [ChosenModel(model, find_folds(model, folds, checkpoint))], settings
 
 
 def predict(
@@ -121,7 +133,8 @@ def predict(
         Masks of integer labels, as the list above says.
 
     Raises:
-        UsageError: an argument makes no sense, or the model is not clear (the ones there are listed).
+        UsageError: an argument makes no sense, the model is not clear (the ones there are listed), or the models of an
+            ensemble do not fit together.
         DataError: a scan is missing, unreadable or not what the model needs.
         EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
         OutOfMemory: the device has not enough memory.
@@ -262,8 +275,7 @@ class DiskResult:
         masks: of all cases of the job, in order.
         predicted: number of cases predicted by this call; the others were there.
         folder: of the masks.
-        model: the model that was used.
-        folds: folds whose logits were averaged.
+        models: the models that were used with their folds, several for an ensemble.
         device: where the network ran.
         postprocessing: what was done to the masks, and why; empty where the model has no decision, or it was not asked
             for.
@@ -273,8 +285,7 @@ class DiskResult:
     masks: list[Path]
     predicted: int
     folder: Path
-    model: ModelFolder
-    folds: list[str]
+    models: list[ChosenModel]
     device: str
     postprocessing: str
     single: bool
@@ -282,19 +293,30 @@ class DiskResult:
     @property
     def lines(self) -> list[str]:
         """The model that was used, and what was done to its masks, for the terminal."""
-        model = f"model: {self.model.options}, folds {' '.join(self.folds)}, on {self.device}"
-        return [model, f"post-processing: {self.postprocessing}"] if self.postprocessing else [model]
+        lines = [f"model: {model}, on {self.device}" for model in self.models]
+        if len(lines) > 1:
+            lines.append(f"ensemble: mean probabilities of {len(lines)} models")
+        return [*lines, f"post-processing: {self.postprocessing}"] if self.postprocessing else lines
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
             "masks": [str(mask) for mask in self.masks],
             "predicted": self.predicted,
-            "folds": self.folds,
-            "model": str(self.model.path),
+            **_told(self.models),
             "device": self.device,
             "postprocessing": self.postprocessing,
         }
+
+
+def _told(models: Sequence[ChosenModel]) -> dict[str, Any]:
+    """Return the models for JSON: `model` and `folds` of one model, null and empty for an ensemble."""
+    alone = models[0] if len(models) == 1 else None
+    return {
+        "model": str(alone.folder.path) if alone else None,
+        "folds": alone.folds if alone else [],
+        "models": [{"model": str(each.folder.path), "folds": each.folds} for each in models],
+    }
 
 
 def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
@@ -305,30 +327,35 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     source is a folder.
 
     Raises:
-        UsageError: an argument makes no sense, or the model is not clear (the ones there are listed).
+        UsageError: an argument makes no sense, the model is not clear (the ones there are listed), or the models of an
+            ensemble do not fit together.
         DataError: a scan is missing, unreadable or not what the model needs.
         EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
         OutOfMemory: the device has not enough memory for the case that is named.
     """
-    model, settings = _chosen(options)
-    description = read_object(model.path / DATASET_JSON, keys=DATASET_KEYS)
-    plans = read_object(model.path / PLANS_JSON, keys=PLANS_KEYS)
+    models, settings = _chosen(options)
+    first = models[0].folder.path
+    description, plans = (
+        read_object(first / DATASET_JSON, keys=DATASET_KEYS),
+        read_object(first / PLANS_JSON, keys=PLANS_KEYS),
+    )
     pictures = plans["image_reader_writer"] in READERS_OF_PICTURES
     files = 1 if pictures else len(channels_of(description))  # of a case
     cases = job.cases(str(description[FILE_ENDING_KEY]), files)
     if plans["image_reader_writer"] == READER_OF_3D_TIFF:
         _check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
-    from nnssl.inference.predictor import Predictor, using_threads
+    from nnssl.inference.predictor import using_threads
 
-    predictor = Predictor.from_folder(model, **settings)
+    predictor = _load(models, settings)
     predictor.check_cases(todo)
     folder = cases[0].mask.parent if cases else job.output
     from_folder = bool(job.source) and job.source[0].is_dir()
     if todo and from_folder:
-        _write_records(folder, predictor, job)
-    workers = 3 if predictor.device.type == "cuda" else 1
-    with using_threads(job.threads if predictor.device.type == "cpu" else None):
+        _write_records(folder, predictor, models, job)
+    device = predictor.first.device
+    workers = 3 if device.type == "cuda" else 1
+    with using_threads(job.threads if device.type == "cpu" else None):
         predictor.predict_cases(
             todo,
             save_probabilities=job.save_probabilities,
@@ -338,11 +365,11 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         )
     masks = [case.mask for case in cases]
     single = not (from_folder or job.scans is not None or job.has_several(files))
-    device, line = str(predictor.device), predictor.postprocessing.line
-    return DiskResult(masks, len(todo), folder, model, predictor.folds, device, line, single)
+    return DiskResult(masks, len(todo), folder, models, str(device), predictor.postprocessing.line, single)
 
 
-def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
+def _write_records(folder: Path, predictor: Predictor | Ensemble, models: Sequence[ChosenModel], job: DiskJob) -> None:
+    first = predictor.first
     arguments = {
         "list_of_lists_or_source_folder": str(job.source[0]),
         "output_folder_or_list_of_truncated_output_files": str(job.output),
@@ -354,14 +381,13 @@ def _write_records(folder: Path, predictor: Predictor, job: DiskJob) -> None:
         "num_parts": job.num_parts,
         "part_id": job.part_id,
         SEMI_KEY: {
-            "model": str(predictor.model.path) if predictor.model else None,
-            "folds": predictor.folds,
-            "step_size": predictor.tile_step_size,
-            "mirroring": predictor.use_mirroring,
+            **_told(models),
+            "step_size": first.tile_step_size,
+            "mirroring": first.use_mirroring,
             "postprocessing": predictor.postprocessing.line,
-            "device": str(predictor.device),
+            "device": str(first.device),
         },
     }
     write_json(folder / PREDICTION_JSON, arguments)
-    write_json(folder / DATASET_JSON, predictor.dataset_json)
-    write_json(folder / PLANS_JSON, predictor.plans_manager.plans)
+    write_json(folder / DATASET_JSON, first.dataset_json)
+    write_json(folder / PLANS_JSON, first.plans_manager.plans)

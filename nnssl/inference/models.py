@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnssl.data.domains import Setting
 from nnssl.errors import DataError, UsageError
-from nnssl.names import BUDGET_TAG, FOLD_PREFIX, PLANS_JSON, TAG_SEPARATOR
-from nnssl.system.files import environment_folder, read_object
+from nnssl.names import BUDGET_TAG, DATASET_JSON, FILE_ENDING_KEY, FOLD_PREFIX, LABELS_KEY, PLANS_JSON, TAG_SEPARATOR
+from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, environment_folder, read_object
 from nnssl.training.run_folder import ModelName
 from nnssl.training.runs import fits_dataset
 from nnssl.training.settings import DEFAULT_TAG, RunSettings
@@ -45,6 +46,17 @@ class ModelFolder:
         pattern = checkpoint or "checkpoint_*.pth"
         found = {file.parent.name.removeprefix("fold_") for file in self.path.glob(f"fold_*/{pattern}")}
         return sorted(found, key=lambda fold: (not fold.isdigit(), int(fold) if fold.isdigit() else 0, fold))
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A trained model, and the folds of it that predict."""
+
+    folder: ModelFolder
+    folds: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.folder.options}, folds {' '.join(self.folds)}"
 
 
 @dataclass(frozen=True)
@@ -133,8 +145,12 @@ def find_model(query: ModelQuery) -> ModelFolder:
     )
 
 
-def find_named(model: str | Path) -> tuple[ModelFolder, list[str | int]]:
+def find_named(model: str | Path, checkpoint: str = FINAL_CHECKPOINT) -> tuple[ModelFolder, list[str | int]]:
     """Return the model that a path, or a name below `nnUNet_results`, means, and the fold, if it means one.
+
+    Args:
+        model: path or name of a model or fold folder.
+        checkpoint: file name that a fold of the model holds.
 
     Raises:
         UsageError: there is no such model, several have the name, or no fold of it is trained.
@@ -158,8 +174,9 @@ def find_named(model: str | Path) -> tuple[ModelFolder, list[str | int]]:
             )
         place = named[0] / fold
     if place.name.startswith(FOLD_PREFIX):
-        return find_model(ModelQuery(folder=place.parent)), [place.name.removeprefix(FOLD_PREFIX)]
-    return find_model(ModelQuery(folder=place)), []
+        fold_model = find_model(ModelQuery(folder=place.parent, checkpoint=checkpoint))
+        return fold_model, [place.name.removeprefix(FOLD_PREFIX)]
+    return find_model(ModelQuery(folder=place, checkpoint=checkpoint)), []
 
 
 def _listed(models: Iterable[ModelFolder]) -> str:
@@ -207,6 +224,28 @@ def _no_checkpoint(model: ModelFolder, checkpoint: str) -> ModelFolder:
     )
 
 
+def find_ensemble(
+    models: Sequence[str | Path], folds: Sequence[str | int] | None, checkpoint: str = FINAL_CHECKPOINT
+) -> list[ChosenModel]:
+    """Return the models of an ensemble with their folds.
+
+    Args:
+        models: paths, or names below `nnUNet_results`, of model folders or of single folds of them.
+        folds: of the models that are no single fold; None takes all that hold the checkpoint.
+        checkpoint: file name inside the fold folders.
+
+    Raises:
+        UsageError: there is no such model, several have the name, a wanted fold is not trained, a fold stands twice, or
+            labels, channels, file ending or reader of the models differ.
+        DataError: a folder is no model folder.
+        EnvironmentProblem: a path does not exist, and `nnUNet_results` is not set.
+    """
+    found = [find_named(model, checkpoint) for model in models]
+    chosen = [ChosenModel(folder, find_folds(folder, own or folds, checkpoint)) for folder, own in found]
+    _check_same_task(chosen)
+    return chosen
+
+
 def find_folds(model: ModelFolder, wanted: Sequence[str | int] | None, checkpoint: str = FINAL_CHECKPOINT) -> list[str]:
     """Return the folds to average: the wanted ones, or all that hold the checkpoint (`all` only where it is alone).
 
@@ -226,3 +265,41 @@ def find_folds(model: ModelFolder, wanted: Sequence[str | int] | None, checkpoin
             run=f"-f {' '.join(there)}" if there else "",
         )
     return folds
+
+
+def _check_same_task(models: Sequence[ChosenModel]) -> None:
+    """Check that the probabilities of all models mean the same labels, and that all models read the same files.
+
+    Raises:
+        UsageError: labels, channels, file ending or reader differ, or a model and fold stands twice.
+        DataError: plans.json or dataset.json of a model cannot be read.
+    """
+    seen: set[tuple[Any, str]] = set()
+    for model in models:
+        again = [fold for fold in model.folds if (model.folder.path.resolve(), fold) in seen]
+        if again:
+            raise UsageError(f"fold {', '.join(again)} stands twice in the ensemble", where=model.folder.path)
+        seen |= {(model.folder.path.resolve(), fold) for fold in model.folds}
+    first, *others = [_task(model) for model in models]
+    for model, task in zip(models[1:], others, strict=True):
+        differing = [key for key in first if task[key] != first[key]]
+        if differing:
+            raise UsageError(
+                f"the runs of an ensemble have the same {differing[0]}",
+                where=f"{models[0].folder.path}\n{model.folder.path}",
+                why="\n".join(f"{key}: {first[key]} and {task[key]}" for key in differing),
+                run="choose runs on one data set, planned with one reader",
+            )
+
+
+def _task(model: ChosenModel) -> dict[str, Any]:
+    description = read_object(model.folder.path / DATASET_JSON, keys=DATASET_KEYS)
+    plans = read_object(model.folder.path / PLANS_JSON, keys=PLANS_KEYS)
+    channels = description.get("channel_names", description.get("modality"))
+    return {
+        "labels": description[LABELS_KEY],
+        "order of regions": description.get("regions_class_order"),
+        "channels": channels,
+        "file ending": description[FILE_ENDING_KEY],
+        "reader": plans["image_reader_writer"],
+    }

@@ -49,3 +49,16 @@ def choose_postprocessing(model: Path, folds: Sequence[str]) -> Choice:
         told = "; ".join(f"fold {fold}: {effect}" for fold, effect in zip(found, effects, strict=True))
         return Choice(None, f"none, as the folds differ ({told}) and no cross-validation has decided")
     return Choice(first, str(first) if len(found) == 1 else f"{first.effect} ({first.evidence} of each fold)")
+
+
+def shared_choice(choices: Sequence[Choice]) -> Choice:
+    """Return the post-processing of the masks of several models together: theirs where all have the same decision.
+
+    Args:
+        choices: of each model, at least one.
+    """
+    decisions = [choice.decision for choice in choices]
+    first = decisions[0]
+    if first is not None and all(each is not None and each.applied == first.applied for each in decisions):
+        return Choice(first, f"{first.effect} (the same decision of each run)")
+    return Choice(None, "none, as the runs have no decision in common" if any(c.line for c in choices) else "")

@@ -138,6 +138,11 @@ class Predictor(nnUNetPredictor):
         self.postprocessing = choose_postprocessing(folder.path, folds) if self.use_postprocessing else Choice()
 
     @property
+    def first(self) -> Self:
+        """This predictor: the first of its only model, as in an `Ensemble`."""
+        return self
+
+    @property
     def channels(self) -> int:
         """Number of image channels that the model needs."""
         return input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
@@ -175,10 +180,13 @@ class Predictor(nnUNetPredictor):
             EnvironmentProblem: a file cannot be written.
         """
 
+        def infer(case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
+            return self._infer(case.name, prepared)
+
         def export(case: ScanToPredict, prepared: Prepared, logits: torch.Tensor) -> None:
             self._export(case.mask, case.stem, logits, prepared[1], save_probabilities)
 
-        stages: tuple[Callable[..., Any], ...] = (self._prepare, self._infer, export)
+        stages: tuple[Callable[..., Any], ...] = (self.prepare, infer, export)
         with Progress(len(cases), progress) as self.progress:
             for case in run_overlapped(cases, *stages, readers=readers, writers=writers):
                 self.progress.finished(case.name)
@@ -194,12 +202,39 @@ class Predictor(nnUNetPredictor):
             DataError: the intensities of the scan cannot be normalised; the message names file, channel and value.
             OutOfMemory: the device has too little memory for the scan.
         """
-        data, properties = self._prepare(case)
+        data, properties = self.prepare(case)
         axes = [data.ndim - len(self.configuration_manager.patch_size) + axis for axis in flipped]
-        logits = self._infer(case, (data.flip(axes), properties)).flip(axes)
+        logits = self._infer(case.name, (data.flip(axes), properties)).flip(axes)
         _, probabilities = self._restore(logits, properties, True)
         assert probabilities is not None
         return probabilities, properties
+
+    def mean_probabilities(self, name: str, prepared: Prepared) -> Array:
+        """Return the mean of the folds' probabilities (C, z, y, x) on the grid of a scan.
+
+        The masks of a single model come from averaged logits, as in nnU-Net; this is the mean after the softmax (the
+        sigmoid for regions), which also compares models whose logits have other scales.
+
+        Args:
+            name: of the scan, for messages.
+            prepared: of `prepare` or `prepare_loaded`.
+
+        Raises:
+            OutOfMemory: the device has too little memory for the scan.
+        """
+        every: list[dict[str, torch.Tensor]] = self.list_of_parameters  # type: ignore[has-type]
+        total: Array | None = None
+        try:
+            for parameters in every:
+                self.list_of_parameters = [parameters]
+                _, probs = self._restore(self._infer(name, prepared), prepared[1], True)
+                assert probs is not None
+                total = probs if total is None else total + probs
+        finally:
+            self.list_of_parameters = every
+        assert total is not None
+        mean: Array = total / np.float32(len(every))
+        return mean
 
     def predict_preprocessed(
         self, cases: Iterable[str], load: Callable[[str], Prepared], folder: Path, *, save_probabilities: bool = False
@@ -239,10 +274,24 @@ class Predictor(nnUNetPredictor):
             UsageError: the type is none of these, or an array has no spacing.
             DataError: the number of channels is wrong, or a value is not finite, before or after normalisation.
         """
-        reorient = self.plans_manager.plans["image_reader_writer"].endswith("WithReorient")
-        return self._predict_loaded(load_image(image, spacing_mm, reorient=reorient))
+        loaded = load_image(image, spacing_mm, reorient=self.reorients)
+        data, properties = self.prepare_loaded(loaded)
+        restored: ImageT = loaded.restore(
+            self._restore(self.predict_logits_from_preprocessed_data(data), properties, False)[0]
+        )
+        return restored
 
-    def _predict_loaded(self, image: LoadedImage) -> Any:  # noqa: ANN401 - the type of the image
+    @property
+    def reorients(self) -> bool:
+        """Whether the reader of the model's scans turns them to RAS."""
+        return str(self.plans_manager.plans["image_reader_writer"]).endswith("WithReorient")
+
+    def prepare_loaded(self, image: LoadedImage) -> Prepared:
+        """Return an image in memory preprocessed, (C, *S), and what preprocessing noted about it.
+
+        Raises:
+            DataError: the number of channels is wrong, or a value is not finite, before or after normalisation.
+        """
         if image.array.shape[0] != self.channels:
             raise DataError(
                 f"the image has {image.array.shape[0]} channel(s), the model needs {self.channels}",
@@ -254,10 +303,14 @@ class Predictor(nnUNetPredictor):
         arguments = {"spacing": list(image.spacing_mm)}, self.plans_manager, self._preprocessing, self.dataset_json
         data, _, properties = self._preprocessor.run_case_npy(image.array, None, *arguments)
         self._check_slices("image", properties)
-        logits = self.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-        return image.restore(self._restore(logits, properties, False)[0])
+        return torch.from_numpy(data), properties
 
-    def _prepare(self, case: ScanToPredict) -> Prepared:
+    def prepare(self, case: ScanToPredict) -> Prepared:
+        """Return a scan that `check_cases` has passed preprocessed, (C, *S), and what preprocessing noted about it.
+
+        Raises:
+            DataError: the intensities of the scan cannot be normalised; the message names file, channel and value.
+        """
         files = [str(file) for file in case.images]
         data, _, properties = self._preprocessor.run_case(
             files, None, self.plans_manager, self._preprocessing, self.dataset_json
@@ -278,13 +331,13 @@ class Predictor(nnUNetPredictor):
                 run="save the scan with the order of axes of the training scans",
             )
 
-    def _infer(self, case: ScanToPredict, prepared: Prepared) -> torch.Tensor:
+    def _infer(self, name: str, prepared: Prepared) -> torch.Tensor:
         try:
             return self.predict_logits_from_preprocessed_data(prepared[0])
         except (torch.cuda.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemory(
                 f"out of memory on {self.device}",
-                where=case.name,
+                where=name,
                 why=str(error).partition("\n")[0],
                 run="--not_on_device keeps the result off the GPU; -device cpu needs no GPU memory",
             ) from error

@@ -23,6 +23,7 @@ from nnssl.evaluation.structures import declared_structures
 from nnssl.inference.export import write_mask
 from nnssl.inference.inputs import ScanToPredict, check_cases
 from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
+from nnssl.inference.postprocessing import shared_choice
 from nnssl.labelling.files import CONFIDENCE
 from nnssl.labelling.report import Origin, write_report
 from nnssl.labelling.scores import ScanScore, choose_scans, score_scan
@@ -153,7 +154,7 @@ def pseudo_label(  # noqa: PLR0913 - the public API names every option
         for model in chosen
     ]
     _check_same_labels(predictors, raw)
-    decision = _shared_decision(predictors)
+    decision = shared_choice([predictor.postprocessing for predictor in predictors]).decision
     log.info("post-processing: %s", decision or "none")
     todo = [
         scan for scan in scans if not (continue_prediction and scan.mask.is_file() and _confidence_of(scan).is_file())
@@ -244,13 +245,6 @@ def _check_same_labels(predictors: Sequence[Predictor], raw: RawDataset) -> None
 
 def _confidence_of(scan: ScanToPredict) -> Path:
     return scan.mask.with_name(f"{scan.name}{CONFIDENCE}{scan.mask.name.removeprefix(scan.name)}")
-
-
-def _shared_decision(predictors: Sequence[Predictor]) -> Postprocessing | None:
-    """Return the post-processing of all models, None where they differ or have none."""
-    decisions = [predictor.postprocessing.decision for predictor in predictors]
-    same = all(each and decisions[0] and each.applied == decisions[0].applied for each in decisions)
-    return decisions[0] if same else None
 
 
 def _label(scan: ScanToPredict, predictors: Sequence[Predictor], decision: Postprocessing | None) -> None:

@@ -117,7 +117,7 @@ def sent(number: signal.Signals) -> Callable[..., None]:
 STEPS = {
     PLAN: "nnssl.planning.api.make_plans",
     TRAIN: "nnssl_trainers.frame.trainer.SemiSupervisedTrainer.train_step",
-    PREDICT: "nnssl.inference.predictor.Predictor._prepare",
+    PREDICT: "nnssl.inference.predictor.Predictor.prepare",
     EVALUATE: "nnssl.evaluation.api.summarise",
     PHANTOM: "nnssl.data.phantom._write_case",
 }

@@ -49,8 +49,8 @@ SCHEMAS = {
         }
     ),
     "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
-    "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, device=TEXT, postprocessing=TEXT,
-                    seconds=NUMBER),
+    "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, models={"type": "array"}, device=TEXT,
+                    postprocessing=TEXT, seconds=NUMBER),
     "pseudo_label": keys(folder=TEXT, scores=TEXT, cases=TEXTS, kept=TEXTS, predicted=COUNT, models=TEXTS, device=TEXT),
     "evaluate": keys(
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,

@@ -111,6 +111,24 @@ def test_continue(model, scans, tmp_path, capsys):
     assert "1 of 3 masks predicted" in capsys.readouterr().out
 
 
+def test_several_runs_are_an_ensemble(model, results, scans, tmp_path, capsys):
+    other = write_model(results, folds=(2,), trainer="FixMatchTrainer")
+    arguments = ("-i", scans, "-o", tmp_path / "both", "--disable_tta", "-m")
+    assert run(*arguments, model, other.name) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "-tr SupervisedTrainer" in lines[0]
+    assert lines[0].endswith("folds 0 1, on cpu")
+    assert "-tr FixMatchTrainer" in lines[1]
+    assert lines[1].endswith("folds 2, on cpu")
+    assert lines[2] == "ensemble: mean probabilities of 2 models"
+    (tmp_path / "both" / "case_1.nii.gz").unlink()
+    assert run(*arguments, model, other.name, "--c", "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["predicted"], printed["model"], printed["folds"]) == (1, None, [])
+    told = [{"model": str(model), "folds": ["0", "1"]}, {"model": str(other), "folds": ["2"]}]
+    assert printed["models"] == told
+
+
 def spoil_image(scans, **_):
     file = scans / "case_1_0000.nii.gz"
     file.write_bytes(file.read_bytes()[:1000])
@@ -165,6 +183,9 @@ def nothing(**_):
         (nothing, ["-f", "0", "4"], 2, "-f 0 1"),
         (nothing, ["-d", "17"], 2, "no trained model fits"),
         (nothing, ["-m", "{tmp}"], 3, "not a model folder"),
+        (nothing, ["-m", "{tmp}", "{tmp}"], 3, "not a model folder"),
+        (nothing, ["-m", "SupervisedTrainer__nnUNetPlans__3d_fullres", "None__a__b"], 2, "there is no such model"),
+        (nothing, ["-m", *["SupervisedTrainer__nnUNetPlans__3d_fullres"] * 2], 2, "fold 0, 1 stands twice"),
         (nothing, ["-chk", "checkpoint_x.pth"], 2, "checkpoint_x.pth"),
         (nothing, ["-device", "cuda"], 4, "no cuda device"),
         (nothing, ["-step_size", "1.5"], 2, "-step_size"),

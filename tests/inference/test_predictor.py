@@ -208,7 +208,7 @@ def test_preprocessed_cases_give_the_masks_of_their_scans(model, scans, tmp_path
     predictor = Predictor.from_folder(model, folds=[0], device="cpu")
     cases = cases_in_folder(scans, tmp_path / "scans", ".nii.gz")
     predictor.predict_cases(cases, save_probabilities=True)
-    prepared = {case.name: predictor._prepare(case) for case in cases}
+    prepared = {case.name: predictor.prepare(case) for case in cases}
     names = list(prepared)
     done = predictor.predict_preprocessed(names, prepared.__getitem__, tmp_path / "cases", save_probabilities=True)
     assert list(done) == names
