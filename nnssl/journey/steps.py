@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnssl.journey.commands import Command
+from nnssl.journey.commands import POLL_SECONDS, Command
 from nnssl.journey.measure import Machine
 from nnssl.journey.state import Proposal, State
 from nnssl.names import (
@@ -22,7 +23,8 @@ from nnssl.names import (
     SUMMARY_JSON,
     SUPERVISED_TRAINER,
 )
-from nnssl.sweep.places import Places, progress_of
+from nnssl.sweep.child import GRACE_SECONDS
+from nnssl.sweep.places import Places, Progress, progress_of
 from nnssl.sweep.queue import FLAGS
 from nnssl.sweep.study import StudyPlan, StudyRun
 from nnssl.training.settings import RunSettings, automatic_tag
@@ -124,7 +126,7 @@ class Road:
             f"train_{run.trainer}",
             command,
             lambda: progress_of(folder, run) == "done",
-            lambda: FLAGS.get(progress_of(folder, run), []),
+            lambda: FLAGS.get(_settled(folder, run), []),
         )
 
     @property
@@ -154,6 +156,14 @@ class Road:
         output = self.study / COMPARISON
         command = Command("compare", (*names, "-baseline", SUPERVISED_TRAINER, "-o", str(output)))
         return Step("compare", command, (output / "comparison.json").is_file)
+
+
+def _settled(folder: Path, run: StudyRun) -> Progress:
+    """Return how far a run is, after the process of a study that was killed has saved the run and ended."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (progress := progress_of(folder, run)) == "locked" and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return progress
 
 
 def _file_ending(raw: Path) -> str:
