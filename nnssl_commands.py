@@ -25,6 +25,7 @@ def _run(command: str) -> int:
     return int(import_module(f"nnssl.cli.{command}").main())
 
 
+run = partial(_run, "run")
 convert = partial(_run, "convert")
 plan_and_preprocess = partial(_run, "plan_and_preprocess")
 train = partial(_run, "train")

@@ -18,6 +18,7 @@ from nnssl.dataset_conversion.engine.table import CONVERTERS
 from nnssl.registry import DEFAULT_METHOD, METHODS, Method
 
 COMMANDS = (
+    "run",
     "phantom",
     "convert",
     "plan_and_preprocess",

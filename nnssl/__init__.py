@@ -1,7 +1,7 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`. Importing this
+`compare`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`. Importing this
 package is fast: torch and nnU-Net are imported when a function is called.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
     from nnssl.inference.api import predict as predict
+    from nnssl.journey.api import run as run
     from nnssl.labelling.api import pseudo_label as pseudo_label
     from nnssl.planning.api import plan as plan
     from nnssl.reports.api import report as report
@@ -48,10 +49,12 @@ _API = {
     "accept": "nnssl.annotation.accept",
     "export_model": "nnssl.bundles.api",
     "install_model": "nnssl.bundles.api",
+    "run": "nnssl.journey.api",
 }
 __all__ = [
     "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
-    "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report", "runs", "suggest", "train",
+    "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report", "run", "runs", "suggest",
+    "train",
 ]  # fmt: skip
 
 

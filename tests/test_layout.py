@@ -50,6 +50,7 @@ TESTED_BY = {
         "nnssl/networks/vnet.py",
         "nnssl/networks/vnet_multiscale.py",
     ),
+    "journey/test_api.py": ("nnssl/journey/steps.py",),
     "nnssl_trainers/test_contract.py": ("nnssl/registry.py",),
     "planning/test_planner.py": (
         "nnssl/planning/fingerprint.py",

@@ -92,6 +92,8 @@ SCHEMAS = {
                       postprocessed_dice=SHARE, seconds=NUMBER, command=TEXT),
     },
     "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
+    "run": keys(folder=TEXT, dataset=TEXT, commands=TEXTS, masks=DICT, models=DICT, answer=TEXT, verdict=TEXT,
+                comparison=DICT, notes=TEXTS),
     "convert": keys(folder=TEXT, converter=TEXT, dataset=TEXT, dry_run=FLAG, labelled=COUNT, unlabelled=COUNT,
                     test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, warnings=TEXTS, skipped=DICT, left_out=TEXTS,
                     licence=TEXT, citation=TEXT),
@@ -130,6 +132,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "methods": "",
         "convert": f"folder -i {raw} -d 910 -images imagesTr/*_0000.nii.gz -labels labelsTr/*.nii.gz --dry_run -np 1",
     }
+    steps["run"] = f"-images {raw}/imagesTr -labels {raw}/labelsTr -unlabelled {raw}/imagesUn -o {root}/own"
+    patch.setattr("nnssl.journey.api.measure", lambda *_: {})
+    patch.setattr("sys.stdin", io.StringIO("n\n"))  # the way to the end takes minutes
     for command, words in steps.items():
         if command == "compare":
             shutil.copytree(root / "masks", root / "others")
@@ -181,6 +186,7 @@ def test_every_command_has_a_schema() -> None:
         ("look", "nowhere"),
         ("runs", ""),
         ("convert", "folder -i nowhere -d 910"),
+        ("run", "-images nowhere -labels a -unlabelled b -o c"),
     ],
 )
 def test_errors_are_one_strict_json_value(command: str, words: str, monkeypatch, capsys) -> None:
