@@ -1,8 +1,8 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`. Importing this
-package is fast: torch and nnU-Net are imported when a function is called.
+`compare`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`. Importing
+this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
