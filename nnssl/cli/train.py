@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, print_json, run
+from nnssl.names import NAME_SEPARATOR, TAG_SEPARATOR
 from nnssl.registry import DEFAULT_METHOD
 
 
@@ -49,11 +50,11 @@ def body(arguments: argparse.Namespace) -> None:
     """Train as the arguments say and print what to run next."""
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
-    from nnssl.training.run_folder import ModelName
 
-    same: tuple[str, ...] = ("labelled", "pick", "protocol", "num_iterations", "seed", "tag", "overwrite", "bf16")
-    same += ("setting", "device", "num_gpus", "disable_checkpointing", "pretrained_weights", "start_from")
-    same += ("pseudo_labels",)
+    same = (
+        "labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus disable_checkpointing "
+    )
+    same += "pretrained_weights start_from pseudo_labels"
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
@@ -66,15 +67,15 @@ def body(arguments: argparse.Namespace) -> None:
         validate_best=arguments.val_best,
         save_probabilities=arguments.npz,
         run_validation=not arguments.no_val,
-        **{name: getattr(arguments, name) for name in same},
+        **{name: getattr(arguments, name) for name in same.split()},
     )
     if arguments.json:
         print_json(dataclasses.asdict(result))
     else:
-        names = ModelName.parse(result.folder.parent.name)
-        chosen = f" -p {names.plans} -c {names.configuration}" if names else ""
-        report = f"report: nnssl_report -d {result.folder.parents[1].name}{chosen} -o REPORT"
-        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs\n{report}")
+        _, plans, configuration = result.folder.parent.name.split(NAME_SEPARATOR)
+        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs")
+        what = f"{result.folder.parents[1].name} -p {plans} -c {configuration.partition(TAG_SEPARATOR)[0]}"
+        print(f"report: nnssl_report -d {what} -o REPORT")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -126,8 +126,13 @@ SURFACE: tuple[HostName, ...] = (
         f"{LABELS}.LabelManager",
         "nnssl.labelling.prediction",
         "labels and probabilities of a pseudo-labelled scan",
-        apply_inference_nonlin="logits",
         convert_probabilities_to_segmentation="predicted_probabilities",
+    ),
+    *callables(
+        f"{LABELS}.LabelManager",
+        f"{FRAME}.stored_labels",
+        "probabilities of a pseudo-labelled scan",
+        apply_inference_nonlin="logits",
     ),
     *texts(
         "nnunetv2.imageio.tif_reader_writer.Tiff3DIO.write_seg",

@@ -62,9 +62,10 @@ def test_plans_are_copied() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_takes_every_network(name: str, make_trainer) -> None:
-    trainer = make_trainer(name, 2, config={"network": "vnet"})
+    network, kind = ("diff_vnet:width=4", "DiffVNet") if name == "DTLPTrainer" else ("vnet", "VNet")
+    trainer = make_trainer(name, 2, config={"network": network})  # DTLP-Net's denoising branch shares the encoder
     trainer.initialize()
-    assert type(unwrap(trainer.network)).__name__ == "VNet"
+    assert type(unwrap(trainer.network)).__name__ == kind
     terms = trainer.training_losses(trainer._move_to_device(next(trainer.get_dataloaders()[0])))
     assert all(term.isfinite() for term in terms.values())
 

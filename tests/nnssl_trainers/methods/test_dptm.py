@@ -308,6 +308,8 @@ def share_of_two(rank: int, folder: str) -> None:
     gradients = [parameter.grad for parameter in network.parameters()]
     sums = sum_over_processes(torch.tensor([1.0, rank]))
     torch.save({"gradients": gradients, "sums": sums}, Path(folder) / f"{rank}.pt")
+    torch.distributed.barrier()
+    del network, features, outputs, seen  # a wrapper that outlives its process group may wait for it at the exit
     torch.distributed.destroy_process_group()
 
 
