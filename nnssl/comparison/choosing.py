@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ def _values(methods: Sequence[Compared], metric: str) -> tuple[list[Floats], int
     """Return each method's values of shape (patients,) on the common cases, and the number of the other cases."""
     runs = [run for method in methods for run in method.runs]
     listed = [set(run.cases) for run in runs]
-    common = reduce(set.intersection, listed)
+    common = set.intersection(*listed)
     if not common:
         raise DataError(
             "the runs were validated on no common case", where=runs[0].folders[0], run="compare the same folds: -f"
@@ -234,7 +234,7 @@ def _values(methods: Sequence[Compared], metric: str) -> tuple[list[Floats], int
     shared = partial(_restricted, common=common)
     everyone = [shared(run) for run in runs]
     pairs = [pair(everyone, list(map(shared, each.runs)), metric, patients, each.name) for each in methods]
-    names = sorted(reduce(set.intersection, (set(each.patients) for each in pairs)))
+    names = sorted(set.intersection(*(set(each.patients) for each in pairs)))
     found = [dict(zip(each.patients, each.method, strict=True)) for each in pairs]
     return [np.array([each[name] for name in names]) for each in found], len(set.union(*listed) - common)
 
