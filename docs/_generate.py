@@ -31,6 +31,7 @@ COMMANDS = (
     "accept",
     "evaluate",
     "compare",
+    "find_best",
     "export",
     "install",
     "methods",
