@@ -1,8 +1,8 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`. Importing this package is fast: torch
-and nnU-Net are imported when a function is called.
+`compare`, `find_best`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`. Importing this package
+is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nnssl.inference.api import predict as predict
     from nnssl.labelling.api import pseudo_label as pseudo_label
     from nnssl.planning.api import plan as plan
+    from nnssl.selection.api import find_best as find_best
     from nnssl.training.api import train as train
     from nnssl.training.runs import evaluate_run as evaluate_run
     from nnssl.training.runs import runs as runs
@@ -39,6 +40,7 @@ _API = {
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
     "compare": "nnssl.comparison.api",
+    "find_best": "nnssl.selection.api",
     "pseudo_quality": "nnssl.annotation.quality",
     "suggest": "nnssl.annotation.suggest",
     "accept": "nnssl.annotation.accept",
@@ -47,7 +49,7 @@ _API = {
 }
 __all__ = [
     "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
-    "install_model", "plan", "predict", "pseudo_label", "pseudo_quality", "runs", "suggest", "train",
+    "find_best", "install_model", "plan", "predict", "pseudo_label", "pseudo_quality", "runs", "suggest", "train",
 ]  # fmt: skip
 
 

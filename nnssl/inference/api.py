@@ -297,6 +297,7 @@ class DiskResult:
             "masks": [str(mask) for mask in self.masks],
             "predicted": self.predicted,
             **_told(self.models),
+            "best": str(self.best) if self.best else None,
             "device": self.device,
             "postprocessing": self.postprocessing,
         }

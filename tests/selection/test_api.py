@@ -40,7 +40,7 @@ def preprocessed(tmp_path, monkeypatch):
 def test_a_pair_whose_members_complete_each_other_wins(results) -> None:
     one = write_validated(results, "SupervisedTrainer", LEFT)
     two = write_validated(results, "FixMatchTrainer", RIGHT, dim=2)
-    result = find_best(DATASET)
+    result = nnssl.find_best(DATASET)
     assert (result.cases, result.folds, result.notes) == (2, ("0",), ())
     expected = {(one.name,): dice(LEFT, reference()), (two.name,): dice(RIGHT, reference())}
     found = {each.models: each.dice_raw for each in result.candidates}
@@ -124,6 +124,7 @@ def test_predict_follows_the_choice_and_names_it(results, scans, tmp_path) -> No
     chosen = predict_files(DiskJob([scans], tmp_path / "best"), dict(OPTIONS))
     assert [each.folder.path.name for each in chosen.models] == list(result.best.models)
     assert f"chosen by nnssl_find_best: {result.file}" in chosen.lines
+    assert chosen.to_dict()["best"] == str(result.file)
     assert chosen.postprocessing == str(result.best.postprocessing)
     raw = nnssl.predict(scans, tmp_path / "raw", postprocessing=False, model=models, **OPTIONS)
     for mask, other in zip(chosen.masks, raw, strict=True):
