@@ -32,6 +32,7 @@ COMMANDS = (
     "accept",
     "evaluate",
     "compare",
+    "find_best",
     "export",
     "install",
     "report",

@@ -1,8 +1,8 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`. Importing
-this package is fast: torch and nnU-Net are imported when a function is called.
+`compare`, `find_best`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`.
+Importing this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nnssl.planning.api import plan as plan
     from nnssl.reports.api import report as report
     from nnssl.reports.look import look as look
+    from nnssl.selection.api import find_best as find_best
     from nnssl.training.api import train as train
     from nnssl.training.runs import evaluate_run as evaluate_run
     from nnssl.training.runs import runs as runs
@@ -42,6 +43,7 @@ _API = {
     "evaluate": "nnssl.evaluation.api",
     "evaluate_run": "nnssl.training.runs",
     "compare": "nnssl.comparison.api",
+    "find_best": "nnssl.selection.api",
     "report": "nnssl.reports.api",
     "look": "nnssl.reports.look",
     "pseudo_quality": "nnssl.annotation.quality",
@@ -53,8 +55,8 @@ _API = {
 }
 __all__ = [
     "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
-    "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report", "run", "runs", "suggest",
-    "train",
+    "find_best", "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report", "run", "runs",
+    "suggest", "train",
 ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ PSEUDO_JSON = "cases.json"  # in that folder: origin, scores and verdict of ever
 SUMMARY_JSON = "summary.json"
 SUMMARY_POSTPROCESSED_JSON = "summary_postprocessed.json"  # the scores after post-processing
 POSTPROCESSING_JSON = "postprocessing.json"  # the decision of a fold, or of a model
+BEST_JSON = "best.json"  # in the results folder of a data set: what nnssl_find_best chose
 STUDY_DB = "study.db"  # in the folder of a study
 RUN_JSON = "run.json"
 PREDICTION_JSON = "predict_from_raw_data_args.json"  # nnU-Net's record of a prediction, beside the masks

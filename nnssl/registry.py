@@ -78,6 +78,7 @@ DEFAULT_METHOD = "FixMatchTrainer"  # what `nnssl_train` takes without `-tr`
 
 _AnyEntry = TypeVar("_AnyEntry", bound=_Entry)
 
+# The simplest method comes first: `nnssl_compare --choose` takes the first that is good enough.
 METHODS: dict[str, Method] = {
     method.class_name: method
     for method in (
@@ -232,6 +233,17 @@ def find_method(name: str) -> Method:
         UsageError: no method has this name; the message lists the valid names.
     """
     return _find(METHODS, name, kind="trainer", option="-tr", otherwise="nnssl_methods")
+
+
+def simplicity(trainer: str) -> int:
+    """Return the place of a trainer in the order of simplicity, from 0.
+
+    Stock nnU-Net's trainers are as simple as `SupervisedTrainer`; trainers that this package does not know come last.
+    """
+    names = list(METHODS)
+    if trainer in names:
+        return names.index(trainer)
+    return 0 if trainer.startswith("nnUNetTrainer") else len(names)
 
 
 def find_network(name: str) -> Network:

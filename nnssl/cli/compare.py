@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnssl.cli.runtime import parser, print_json, run
-from nnssl.errors import UsageError
+from nnssl.cli.runtime import parser, print_json, refuse_options, run
 from nnssl.names import STUDY_DB as DATABASE
 
 ABOUT = (
@@ -21,20 +20,18 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     made = parser("nnssl_compare", ABOUT)
     add = made.add_argument
-    place = (
-        "folder of a run (a fold, or a model with its folds), of a study, or with summary.json; NAME=PLACE gives a "
-        "name, and several places of one name are seeds of one method"
-    )
+    place = "folder of a run (a fold, or a model with its folds), of a study, or with summary.json; NAME=PLACE gives "
+    place += "a name, and several places of one name are seeds of one method"
     add("places", metavar="PLACE", nargs="*", help=place)
     add("-baseline", metavar="PLACE", help="one of the places or names (default: the only SupervisedTrainer)")
     add("-d", dest="dataset", metavar="ID", help="instead of places: all finished and validated runs of a data set")
     add("-p", dest="plans", help="with -d: plans name, with the tag of the label budget")
     add("-c", dest="configuration", help="with -d: configuration")
     add("-f", dest="fold", help="with -d: only this fold (default: the folds of a run together)")
-    metric = "Dice (default), IoU, nsd, or a distance: hd95_mm, assd_mm, hd95_vox_pooled, asd_vox"
-    add("-metric", default="Dice", help=metric)
+    add("-metric", default="Dice", help="Dice (default), IoU, nsd, hd95_mm, assd_mm, hd95_vox_pooled or asd_vox")
     add("-all", dest="all_labels", metavar="PLACE", help="the run on all labels: which share of the gap is closed?")
     add("-o", dest="output_folder", metavar="FOLDER", help="write comparison.csv, .json, .png and .svg there")
+    add("--choose", action="store_true", help="the simplest method within one standard error of the best validation")
     return made
 
 
@@ -43,16 +40,21 @@ def body(arguments: argparse.Namespace) -> None:
     if len(arguments.places) == 1 and (Path(arguments.places[0]) / DATABASE).is_file():
         _compare_study(arguments)
         return
+    names = ["dataset", "plans", "configuration", "fold", "metric", "output_folder"]
+    if arguments.choose:
+        from nnssl.comparison.choosing import choose
+
+        refuse_options(arguments, "a method is chosen", {"-baseline": "baseline", "-all": "all_labels"})
+        choice = choose(arguments.places, **{name: getattr(arguments, name) for name in names})
+        print_json(choice.to_dict()) if arguments.json else print("\n".join(choice.lines))
+        return
     from nnssl.comparison.api import compare
     from nnssl.comparison.tables import comparison_text
 
-    names = ("baseline", "dataset", "plans", "configuration", "fold", "metric", "all_labels", "output_folder")
+    names += ["baseline", "all_labels"]
     result = compare(arguments.places, **{name: getattr(arguments, name) for name in names})
-    if arguments.json:
-        print_json(result.to_dict())
-        return
-    print(comparison_text(result))
-    if arguments.output_folder:
+    print_json(result.to_dict()) if arguments.json else print(comparison_text(result))
+    if arguments.output_folder and not arguments.json:
         print(f"written: {arguments.output_folder}")
 
 
@@ -61,9 +63,8 @@ def _compare_study(arguments: argparse.Namespace) -> None:
     from nnssl.comparison.study import compare_study
     from nnssl.comparison.study_tables import check_study_output, study_text, write_study
 
-    for option, name in (("-d", "dataset"), ("-p", "plans"), ("-all", "all_labels")):
-        if getattr(arguments, name) is not None:
-            raise UsageError(f"a study is compared without {option}", where=arguments.places[0], run="leave it out")
+    meaningless = {"-d": "dataset", "-p": "plans", "-all": "all_labels", "--choose": "choose"}
+    refuse_options(arguments, "a study is compared", meaningless)
     folder = None if arguments.output_folder is None else Path(arguments.output_folder)
     if folder is not None:
         check_study_output(folder)

@@ -222,3 +222,19 @@ def _system_error(error: OSError) -> EnvironmentProblem:
         why=str(error.strerror),
         run="check space and permissions, then run the same command again",
     )
+
+
+def refuse_options(arguments: argparse.Namespace, what: str, options: Mapping[str, str]) -> None:
+    """Refuse options that mean nothing beside others.
+
+    Args:
+        arguments: of the command.
+        what: what is done without these options, for the message.
+        options: option -> its name in `arguments`.
+
+    Raises:
+        UsageError: one of the options was given.
+    """
+    for option, name in options.items():
+        if getattr(arguments, name) not in (None, False):
+            raise UsageError(f"{what} without {option}", run="leave it out")

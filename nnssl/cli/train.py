@@ -51,23 +51,18 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
 
-    same = (
-        "labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus disable_checkpointing "
-    )
-    same += "pretrained_weights start_from pseudo_labels"
+    same = "labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus"
+    same += " disable_checkpointing pretrained_weights start_from pseudo_labels"
+    renamed = {"trainer": "tr", "plans": "p", "continue_training": "c", "only_validation": "val"}
+    renamed |= {"validate_best": "val_best", "save_probabilities": "npz"}
     result = train(
         arguments.dataset_name_or_id,
         arguments.configuration,
         parse_fold(arguments.fold),
-        trainer=arguments.tr,
-        plans=arguments.p,
         settings=[*([f"network={arguments.network}"] if arguments.network else []), *arguments.set],
-        continue_training=arguments.c,
-        only_validation=arguments.val,
-        validate_best=arguments.val_best,
-        save_probabilities=arguments.npz,
         run_validation=not arguments.no_val,
         **{name: getattr(arguments, name) for name in same.split()},
+        **{name: getattr(arguments, flag) for name, flag in renamed.items()},
     )
     if arguments.json:
         print_json(dataclasses.asdict(result))

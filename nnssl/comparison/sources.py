@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,14 +130,7 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
         UsageError: no baseline, no other method, or a place named twice.
         DataError: a place holds no scores.
     """
-    grouped: dict[str, list[Source]] = {}
-    for text in map(str, texts):
-        given, place = _split_name(text)
-        grouped.setdefault(given or text, []).append(read_source(place))
-    _check_places([source for sources in grouped.values() for source in sources])
-    shown = [key if key not in _texts(sources) else sources[0].name for key, sources in grouped.items()]
-    unique = {key: name if shown.count(name) == 1 else key for key, name in zip(grouped, shown, strict=True)}
-    methods = {key: Compared(unique[key], tuple(sources)) for key, sources in grouped.items()}
+    methods = group_places(texts)
     chosen = choose_method(methods, baseline)
     others = [method for method in methods.values() if method is not chosen]
     if not others:
@@ -146,6 +139,47 @@ def named_methods(texts: Sequence[str | Path], baseline: str | Path | None) -> t
             run="nnssl_compare A B -baseline A, or nnssl_compare -d ID",
         )
     return chosen, others
+
+
+def group_places(texts: Sequence[str | Path], check: Callable[[Path], None] | None = None) -> dict[str, Compared]:
+    """Return the methods of some places, each by its text or name; `check` sees each place before its scores are read.
+
+    Raises:
+        UsageError: a place is named twice.
+        DataError: a place holds no scores.
+    """
+    grouped: dict[str, list[Source]] = {}
+    for text in map(str, texts):
+        given, place = _split_name(text)
+        if check is not None:
+            check(_existing(Path(place)))
+        grouped.setdefault(given or text, []).append(read_source(place))
+    _check_places([source for sources in grouped.values() for source in sources])
+    shown = [key if key not in _texts(sources) else sources[0].name for key, sources in grouped.items()]
+    unique = {key: name if shown.count(name) == 1 else key for key, name in zip(grouped, shown, strict=True)}
+    return {key: Compared(unique[key], tuple(sources)) for key, sources in grouped.items()}
+
+
+def finished_methods(
+    dataset: str | int, plans: str | None, configuration: str | None, fold: str | int | None
+) -> list[Compared]:
+    """Return the methods of the finished, validated runs of a data set; arguments as in `methods_of_dataset`.
+
+    Raises:
+        UsageError: the runs are of several plans or configurations.
+        EnvironmentProblem: `nnUNet_results` is not set.
+    """
+    listed = runs(dataset, plans=plans, configuration=configuration, fold=fold)
+    found = [run for run in listed if run.state == "done" and _validation(run.folder).is_file()]
+    kinds = sorted({(run.dataset, run.plans, run.configuration) for run in found})
+    if len(kinds) > 1:
+        raise UsageError(
+            "the runs have several plans or configurations: choose one",
+            where=environment_folder(RESULTS_VARIABLE),
+            why="\n".join(f"-d {name} -p {plan} -c {conf}" for name, plan, conf in kinds),
+            run="nnssl_compare -d {} -p {} -c {}".format(*kinds[0]),
+        )
+    return _grouped(found)
 
 
 def methods_of_dataset(
@@ -170,17 +204,7 @@ def methods_of_dataset(
         UsageError: the runs are of several plans or configurations, or the baseline or other methods are missing.
         EnvironmentProblem: `nnUNet_results` is not set.
     """
-    listed = runs(dataset, plans=plans, configuration=configuration, fold=fold)
-    found = [run for run in listed if run.state == "done" and _validation(run.folder).is_file()]
-    kinds = sorted({(run.dataset, run.plans, run.configuration) for run in found})
-    if len(kinds) > 1:
-        raise UsageError(
-            "the runs have several plans or configurations: choose one",
-            where=environment_folder(RESULTS_VARIABLE),
-            why="\n".join(f"-d {name} -p {plan} -c {conf}" for name, plan, conf in kinds),
-            run="nnssl_compare -d {} -p {} -c {}".format(*kinds[0]),
-        )
-    methods = _grouped(found)
+    methods = finished_methods(dataset, plans, configuration, fold)
     chosen = choose_method({method.name: method for method in methods}, baseline, listed=True)
     others = [method for method in methods if method is not chosen]
     if not others:

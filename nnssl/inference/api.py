@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from nnssl.data.raw import channels_of
-from nnssl.errors import DataError, UsageError
-from nnssl.host import READER_OF_3D_TIFF, READERS_OF_PICTURES, companion_file, size_file
-from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list
-from nnssl.inference.models import FINAL_CHECKPOINT, ChosenModel, ModelQuery, find_ensemble, find_folds, find_model
+from nnssl.errors import UsageError
+from nnssl.evaluation.postprocessing import Postprocessing
+from nnssl.host import READER_OF_3D_TIFF, READERS_OF_PICTURES
+from nnssl.inference.inputs import ScanToPredict, case_of_files, cases_in_folder, cases_of_list, check_voxel_sizes
+from nnssl.inference.models import (
+    FINAL_CHECKPOINT,
+    BestChoice,
+    ChosenModel,
+    ModelQuery,
+    find_best_choice,
+    find_ensemble,
+    find_folds,
+    find_model,
+)
+from nnssl.inference.postprocessing import Choice
 from nnssl.inference.progress import ProgressStyle
 from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON, PREDICTION_JSON, SEMI_KEY
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object, write_json
@@ -65,7 +76,7 @@ class ModelOptions(TypedDict, total=False):
 def load_predictor(**options: Unpack[ModelOptions]) -> Predictor | Ensemble:
     """Return a predictor with the model that the options select, for use in a loop; of several models an ensemble.
 
-    Without options the only trained model below `nnUNet_results` is taken.
+    Without options the choice of `nnssl_find_best` is taken, else the only trained model below `nnUNet_results`.
 
     Raises:
         UsageError: no model, or several, fit; no such fold; a cascade; the models of an ensemble do not fit together.
@@ -75,17 +86,25 @@ def load_predictor(**options: Unpack[ModelOptions]) -> Predictor | Ensemble:
     return _load(*_chosen(options))
 
 
-def _load(models: Sequence[ChosenModel], settings: dict[str, Any]) -> Predictor | Ensemble:
+def _load(
+    models: Sequence[ChosenModel], settings: dict[str, Any], best: BestChoice | None = None
+) -> Predictor | Ensemble:
     from nnssl.inference.ensemble import Ensemble
     from nnssl.inference.predictor import Predictor
 
-    if len(models) > 1:
-        return Ensemble.from_models(models, **settings)
-    return Predictor.from_folder(models[0].folder, folds=models[0].folds, **settings)
+    decided = None if best is None else Postprocessing.from_dict(best.postprocessing, best.file)
+    predictor = (
+        Ensemble.from_models(models, **settings)
+        if len(models) > 1
+        else Predictor.from_folder(models[0].folder, folds=models[0].folds, **settings)
+    )
+    if decided is not None and settings.get("postprocessing", True):
+        predictor.postprocessing = Choice(decided, str(decided))
+    return predictor
 
 
-def _chosen(options: ModelOptions) -> tuple[list[ChosenModel], dict[str, Any]]:
-    """Return the models with their folds, and what remains for `Predictor.from_folder`."""
+def _chosen(options: ModelOptions) -> tuple[list[ChosenModel], dict[str, Any], BestChoice | None]:
+    """Return the models with their folds, what remains for `Predictor.from_folder`, and what chose the models."""
     settings: dict[str, Any] = dict(options)
     unknown = sorted(settings.keys() - ModelOptions.__annotations__.keys())
     if unknown:
@@ -97,10 +116,15 @@ def _chosen(options: ModelOptions) -> tuple[list[ChosenModel], dict[str, Any]]:
     checkpoint = settings.setdefault("checkpoint", FINAL_CHECKPOINT)
     if isinstance(folder, list | tuple):
         if len(folder) > 1:
-            return find_ensemble(folder, folds, checkpoint), settings
+            return find_ensemble(folder, folds, checkpoint), settings, None
         folder = folder[0] if folder else None
+    free = folder is None and folds is None and checkpoint == FINAL_CHECKPOINT
+    if free and all(names[key] is None for key in ("trainer", "plans", "configuration", "tag")):
+        best = find_best_choice(names["dataset"])
+        if best is not None:
+            return best.models, settings, best
     model = find_model(ModelQuery(folder=None if folder is None else Path(folder), checkpoint=checkpoint, **names))
-    return [ChosenModel(model, find_folds(model, folds, checkpoint))], settings
+    return [ChosenModel(model, find_folds(model, folds, checkpoint))], settings, None
 
 
 def predict(
@@ -233,40 +257,6 @@ class DiskJob:
         return case.mask.is_file() and (not self.save_probabilities or Path(f"{case.stem}.npz").is_file())
 
 
-def _check_voxel_sizes(cases: Sequence[ScanToPredict], trained_on: Sequence[float]) -> None:
-    """Refuse 3-D TIFF scans whose voxel size nnU-Net would overlook or invent.
-
-    The voxel size of `CASE_0000.tif` stands in `CASE.json`. Without it nnU-Net takes 1 mm, which is right only for a
-    model that was trained on such scans.
-
-    Args:
-        cases: the scans.
-        trained_on: median spacing of the model's training scans in mm.
-
-    Raises:
-        DataError: a scan has no voxel size where the reader looks for it.
-    """
-    without = [case for case in cases if case.images and not size_file(case.images[0]).is_file()]
-    if not without:
-        return
-    image = without[0].images[0]
-    file, beside = size_file(image), companion_file(image)
-    if beside is not None and beside.is_file():
-        raise DataError(
-            f"the voxel sizes of {len(without)} TIFF scan(s) would be overlooked",
-            where=image,
-            why=f"nnU-Net's reader looks for {file.name}",
-            run=f"name the file {file.name}",
-        )
-    if any(mm != 1 for mm in trained_on):
-        raise DataError(
-            f"{len(without)} TIFF scan(s) have no voxel size",
-            where=image,
-            why=f"there is no {file.name}; nnU-Net would take 1 mm, and the model was trained on {list(trained_on)} mm",
-            run=f'write {{"spacing": [z, y, x]}} in mm into {file.name}',
-        )
-
-
 @dataclass(frozen=True)
 class DiskResult:
     """What `predict_files` did.
@@ -280,6 +270,7 @@ class DiskResult:
         postprocessing: what was done to the masks, and why; empty where the model has no decision, or it was not asked
             for.
         single: the job was one scan, not a folder or a list of scans.
+        best: the file of `nnssl_find_best` that named the models, None where the user did.
     """
 
     masks: list[Path]
@@ -289,6 +280,7 @@ class DiskResult:
     device: str
     postprocessing: str
     single: bool
+    best: Path | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -296,6 +288,7 @@ class DiskResult:
         lines = [f"model: {model}, on {self.device}" for model in self.models]
         if len(lines) > 1:
             lines.append(f"ensemble: mean probabilities of {len(lines)} models")
+        lines += [f"chosen by nnssl_find_best: {self.best}"] if self.best else []
         return [*lines, f"post-processing: {self.postprocessing}"] if self.postprocessing else lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,6 +297,7 @@ class DiskResult:
             "masks": [str(mask) for mask in self.masks],
             "predicted": self.predicted,
             **_told(self.models),
+            "best": str(self.best) if self.best else None,
             "device": self.device,
             "postprocessing": self.postprocessing,
         }
@@ -333,7 +327,7 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
         OutOfMemory: the device has not enough memory for the case that is named.
     """
-    models, settings = _chosen(options)
+    models, settings, best = _chosen(options)
     first = models[0].folder.path
     description, plans = (
         read_object(first / DATASET_JSON, keys=DATASET_KEYS),
@@ -343,11 +337,11 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     files = 1 if pictures else len(channels_of(description))  # of a case
     cases = job.cases(str(description[FILE_ENDING_KEY]), files)
     if plans["image_reader_writer"] == READER_OF_3D_TIFF:
-        _check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
+        check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
     from nnssl.inference.predictor import using_threads
 
-    predictor = _load(models, settings)
+    predictor = _load(models, settings, best)
     predictor.check_cases(todo)
     folder = cases[0].mask.parent if cases else job.output
     from_folder = bool(job.source) and job.source[0].is_dir()
@@ -365,7 +359,16 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         )
     masks = [case.mask for case in cases]
     single = not (from_folder or job.scans is not None or job.has_several(files))
-    return DiskResult(masks, len(todo), folder, models, str(device), predictor.postprocessing.line, single)
+    return DiskResult(
+        masks,
+        len(todo),
+        folder,
+        models,
+        str(device),
+        predictor.postprocessing.line,
+        single,
+        best.file if best else None,
+    )
 
 
 def _write_records(folder: Path, predictor: Predictor | Ensemble, models: Sequence[ChosenModel], job: DiskJob) -> None:

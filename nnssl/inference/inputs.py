@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nnssl.data.raw import RawCase, listed, with_other_ending
 from nnssl.errors import DataError
+from nnssl.host import companion_file, size_file
 from nnssl.system.resources import cpu_count
 
 logger = logging.getLogger(__name__)
@@ -147,4 +148,38 @@ def check_cases(cases: Sequence[ScanToPredict], reader_class: type, channels: in
             f"{len(problems)} problem(s) in the scans to predict",
             where=cases[0].images[0].parent,
             why="\n".join(problems[:10]) + ("\n…" if len(problems) > 10 else ""),
+        )
+
+
+def check_voxel_sizes(cases: Sequence[ScanToPredict], trained_on: Sequence[float]) -> None:
+    """Refuse 3-D TIFF scans whose voxel size nnU-Net would overlook or invent.
+
+    The voxel size of `CASE_0000.tif` stands in `CASE.json`. Without it nnU-Net takes 1 mm, which is right only for a
+    model that was trained on such scans.
+
+    Args:
+        cases: the scans.
+        trained_on: median spacing of the model's training scans in mm.
+
+    Raises:
+        DataError: a scan has no voxel size where the reader looks for it.
+    """
+    without = [case for case in cases if case.images and not size_file(case.images[0]).is_file()]
+    if not without:
+        return
+    image = without[0].images[0]
+    file, beside = size_file(image), companion_file(image)
+    if beside is not None and beside.is_file():
+        raise DataError(
+            f"the voxel sizes of {len(without)} TIFF scan(s) would be overlooked",
+            where=image,
+            why=f"nnU-Net's reader looks for {file.name}",
+            run=f"name the file {file.name}",
+        )
+    if any(mm != 1 for mm in trained_on):
+        raise DataError(
+            f"{len(without)} TIFF scan(s) have no voxel size",
+            where=image,
+            why=f"there is no {file.name}; nnU-Net would take 1 mm, and the model was trained on {list(trained_on)} mm",
+            run=f'write {{"spacing": [z, y, x]}} in mm into {file.name}',
         )

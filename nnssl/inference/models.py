@@ -10,7 +10,16 @@ from typing import Any
 
 from nnssl.data.domains import Setting
 from nnssl.errors import DataError, UsageError
-from nnssl.names import BUDGET_TAG, DATASET_JSON, FILE_ENDING_KEY, FOLD_PREFIX, LABELS_KEY, PLANS_JSON, TAG_SEPARATOR
+from nnssl.names import (
+    BEST_JSON,
+    BUDGET_TAG,
+    DATASET_JSON,
+    FILE_ENDING_KEY,
+    FOLD_PREFIX,
+    LABELS_KEY,
+    PLANS_JSON,
+    TAG_SEPARATOR,
+)
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, environment_folder, read_object
 from nnssl.training.run_folder import ModelName
 from nnssl.training.runs import fits_dataset
@@ -143,6 +152,55 @@ def find_model(query: ModelQuery) -> ModelFolder:
         why=f"models there:\n{_listed(models)}" if models else "",
         run="" if models else "nnssl_train trains one; -m FOLDER names a model folder elsewhere",
     )
+
+
+def find_model_folder(folder: Path) -> ModelFolder:
+    """Return the model of a folder, with the names that its path tells.
+
+    Raises:
+        DataError: the folder is no model folder.
+    """
+    return _model_at(folder)
+
+
+@dataclass(frozen=True)
+class BestChoice:
+    """What `nnssl_find_best` chose.
+
+    Attributes:
+        file: `best.json`.
+        models: with the folds that were rated.
+        postprocessing: the decision, in plain values.
+    """
+
+    file: Path
+    models: list[ChosenModel]
+    postprocessing: dict[str, Any]
+
+
+def find_best_choice(dataset: str | int | None) -> BestChoice | None:
+    """Return the choice of `nnssl_find_best` for a data set (None: for the only one with trained models), or None.
+
+    Raises:
+        UsageError: a chosen run is not there any more.
+        DataError: `best.json` is damaged.
+        EnvironmentProblem: `nnUNet_results` is not set.
+    """
+    files = sorted(environment_folder("nnUNet_results").glob(f"Dataset*/{BEST_JSON}"))
+    files = [file for file in files if fits_dataset(file.parent.name, dataset)]
+    if len(files) != 1 or (dataset is None and {model.dataset for model in list_models()} != {files[0].parent.name}):
+        return None
+    content = read_object(files[0], keys=("models", "folds", "postprocessing"))
+    folders = [files[0].parent / str(name) for name in content["models"]]
+    gone = [folder for folder in folders if not folder.is_dir()]
+    if gone or not folders:
+        raise UsageError(
+            "the chosen run is not there any more",
+            where=files[0],
+            why=", ".join(map(str, gone)) or "it names no run",
+            run=f"nnssl_find_best -d {files[0].parent.name} chooses again; -m RUN names a run",
+        )
+    return BestChoice(files[0], find_ensemble(folders, content["folds"]), content["postprocessing"])
 
 
 def find_named(model: str | Path, checkpoint: str = FINAL_CHECKPOINT) -> tuple[ModelFolder, list[str | int]]:

@@ -138,6 +138,36 @@ def test_errors_have_their_exit_code(words: str, code: int, said: str, folders, 
     assert sorted(folders.rglob("*")) == before
 
 
+def test_a_method_is_chosen(folders, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("nnUNet_results", str(folders))
+    for trainer, gain in (("SupervisedTrainer", 0.0), ("FixMatchTrainer", 0.3)):
+        write_run(folders, trainer, numbered(BASE * 0.5 + gain))
+    assert main(["-d", "1", "--choose"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["SupervisedTrainer", "32.5", "±", "1.9"]
+    assert lines[2].split() == ["FixMatchTrainer", "62.5", "±", "1.9", "good", "enough"]
+    assert lines[3] == "chosen: FixMatchTrainer, the best; the limit is 60.6"
+    assert lines[4].startswith("next: nnssl_predict -i IMAGES -o MASKS -m ")
+    assert main(["-d", "1", "--choose", "--json", "-o", "out"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["chosen"] == "FixMatchTrainer"
+    assert json.loads((folders / "out" / "choice.json").read_text()) == printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("A B --choose", "a method is chosen among runs"),
+        ("-d 1 --choose -baseline A", "a method is chosen without -baseline"),
+        ("-d 1 --choose -all A", "a method is chosen without -all"),
+        ("--choose", "name either runs or a data set"),
+    ],
+)
+def test_a_choice_needs_runs_and_takes_no_baseline(words: str, said: str, folders, capsys) -> None:
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_help_names_every_option() -> None:
     text = make_parser().format_help()
     for option in ("PLACE", "-baseline", "-d", "-p", "-c", "-f", "-metric", "-all", "-o", "--json"):
