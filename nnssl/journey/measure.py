@@ -146,6 +146,15 @@ def proposal_lines(proposal: Proposal) -> list[str]:
     return [*lines, f"time:    {low} to {high}, from a measurement on this machine", memory + on_device]
 
 
+def time_line(proposal: Proposal, seconds: float) -> str:
+    """Return what the steps took, beside what was expected."""
+    took = f"the steps took {_duration(seconds)}"
+    if proposal.seconds is None:
+        return took
+    low, high = (_duration(each) for each in proposal.seconds)
+    return f"{took}, expected were {low} to {high}"
+
+
 def _of_part(collected: Collected, part: str) -> dict[str, Path]:
     return {name: path for name, path in collected.files.items() if name.startswith(f"{part}/")}
 
