@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import UsageError, unknown_name
-from nnssl.journey.commands import StepFailed, folders_of, mentioned_folders, patient_signals, run_command
+from nnssl.journey.commands import StepFailed, export_line, folders_of, run_command
 from nnssl.journey.match import SCRIPT, Collected, collect, find_files
-from nnssl.journey.measure import describe_failure, measure, proposal_lines, propose, time_line
+from nnssl.journey.measure import measure, proposal_lines, propose, time_line
 from nnssl.journey.state import Proposal, Request, State, check_same, only_process
 from nnssl.journey.steps import COMPARISON, Road, Step
 from nnssl.names import RAW_VARIABLE, SUPERVISED_TRAINER
@@ -153,7 +153,7 @@ def _study(
     elif state is None and not is_new and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError("the folder is not empty and holds no study", where=f"-o {folder}", run="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with only_process(folder), patient_signals():
+    with only_process(folder):
         folders = folders_of(folder, os.environ)
         if state is None or state.request != request:  # before the user agreed, another request takes its place
             state = State(request, _free_id(Path(folders[RAW_VARIABLE])), _name(folder))
@@ -203,7 +203,7 @@ def _agreed(road: Road, collected: Collected, agree: Callable[[Sequence[str]], b
         try:
             state.paces = measure(state.request, collected, road.study / "measure")
         except StepFailed as error:
-            log.info("%s", describe_failure(error))
+            log.info("not measured: %s", error.what)
         state.write(road.study)
     part = "test/" if road.has_test else "unlabelled/"
     proposal = propose(state.request, state.paces, sum(name.startswith(part) for name in collected.files))
@@ -219,7 +219,7 @@ def _agreed(road: Road, collected: Collected, agree: Callable[[Sequence[str]], b
 def _walk(road: Road, proposal: Proposal, notes: Iterable[str]) -> Journey:
     """Take all steps that are not done, and return the result."""
     state, steps = road.state, road.steps(proposal)
-    log.info("the same by hand:\n%s\nsh %s", mentioned_folders(road.folders), road.study / SCRIPT)
+    log.info("the same by hand:\n%s\nsh %s", export_line(road.folders), road.study / SCRIPT)
     for number, step in enumerate(steps):
         if step.name in state.done and step.is_complete():
             log.info("done:  %s", step.command)
