@@ -118,14 +118,14 @@ def propose(request: Request, paces: Mapping[str, Pace], scans_to_predict: int) 
     training = length * (baseline.seconds + _mean_pace(request.trainer, paces, length))
     start = max(baseline.start_seconds, method.start_seconds)
     once = start * (2 + STEPS_WITHOUT_TRAINING)
-    each = 2 * scans_to_predict
+    each = 2 * scans_to_predict  # a scan takes a sixth to a half of the time that a command takes to start
     return Proposal(
         machine.configuration,
         machine.hardware,
         request.trainer,
         length,
         settings,
-        (FASTER * training + once / 2, SLOWER * training + once + each * start / 2),
+        (FASTER * training + once / 2 + each * start / 6, SLOWER * training + once + each * start / 2),
         max(baseline.memory_bytes, method.memory_bytes),
         max(baseline.device_bytes, method.device_bytes),
     )
