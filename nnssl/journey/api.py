@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.errors import UsageError, unknown_name
-from nnssl.journey.commands import StepFailed, folders_of, mentioned_folders, patient_signals, run_command
+from nnssl.journey.commands import StepFailed, export_line, folders_of, run_command
 from nnssl.journey.match import SCRIPT, Collected, collect, find_files
-from nnssl.journey.measure import describe_failure, measure, proposal_lines, propose
+from nnssl.journey.measure import measure, proposal_lines, propose, time_line
 from nnssl.journey.state import Proposal, Request, State, check_same, only_process
 from nnssl.journey.steps import COMPARISON, Road, Step
 from nnssl.names import RAW_VARIABLE, SUPERVISED_TRAINER
@@ -26,6 +26,7 @@ from nnssl.training.settings import RunSettings
 BUDGETS = ("AUTO", "laptop", "workstation")
 CONFIGURATIONS = ("2d", "3d_fullres")
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+PICTURES = (".png", ".bmp", ".jpg", ".jpeg")
 LOGS = "logs"
 log = logging.getLogger("nnssl.run")
 
@@ -123,7 +124,8 @@ def run(  # noqa: PLR0913 - the command's options, each with a default
         raise UsageError("-test_labels are masks of -test scans", where="-test_labels", run="add -test SCANS")
     collected = collect(found)
     request = Request(
-        {name: str(path) for name, path in collected.files.items()}, trainer, _budget(budget), configuration,
+        {name: str(path) for name, path in collected.files.items()}, trainer, _budget(budget),
+        configuration or ("2d" if found["images"][0].name.lower().endswith(PICTURES) else None),
         num_iterations, seconds, _converter_options(channel, label_names, patient),
     )  # fmt: skip
     return _study(folder, request, collected, agree)
@@ -146,14 +148,16 @@ def _study(
 ) -> Journey:
     is_new = not folder.exists()
     state = State.read(folder)
-    if state is not None:
+    if state is not None and state.proposal is not None:
         check_same(state.request, request, folder)
-    elif not is_new and any(folder.iterdir()):
+    elif state is None and not is_new and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UsageError("the folder is not empty and holds no study", where=f"-o {folder}", run="choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with only_process(folder), patient_signals():
+    with only_process(folder):
         folders = folders_of(folder, os.environ)
-        state = state or State(request, _free_id(Path(folders[RAW_VARIABLE])), _name(folder))
+        if state is None or state.request != request:  # before the user agreed, another request takes its place
+            state = State(request, _free_id(Path(folders[RAW_VARIABLE])), _name(folder))
+        state.write(folder)
         parts = {name.partition("/")[0] for name in collected.files}
         road = Road(folder, state, folders, "test" in parts, "test_labels" in parts)
         try:
@@ -162,7 +166,6 @@ def _study(
             if is_new:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        state.write(folder)
         proposal = state.proposal or _agreed(road, collected, agree)
         if proposal is None:
             return Journey(folder, state.dataset, (), {}, {}, "nothing was trained", "", {}, tuple(notes))
@@ -200,7 +203,7 @@ def _agreed(road: Road, collected: Collected, agree: Callable[[Sequence[str]], b
         try:
             state.paces = measure(state.request, collected, road.study / "measure")
         except StepFailed as error:
-            log.info("%s", describe_failure(error))
+            log.info("not measured: %s", error.what)
         state.write(road.study)
     part = "test/" if road.has_test else "unlabelled/"
     proposal = propose(state.request, state.paces, sum(name.startswith(part) for name in collected.files))
@@ -216,12 +219,13 @@ def _agreed(road: Road, collected: Collected, agree: Callable[[Sequence[str]], b
 def _walk(road: Road, proposal: Proposal, notes: Iterable[str]) -> Journey:
     """Take all steps that are not done, and return the result."""
     state, steps = road.state, road.steps(proposal)
-    log.info("the same by hand:\n%s\nsh %s", mentioned_folders(road.folders), road.study / SCRIPT)
+    log.info("the same by hand:\n%s\nsh %s", export_line(road.folders), road.study / SCRIPT)
     for number, step in enumerate(steps):
         if step.name in state.done and step.is_complete():
             log.info("done:  %s", step.command)
             continue
         _take(road, step, {later.name for later in steps[number + 1 :]})
+    log.info("%s", time_line(proposal, sum(state.seconds.values())))
     file = road.study / COMPARISON / "comparison.json"
     comparison = json.loads(file.read_text(encoding="utf-8"))
     (method,) = comparison["methods"]
@@ -253,7 +257,8 @@ def _take(road: Road, step: Step, later: set[str]) -> None:
     state.write(road.study)
     command = type(step.command)(step.command.name, (*step.command.arguments, *words))
     log.info("%s", command)
-    run_command(command, road.folders, road.study / LOGS / f"{step.name}.log")
+    ended = run_command(command, road.folders, road.study / LOGS / f"{step.name}.log")
+    state.seconds[step.name] = 0.0 if ended is None else ended.seconds
     if not step.is_complete():
         raise StepFailed("a step ended without an error, but its result is not complete", where=str(command),
                          why=f"log: {road.study / LOGS / f'{step.name}.log'}")  # fmt: skip

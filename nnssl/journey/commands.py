@@ -6,18 +6,20 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.errors import NnsslError
+from nnssl.errors import NnsslError, StoppedBySignal
 from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE, RESULTS_VARIABLE
-from nnssl.sweep.child import Child, python_command, stop_children
+from nnssl.sweep.child import GRACE_SECONDS, Child, python_command, stop_children
 from nnssl.system.signals import on_signals
 
 POLL_SECONDS = 0.1
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1")
 VARIABLES = (RAW_VARIABLE, PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
 
 
@@ -65,18 +67,6 @@ def folders_of(study: Path, environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment.get(name) or str(study / name) for name in VARIABLES}
 
 
-@contextlib.contextmanager
-def patient_signals() -> Any:  # noqa: ANN401 - a context manager without a value
-    """Let SIGHUP and SIGUSR1 end the study like SIGTERM, for which every command has a handler."""
-    import signal
-
-    def pass_on(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with on_signals(pass_on, ("SIGHUP", "SIGUSR1")):
-        yield
-
-
 def run_command(
     command: Command, folders: Mapping[str, str], log: Path, limit_seconds: float | None = None
 ) -> Ended | None:
@@ -93,20 +83,36 @@ def run_command(
 
     Raises:
         StepFailed: the command ended with an error.
+        StoppedBySignal: SIGTERM, SIGHUP or SIGUSR1.
     """
     words = python_command(command.name, [*command.arguments, "--json"])
-    child = Child.start(words, {**os.environ, **folders}, log)
-    try:
-        while child.process.poll() is None:
-            child.measure()
-            if limit_seconds is not None and child.seconds > limit_seconds:
-                return None
-            time.sleep(POLL_SECONDS)
-    finally:
-        stop_children([child], 2.0 if limit_seconds is not None else 60.0)
+    seen: list[object] = []  # an exception out of a handler could fall into the start of the process
+    with on_signals(lambda *_: seen.append(True), SIGNALS):
+        child = Child.start(words, {**os.environ, **folders}, log)
+        is_late = False
+        try:
+            while child.process.poll() is None and not seen and not is_late:
+                child.measure()
+                is_late = limit_seconds is not None and child.seconds > limit_seconds
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end(child, GRACE_SECONDS if limit_seconds is None else 2.0)
+    if seen:
+        raise StoppedBySignal("the study was stopped by a signal", run="the same command goes on")
+    if is_late:
+        return None
     if child.process.returncode:
         raise _failure(command, child)
     return Ended(json.loads(child.result.read_text(encoding="utf-8")), child.seconds, child.memory_bytes)
+
+
+def _end(child: Child, grace_seconds: float) -> None:
+    """Stop a command that still runs, and what an ended command has left in its process group."""
+    if child.process.poll() is None:
+        stop_children([child], grace_seconds)
+    else:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.process.pid, signal.SIGKILL)
 
 
 def _failure(command: Command, child: Child) -> StepFailed:
@@ -121,6 +127,6 @@ def _failure(command: Command, child: Child) -> StepFailed:
                       exit_code=code if code > 0 else 1)  # fmt: skip
 
 
-def mentioned_folders(folders: Mapping[str, str], names: Sequence[str] = VARIABLES) -> str:
+def export_line(folders: Mapping[str, str]) -> str:
     """Return the shell line that sets nnU-Net's variables."""
-    return "export " + " ".join(f"{name}={shlex.quote(folders[name])}" for name in names)
+    return "export " + " ".join(f"{name}={shlex.quote(folder)}" for name, folder in folders.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -167,22 +168,22 @@ def own_name(path: Path, beside: Sequence[Path]) -> str:
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Return name without ending -> file; where file names repeat, the names begin below the folder of all files."""
+    """Return name without ending -> file; where file names repeat, the names begin below the folder of all files.
+
+    Raises:
+        DataError: two files differ in their ending alone.
+    """
     short = {stem(path): path for path in paths}
     if len(short) == len(paths):
         return short
-    common = Path(*_common_parts([path.parent.parts for path in paths]))
-    return {path.relative_to(common).with_name(stem(path)).as_posix(): path for path in paths}
-
-
-def _common_parts(listed: Sequence[tuple[str, ...]]) -> list[str]:
-    return [words[0] for words in zip(*listed, strict=False) if len(set(words)) == 1 and _starts_alike(listed, words)]
-
-
-def _starts_alike(listed: Sequence[tuple[str, ...]], words: tuple[str, ...]) -> bool:
-    """Return whether all paths are alike up to the level of these words."""
-    level = next(number for number, each in enumerate(zip(*listed, strict=False)) if each == words)
-    return len({parts[: level + 1] for parts in listed}) == 1
+    common = os.path.commonpath([path.parent for path in paths])
+    long = {path.relative_to(common).with_name(stem(path)).as_posix(): path for path in paths}
+    if len(long) < len(paths):
+        twice = next(path for path in paths if path not in long.values())
+        raise DataError(
+            "two files have one name but for the ending", where=twice, run="name only one of the two, or rename one"
+        )
+    return long
 
 
 def _rule(image: str, label: str) -> Rule | None:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nnssl.journey.commands import Command, Ended, StepFailed, folders_of, run_command
+from nnssl.journey.commands import Command, Ended, folders_of, run_command
 from nnssl.journey.match import Collected
 from nnssl.journey.state import Pace, Proposal, Request
 from nnssl.names import SUPERVISED_TRAINER
@@ -28,7 +28,7 @@ TIME_SECONDS = {"laptop": 3600.0, "workstation": 12 * 3600.0}
 LEAST, MOST = 250, 250_000  # iterations that are proposed
 FASTER, SLOWER = 0.8, 1.3  # the trainings take this share of the measured pace
 STEPS_WITHOUT_TRAINING = 6  # conversion, planning, two predictions, scores
-RAW_ID = "1"
+SAMPLE_ID = "1"
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,16 @@ def measure(request: Request, collected: Collected, folder: Path) -> dict[str, P
     }
     shutil.rmtree(folder, ignore_errors=True)
     Collected(sample, []).link(folder / "scans")
-    convert = ("folder", "-i", str(folder / "scans"), "-d", RAW_ID, "-o", "Sample", "--fix_geometry",
+    convert = ("folder", "-i", str(folder / "scans"), "-d", SAMPLE_ID, "-o", "Sample", "--fix_geometry",
                "--skip_unreadable", *request.options)  # fmt: skip
-    plan = ("-d", RAW_ID, *machine.plan_words, "--skip_unreadable")
+    plan = ("-d", SAMPLE_ID, *machine.plan_words, "--skip_unreadable")
     paces: dict[str, Pace] = {}
     try:
         for command in (Command("convert", convert), Command("plan_and_preprocess", plan)):
             if run_command(command, folders, folder / "log.txt", PREPARE_SECONDS) is None:
                 return {}
         for trainer in (SUPERVISED_TRAINER, request.trainer):
-            train = Command("train", (RAW_ID, machine.configuration, "0", "-tr", trainer, *machine.device_words,
+            train = Command("train", (SAMPLE_ID, machine.configuration, "0", "-tr", trainer, *machine.device_words,
                                       *_words_of_stage(trainer, ITERATIONS)))  # fmt: skip
             ended = run_command(train, folders, folder / "log.txt", LIMIT_SECONDS)
             if ended is not None:
@@ -118,14 +118,14 @@ def propose(request: Request, paces: Mapping[str, Pace], scans_to_predict: int) 
     training = length * (baseline.seconds + _mean_pace(request.trainer, paces, length))
     start = max(baseline.start_seconds, method.start_seconds)
     once = start * (2 + STEPS_WITHOUT_TRAINING)
-    each = 2 * scans_to_predict
+    each = 2 * scans_to_predict  # a scan takes a sixth to a half of the time that a command takes to start
     return Proposal(
         machine.configuration,
         machine.hardware,
         request.trainer,
         length,
         settings,
-        (FASTER * training + once / 2, SLOWER * training + once + each * start / 2),
+        (FASTER * training + once / 2 + each * start / 6, SLOWER * training + once + each * start / 2),
         max(baseline.memory_bytes, method.memory_bytes),
         max(baseline.device_bytes, method.device_bytes),
     )
@@ -144,6 +144,15 @@ def proposal_lines(proposal: Proposal) -> list[str]:
     memory = f"memory:  {(proposal.memory_bytes or 0) / 1e9:.1f} GB"
     on_device = f", and {proposal.device_bytes / 1e9:.1f} GB of the GPU" if proposal.device_bytes else ""
     return [*lines, f"time:    {low} to {high}, from a measurement on this machine", memory + on_device]
+
+
+def time_line(proposal: Proposal, seconds: float) -> str:
+    """Return what the steps took, beside what was expected."""
+    took = f"the steps took {_duration(seconds)}"
+    if proposal.seconds is None:
+        return took
+    low, high = (_duration(each) for each in proposal.seconds)
+    return f"{took}, expected were {low} to {high}"
 
 
 def _of_part(collected: Collected, part: str) -> dict[str, Path]:
@@ -191,8 +200,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
-
-
-def describe_failure(error: StepFailed) -> str:
-    """Return why nothing was measured."""
-    return f"not measured: {error.what}"

@@ -95,6 +95,7 @@ class State:
         proposal: None until the user agreed.
         begun: names of steps that were started at least once on the present input.
         done: names of steps that ended well.
+        seconds: step -> time of its last command that ended.
     """
 
     request: Request
@@ -104,6 +105,7 @@ class State:
     proposal: Proposal | None = None
     begun: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def dataset(self) -> str:

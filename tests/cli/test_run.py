@@ -115,6 +115,18 @@ def start(root: Path, output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
+def test_signals_end_the_command_with_their_code(stranger: Path, number: signal.Signals, code: int) -> None:
+    process = start(stranger, stranger / "answer.json")
+    work, deadline = stranger / "STUDY" / "measure", time.monotonic() + 60
+    while not (work / "log.txt").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    assert process.wait(60) == code
+    assert json.loads((stranger / "answer.json").read_text())["exit_code"] == code
+    assert not work.exists()
+
+
 def begun(root: Path) -> list[str]:
     file = root / "STUDY" / STATE_FILE
     return json.loads(file.read_text())["begun"] if file.is_file() else []

@@ -132,6 +132,33 @@ def test_all_steps_in_their_order(tmp_path: Path, commands: Commands, call: Call
     assert not list(study.glob("measure"))
 
 
+def test_a_kill_before_the_question_holds_nothing_up(
+    tmp_path: Path, commands: Commands, call: Call, monkeypatch
+) -> None:
+    """Neither a kill in the first look nor one in the measurement; until the user agrees the files may change."""
+
+    def stopped(*_: object) -> None:
+        raise StoppedBySignal("stopped")
+
+    for name, value in (("run_command", commands), ("measure", api.measure)):
+        monkeypatch.setattr(api, name, stopped)
+        with pytest.raises(StoppedBySignal):
+            call()
+        monkeypatch.setattr(api, name, value)
+    put(tmp_path / "more" / "v.nii.gz", "v")
+    assert call().verdict == "helped"
+    assert (tmp_path / "STUDY" / "scans" / "unlabelled" / "v.nii.gz").is_symlink()
+
+
+def test_pictures_are_planned_in_2d(tmp_path: Path, commands: Commands) -> None:
+    for name in ("scans/a", "masks/a", "more/u"):
+        put(tmp_path / f"{name}.png", name)
+    folders = (tmp_path / name for name in ("scans", "masks", "more"))
+    run(*folders, tmp_path / "STUDY", budget="workstation", num_iterations=LENGTH)
+    assert commands.real[1].arguments[:4] == ("-d", "Dataset001_STUDY", "-c", "2d")
+    assert "-hardware" not in commands.real[1].arguments
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("number", range(len(NAMES)))
 def test_a_study_that_is_stopped_in_a_step_goes_on_there(

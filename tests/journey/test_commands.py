@@ -10,8 +10,7 @@ import pytest
 
 from nnssl.errors import StoppedBySignal
 from nnssl.journey import commands as module
-from nnssl.journey.commands import Command, StepFailed, folders_of, patient_signals, run_command
-from nnssl.system.signals import on_signals
+from nnssl.journey.commands import Command, StepFailed, folders_of, run_command
 
 
 def script(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -65,9 +64,6 @@ def test_signals_stop_the_command_first(tmp_path: Path, monkeypatch: pytest.Monk
            "time.sleep(60)")  # fmt: skip
     file = tmp_path / "pid"
 
-    def stop(*_: object) -> None:
-        raise StoppedBySignal("stopped")
-
     def send() -> None:
         while not (file.exists() and file.read_text()):
             time.sleep(0.05)
@@ -75,7 +71,7 @@ def test_signals_stop_the_command_first(tmp_path: Path, monkeypatch: pytest.Monk
 
     threading.Thread(target=send, daemon=True).start()
     expected = KeyboardInterrupt if number == "SIGINT" else StoppedBySignal
-    with on_signals(stop, ("SIGTERM",)), patient_signals(), pytest.raises(expected):
+    with pytest.raises(expected):
         run_command(Command("train", (str(file),)), {}, tmp_path / "a.log")
     with pytest.raises(ProcessLookupError):
         os.kill(int(file.read_text()), 0)

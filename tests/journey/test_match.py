@@ -99,6 +99,17 @@ def test_equal_file_names_are_told_apart_by_their_folders() -> None:
     assert own_name(listed[1], listed) == "two/t1"
 
 
+def test_folders_of_one_name_at_several_levels() -> None:
+    listed = paths("a/x/a/t1.nii.gz", "a/y/a/t1.nii.gz")
+    assert [own_name(path, listed) for path in listed] == ["x/a/t1", "y/a/t1"]
+
+
+def test_files_that_differ_in_the_ending_alone_are_an_error() -> None:
+    listed = paths("t1.nii.gz", "t1.nrrd")
+    with pytest.raises(DataError, match="one name but for the ending"):
+        own_name(listed[0], listed)
+
+
 def test_the_script_links_what_the_call_links(tmp_path: Path) -> None:
     images, labels = ([tmp_path / part / "it's 1.nii.gz"] for part in ("in", "masks"))
     for path in (*images, *labels):

@@ -8,7 +8,7 @@ import pytest
 from nnssl.journey import measure as module
 from nnssl.journey.commands import Command, Ended, StepFailed
 from nnssl.journey.match import Collected
-from nnssl.journey.measure import measure, proposal_lines, propose
+from nnssl.journey.measure import measure, proposal_lines, propose, time_line
 from nnssl.journey.state import Pace, Request
 
 PACES = {"SupervisedTrainer": Pace(0.1, 10.0, 2 * 10**9, 0), "FixMatchTrainer": Pace(0.3, 12.0, 3 * 10**9, 0)}
@@ -24,7 +24,7 @@ def test_length_time_and_memory() -> None:
     assert made.num_iterations == 10_000  # 10,333, two digits long
     assert made.settings == {}
     training, once = 10_000 * 0.3, 12.0 * 8
-    assert made.seconds == pytest.approx((0.8 * training + once / 2, 1.3 * training + once + 20 * 6.0))
+    assert made.seconds == pytest.approx((0.8 * training + once / 2 + 20 * 2.0, 1.3 * training + once + 20 * 6.0))
     assert (made.memory_bytes, made.configuration, made.hardware) == (3 * 10**9, "2d", "cpu")
     assert proposal_lines(made)[2] == "time:    41 min to 69 min, from a measurement on this machine"
 
@@ -44,6 +44,12 @@ def test_without_a_measurement_the_time_is_unknown() -> None:
     made = propose(request(budget="workstation"), {}, 1)
     assert (made.seconds, made.configuration, made.hardware, made.num_iterations) == (None, "3d_fullres", None, 250)
     assert proposal_lines(made)[-1] == "time:    unknown: 25 iterations take more than 60 s here"
+
+
+def test_the_time_that_it_took_stands_beside_the_expected_one() -> None:
+    made = propose(request(num_iterations=1000), PACES, 0)
+    assert time_line(made, 300.0) == "the steps took 5 min, expected were 5 min to 8 min"
+    assert time_line(propose(request(), {}, 0), 80.0) == "the steps took 80 s"
 
 
 def files(tmp_path: Path) -> Collected:
