@@ -1,7 +1,8 @@
-"""Wall-clock of stock nnU-Net's prediction command over ours, as whole processes on the same scans and model.
+"""Time of stock nnU-Net's prediction command over ours, as whole processes on the same scans and model.
 
     python -m benchmarks.predict                      # 40 small synthetic scans, a model fitted to them for a minute
     python -m benchmarks.predict -m MODEL -i IMAGES   # a trained model folder and a folder of scans
+    python -m benchmarks.predict -against CHECKOUT    # nnssl_predict of another checkout in place of stock nnU-Net
 
 The two commands take turns, the first one changing from pair to pair. The masks of every pair are compared.
 """
@@ -35,37 +36,46 @@ def main() -> None:
     parser.add_argument("-cases", type=int, default=40, help="number of synthetic scans, default 40")
     parser.add_argument("-repeats", type=int, default=3, help="number of pairs, default 3")
     parser.add_argument("-device", default="cpu", help="default cpu")
+    parser.add_argument("-against", type=Path, help="another checkout of nnssl, in place of stock nnU-Net")
     a = parser.parse_args()
+    code = OURS if a.against else STOCK
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scans = a.i or make_scans(folder / "imagesTs", a.cases)
         model = a.m or make_model(folder, scans)
-        ratios = []
+        ratios, cpu_ratios = [], []
         for repeat in range(a.repeats):
-            seconds = {}
+            seconds, cpu = {}, {}
             for which in (("stock", "ours"), ("ours", "stock"))[repeat % 2]:
                 output = folder / f"{which}_{repeat}"
                 arguments = ["-i", scans, "-o", output, "-m", model, "-f", a.f, "-device", a.device]
-                seconds[which] = timed(STOCK if which == "stock" else OURS, arguments, folder / f"{which}.log")
+                which_code, checkout = (code, a.against) if which == "stock" else (OURS, None)
+                seconds[which], cpu[which] = timed(which_code, arguments, folder / f"{which}.log", checkout)
             ratios.append(seconds["stock"] / seconds["ours"])
+            cpu_ratios.append(cpu["stock"] / cpu["ours"])
             voxels, differing = compare(folder / f"stock_{repeat}", folder / f"ours_{repeat}")
             print(
-                f"pair {repeat + 1}: stock {seconds['stock']:.1f} s, ours {seconds['ours']:.1f} s, "
-                f"ratio {ratios[-1]:.2f}, {differing} of {voxels} voxels differ"
+                f"pair {repeat + 1}: {'other' if a.against else 'stock'} {seconds['stock']:.1f} s, "
+                f"ours {seconds['ours']:.1f} s, ratio {ratios[-1]:.2f}, of CPU time {cpu_ratios[-1]:.2f}, "
+                f"{differing} of {voxels} voxels differ"
             )
-        print(f"median ratio {statistics.median(ratios):.2f}")
+        print(f"median ratio {statistics.median(ratios):.2f}, of CPU time {statistics.median(cpu_ratios):.2f}")
 
 
-def timed(code: str, arguments: list[object], log: Path) -> float:
-    """Return the seconds one command takes from start to end."""
+def timed(code: str, arguments: list[object], log: Path, checkout: Path | None = None) -> tuple[float, float]:
+    """Return the wall-clock seconds and the CPU seconds of one command from start to end, in a checkout if given."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())} if checkout else dict(os.environ)
     with log.open("w") as file:
-        start = time.perf_counter()
-        ended = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ, check=False)
-        seconds = time.perf_counter() - start
+        before, start = os.times(), time.perf_counter()
+        ended = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=checkout, check=False
+        )
+        seconds, after = time.perf_counter() - start, os.times()
     if ended.returncode:
         raise SystemExit(log.read_text())
-    return seconds
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, used
 
 
 def compare(stock: Path, ours: Path) -> tuple[int, int]:

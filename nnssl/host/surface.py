@@ -29,12 +29,12 @@ SURFACE: tuple[HostName, ...] = (
         "inference_allowed_mirroring_axes",
         predict_logits_from_preprocessed_data="data",
         _internal_get_sliding_window_slicers="image_size",
-        _internal_maybe_mirror_and_predict="x",
+        _internal_predict_sliding_window_return_logits="data slicers do_on_device",
     ),
     *attributes(
         PREDICTOR,
         "nnssl.inference.predictor",
-        "mirroring two copies at a time, progress, and the plans of the model",
+        "batches of tiles and mirrored copies, progress, and the plans of the model",
         "network plans_manager configuration_manager label_manager dataset_json list_of_parameters "
         "allowed_mirroring_axes use_mirroring device",
     ),
@@ -54,8 +54,8 @@ SURFACE: tuple[HostName, ...] = (
     ),
     *callables(
         "nnunetv2.inference.sliding_window_prediction",
-        LOOKUPS,
-        "weights of overlapping patches, whose cache is emptied after validation",
+        "nnssl.inference.predictor",
+        "weights of overlapping patches; nnssl.host empties their cache after validation",
         compute_gaussian="tile_size sigma_scale value_scaling_factor dtype device",
     ),
     # ------------------------------------------------------------------ planning and preprocessing
@@ -70,6 +70,7 @@ SURFACE: tuple[HostName, ...] = (
         get_plans_for_configuration="spacing median_shape data_identifier approximate_n_voxels_dataset _cache",
         generate_data_identifier="configuration_name",
         save_plans="plans",
+        determine_reader_writer="",
     ),
     *attributes(
         PLANNER,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from typing_extensions import Self
 
 from nnssl.errors import DataError, OutOfMemory, UsageError
@@ -25,6 +25,7 @@ from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import run_overlapped
 from nnssl.inference.postprocessing import Choice, choose_postprocessing
 from nnssl.inference.progress import Progress, ProgressStyle
+from nnssl.inference.tiles import Slicer, add_tiles, images_a_pass, mirrored_mean
 from nnssl.names import CHECKPOINT_FINAL, FILE_ENDING_KEY, FOLD_PREFIX
 from nnssl.system.devices import choose_device
 
@@ -49,7 +50,7 @@ class Predictor(nnUNetPredictor):
 
     The masks are those of nnU-Net's predictor, apart from float rounding and the post-processing that is stored with
     the model. Three further things differ: threads replace worker processes, the network is built from the plans
-    without a search for trainer classes, and on the CPU two mirrored copies of a 3-D patch pass the network at a time.
+    without a search for trainer classes, and tiles, slices and mirrored copies pass the network in batches.
 
     Args:
         step_size: step between patches in units of the patch size, in (0, 1].
@@ -366,27 +367,39 @@ class Predictor(nnUNetPredictor):
         return slicers
 
     @torch.inference_mode()
-    def _internal_maybe_mirror_and_predict(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the mean logits over the mirrored copies of one patch, shape (1, C, *S).
+    def _internal_predict_sliding_window_return_logits(
+        self, data: torch.Tensor, slicers: Sequence[Slicer], do_on_device: bool = True
+    ) -> torch.Tensor:
+        """Return the logits (K, *S) of a preprocessed scan (C, *S), in half precision.
 
-        On the CPU torch computes 3-D convolutions of a single patch with a slow kernel, and those of two copies with a
-        fast one. The sum runs in nnU-Net's order, so the result stays nnU-Net's.
+        The steps are nnU-Net's, but the tiles go through the network in batches.
+
+        Args:
+            data: the scan, padded to the size of a tile.
+            slicers: places of the tiles.
+            do_on_device: keep scan and result on the GPU.
+
+        Raises:
+            RuntimeError: the logits overflow half precision, or the GPU has too little memory.
         """
-        axes = self.allowed_mirroring_axes if self.use_mirroring else None
-        if not axes or self.device.type != "cpu" or x.ndim < 5:
-            mean = super()._internal_maybe_mirror_and_predict(x)
-        else:
-            outputs = self._mirrored_outputs(x, [axis + 2 for axis in axes])
-            mean = next(outputs)
-            for output in outputs:
-                mean += output
-            mean /= 2 ** len(axes)
-        self.progress.step()
-        return mean
+        place = self.device if do_on_device else torch.device("cpu")
+        patch = tuple(self.configuration_manager.patch_size)
+        data = data.to(place)
+        sums = torch.zeros((self.label_manager.num_segmentation_heads, *data.shape[1:]), dtype=torch.half, device=place)
+        weights = torch.zeros(data.shape[1:], dtype=torch.half, device=place)
+        gaussian = compute_gaussian(patch, sigma_scale=1 / 8, value_scaling_factor=10, device=place)
 
-    def _mirrored_outputs(self, x: torch.Tensor, axes: Sequence[int]) -> Iterator[torch.Tensor]:
-        flips = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
-        for pair in zip(flips[::2], flips[1::2], strict=True):
-            outputs = self.network(torch.cat([x.flip(flip) for flip in pair]))
-            for flip, output in zip(pair, outputs.split(1), strict=True):
-                yield output.flip(flip)
+        def logits_of(tiles: torch.Tensor, images: int) -> torch.Tensor:
+            axes = self.allowed_mirroring_axes if self.use_mirroring else None
+            return mirrored_mean(self.network, tiles.to(self.device), axes or (), images)
+
+        def add(slicer: Slicer, logits: torch.Tensor) -> None:
+            sums[slicer] += logits.to(place) * gaussian
+            weights[slicer[1:]] += gaussian
+            self.progress.step()
+
+        add_tiles(logits_of, data, slicers, images_a_pass(patch, self.device), add)
+        result = sums.div_(weights)
+        if torch.isinf(result).any():
+            raise RuntimeError("the logits overflow half precision")
+        return result
