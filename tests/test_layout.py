@@ -77,6 +77,7 @@ ACROSS_MODULES = {
     "nnssl_trainers/test_gpu.py",
     "nnssl_trainers/test_label_leak.py",
     "nnssl_trainers/test_stock_nnunet.py",
+    "test_commands.py",
     "test_contributing.py",
     "test_layout.py",
     "test_real_data.py",

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnssl.citations import citation
 from nnssl.cli.runtime import parser, print_json, run
 from nnssl.config import describe_allowed, format_value
 from nnssl.config_source import settings_without_torch
@@ -20,13 +21,17 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--env", action="store_true", help="print the export that makes the trainers visible to nnUNetv2_train"
     )
+    command.add_argument("--cite", metavar="NAME", help="print the papers of a method or network as BibTeX")
     return command
 
 
 def body(arguments: argparse.Namespace) -> None:
     """Print the registry."""
     variable, folder = "nnUNet_extTrainer", Path(__file__).resolve().parents[1] / "bridge"
-    if arguments.env and arguments.json:
+    if arguments.cite:
+        papers = citation(arguments.cite)
+        print_json(papers) if arguments.json else print("\n\n".join(papers.values()))
+    elif arguments.env and arguments.json:
         print_json({variable: folder})
     elif arguments.env:
         print(f"export {variable}={folder}")

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError
+from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError, missing_package
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import on_signals
 from nnssl.version import DISTRIBUTION, __version__
@@ -194,6 +194,9 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
             run="plan again with a smaller -gpu_memory_target, or -hardware cpu",
         )
         return _report(problem, as_json)
+    missing = missing_package(error, command) if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None:
+        return _report(missing, as_json)
     if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
         return _report(_system_error(error), as_json)
     where = ""

@@ -56,3 +56,14 @@ def test_the_export_as_json(capsys) -> None:
     assert main(["--env", "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)["nnUNet_extTrainer"]
     assert (Path(folder) / "nnssl_semi_trainers.py").is_file()
+
+
+def test_a_paper_is_printed_as_bibtex(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cite", "MeanTeacherTrainer"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("@inproceedings{tarvainen2017mean,\n  title = {Mean teachers are better role models")
+    assert printed.endswith("doi = {10.1038/s41592-020-01008-z},\n}\n")
+    assert main(["--cite", "MeanTeacherTrainer", "--json"]) == 0
+    assert "\n\n".join(json.loads(capsys.readouterr().out).values()) + "\n" == printed
+    assert main(["--cite", "MeanTeacher"]) == 2
+    assert "--cite MeanTeacherTrainer" in capsys.readouterr().err
