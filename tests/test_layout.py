@@ -121,7 +121,7 @@ def test_the_packages_are_the_folders(pyproject: dict[str, Any]) -> None:
     folders = {file.parent for file in FILES}
     assert sorted(listed) == sorted(module_name(folder / "__init__.py") for folder in folders)
     with_data = {file.parent for folder in SOURCES for file in (ROOT / folder).rglob("*.json")}
-    assert with_data == {ROOT / "nnssl" / "data" / "protocols"}
+    assert with_data == {ROOT / "nnssl", ROOT / "nnssl" / "data" / "protocols"}
 
 
 def test_every_module_has_a_layer(pyproject: dict[str, Any]) -> None:
