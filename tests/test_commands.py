@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +107,45 @@ def test_the_distribution_is_named_and_not_the_package(module: str, install: str
 def test_a_module_of_our_own_that_is_missing_stays_an_unexpected_error() -> None:
     assert missing_package(ModuleNotFoundError(name="nnssl.nowhere"), "nnssl_train") is None
     assert missing_package(ModuleNotFoundError(), "nnssl_train") is None
+
+
+def completions(command: str, line: str, file: Path) -> list[str]:
+    """Return what the shell would offer at the end of a line."""
+    entry = SCRIPTS[command].partition(":")[2]
+    script = (
+        f"import sys, nnssl_commands; sys.argv = [{command!r}]; nnssl_commands.{entry}(); sys.exit('no completion')"
+    )
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(file),
+    }
+    asked |= {"_ARGCOMPLETE_IFS": " ", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **asked}, check=True, capture_output=True)
+    return sorted(file.read_text().split())
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_the_options_of_every_command_are_completed(command: str) -> None:
+    argcomplete = pytest.importorskip("argcomplete")
+    made: argparse.ArgumentParser = import_module(f"nnssl.cli.{SCRIPTS[command].partition(':')[2]}").make_parser()
+    finder = argcomplete.CompletionFinder(made, always_complete_options=True)
+    offered = {word.strip() for word in finder._get_completions([command], "-", "", None)}
+    options = {word for action in made._actions for word in action.option_strings if action.help != argparse.SUPPRESS}
+    assert len(options) >= 4
+    assert options <= offered
+
+
+def test_the_shell_gets_options_and_choices(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    assert completions("nnssl_methods", "nnssl_methods --ve", tmp_path / "options") == ["--verbose", "--version"]
+    offered = completions("nnssl_predict", "nnssl_predict -device c", tmp_path / "choices")
+    assert offered == ["cpu", "cuda"]
+
+
+def test_without_argcomplete_a_command_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setitem(sys.modules, "argcomplete", None)
+    monkeypatch.setattr(sys, "argv", ["nnssl_methods"])
+    assert nnssl_commands.methods() == 0

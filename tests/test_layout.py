@@ -82,6 +82,7 @@ ACROSS_MODULES = {
     "test_layout.py",
     "test_real_data.py",
     "test_road.py",
+    "test_sdist.py",
     "test_typing.py",
 }
 

@@ -16,6 +16,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -136,6 +137,11 @@ def run(
     """Parse the arguments, run `body`, and turn every ending into an exit code and one message."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))  # libraries read it at import; a user's value stays
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads leave the core to the data workers
+    if (
+        "_ARGCOMPLETE" in os.environ
+    ):  # the shell asks for completions, which argcomplete writes, and then ends the command
+        with contextlib.suppress(ModuleNotFoundError):
+            import_module("argcomplete").autocomplete(arguments_parser)
     arguments = arguments_parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
