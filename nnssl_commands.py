@@ -6,6 +6,7 @@ able to say so when that one was imported.
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import partial
 from importlib import import_module
@@ -22,7 +23,22 @@ def _run(command: str) -> int:
             file=sys.stderr,
         )
         return 4
-    return int(import_module(f"nnssl.cli.{command}").main())
+    from nnssl.errors import missing_package
+
+    try:
+        return int(import_module(f"nnssl.cli.{command}").main())
+    except (
+        ModuleNotFoundError
+    ) as error:  # while the command itself is imported; later ones become messages in its `main`
+        missing = missing_package(error, f"nnssl_{command}")
+        if missing is None:
+            raise
+        as_json = "--json" in sys.argv
+        print(
+            json.dumps(missing.as_dict()) if as_json else f"error: {missing}",
+            file=sys.stdout if as_json else sys.stderr,
+        )
+        return missing.exit_code
 
 
 run = partial(_run, "run")

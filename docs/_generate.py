@@ -12,6 +12,7 @@ from types import ModuleType
 
 import nnssl.cli
 import nnssl.ingredients
+from nnssl.chooser import WHERE_GAINS, WHY_DEFAULT, costs, in_words, measurement
 from nnssl.config import MethodConfig, describe_allowed, format_value
 from nnssl.data.protocols import FOLDER, read_protocol
 from nnssl.dataset_conversion.engine.table import CONVERTERS
@@ -116,18 +117,32 @@ def protocols_table() -> str:
 
 
 def methods_table() -> str:
-    """Return the table of the registered methods; the links work from `docs/methods`."""
-    rows = [
-        [
-            f"[`{m.class_name}`]({m.name}.md){_default_mark(m)}",
-            m.paper,
-            ", ".join(m.needs) or "–",
-            f"{m.activations:g}",
-            _networks(m),
-        ]
+    """Return the tables of the methods: papers, and what helps to choose; the links work from `docs/methods`."""
+    papers = [
+        [f"[`{m.class_name}`]({m.name}.md){_default_mark(m)}", m.paper, ", ".join(m.needs) or "–", _networks(m)]
         for m in METHODS.values()
     ]
-    return _table(["`-tr`", "paper", "needs", "activation memory", "networks"], rows)
+    made, measured = costs(), measurement()
+    words = {m.class_name: in_words(m.class_name) for m in METHODS.values()}
+    choice = [[f"`{name}`", text["use"], text["gain"], text["weaknesses"]] for name, text in words.items()]
+    relative = [
+        [f"`{name}`", *(f"{value:g}" for table in made.values() for value in dataclasses.astuple(table[name]))]
+        for name in words
+    ]
+    commands = "\n".join([*measured["data"].split("; "), measured["command"]])
+    columns = [f"`{name}`: {what}" for name in made for what in ("time", "memory")]
+    return "\n".join(
+        [
+            _table(["`-tr`", "paper", "needs", "networks"], papers),
+            f"{WHY_DEFAULT}\n",
+            _table(["`-tr`", "when to use it", "measured gain", "weaknesses"], choice),
+            f"Gain: {WHERE_GAINS}; [](../results.md) has the runs. A gain of one run says little.\n",
+            _table(["`-tr`", *columns], relative),
+            "Time of an iteration with unlabelled patches and the memory of its activations, all trained networks "
+            "together, in units of nnU-Net's supervised step at the same plan, measured in one run on "
+            f"{measured['machine']}:\n\n```bash\n" + commands + "\n```\n",
+        ]
+    )
 
 
 def _default_mark(method: Method) -> str:

@@ -8,9 +8,9 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 from docutils import nodes
-from docutils.utils.math.latex2mathml import tex2mathml
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _formulas import mathml
 from _generate import write_pages
 
 project = "nnssl-semi"
@@ -57,12 +57,12 @@ def _indent(line):
 
 
 def write_inline_formula(self, node):
-    self.body.append(tex2mathml(node.astext(), as_block=False))
+    self.body.append(mathml(node.astext(), as_block=False))
     raise nodes.SkipNode
 
 
 def write_block_formula(self, node):
-    self.body.append(tex2mathml(node.astext(), as_block=True))
+    self.body.append(mathml(node.astext(), as_block=True))
     raise nodes.SkipNode
 
 

@@ -86,3 +86,27 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, option: str, oth
         why=f"known {kind}s: {', '.join(names)}",
         run=f"{option} {close[0]}" if close else otherwise,
     )
+
+
+# Distributions whose name is not that of their package, and the extras of nnssl-semi that bring a package.
+_DISTRIBUTIONS = {"skimage": "scikit-image", "yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn"}
+_EXTRAS = {"h5py": "h5", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "mamba_ssm": "mamba"}
+_OWN = ("", "nnssl", "nnssl_trainers", "nnssl_commands")
+
+
+def missing_package(error: ModuleNotFoundError, command: str) -> EnvironmentProblem | None:
+    """Return the error for a Python package that is not installed, or None where one of our own modules is missing.
+
+    Args:
+        error: the error of the import.
+        command: the command that needs the package.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package in _OWN:
+        return None
+    name = f"nnssl-semi[{_EXTRAS[package]}]" if package in _EXTRAS else _DISTRIBUTIONS.get(package, package)
+    return EnvironmentProblem(
+        f"{command} needs the Python package {package}, which is not installed",
+        where=f"import {error.name}",
+        run=f'python -m pip install "{name}"',
+    )

@@ -77,10 +77,13 @@ ACROSS_MODULES = {
     "nnssl_trainers/test_gpu.py",
     "nnssl_trainers/test_label_leak.py",
     "nnssl_trainers/test_stock_nnunet.py",
+    "test_commands.py",
     "test_contributing.py",
+    "test_docs.py",
     "test_layout.py",
     "test_real_data.py",
     "test_road.py",
+    "test_sdist.py",
     "test_typing.py",
 }
 
@@ -120,7 +123,7 @@ def test_the_packages_are_the_folders(pyproject: dict[str, Any]) -> None:
     folders = {file.parent for file in FILES}
     assert sorted(listed) == sorted(module_name(folder / "__init__.py") for folder in folders)
     with_data = {file.parent for folder in SOURCES for file in (ROOT / folder).rglob("*.json")}
-    assert with_data == {ROOT / "nnssl" / "data" / "protocols"}
+    assert with_data == {ROOT / "nnssl", ROOT / "nnssl" / "data" / "protocols"}
 
 
 def test_every_module_has_a_layer(pyproject: dict[str, Any]) -> None:

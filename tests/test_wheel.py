@@ -82,7 +82,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(installed: Installed) -> 
     assert inside == files_of("nnssl") | files_of("nnssl_trainers") | {
         "nnssl" / name for name in files_of("dataset_conversion")
     }
-    assert {name.suffix for name in inside} == {".py", ".json", ".typed", ".css", ".html", ".js", ".LICENSE"}
+    endings = {".py", ".json", ".typed", ".bib", ".css", ".html", ".js", ".LICENSE"}
+    assert {name.suffix for name in inside} == endings
     assert installed.wheel.name.startswith(f"nnssl_semi-{__version__}-")
 
 

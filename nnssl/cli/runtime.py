@@ -16,10 +16,11 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError
+from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError, missing_package
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import on_signals
 from nnssl.version import DISTRIBUTION, __version__
@@ -136,6 +137,11 @@ def run(
     """Parse the arguments, run `body`, and turn every ending into an exit code and one message."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))  # libraries read it at import; a user's value stays
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads leave the core to the data workers
+    if (
+        "_ARGCOMPLETE" in os.environ
+    ):  # the shell asks for completions, which argcomplete writes, and then ends the command
+        with contextlib.suppress(ModuleNotFoundError):
+            import_module("argcomplete").autocomplete(arguments_parser)
     arguments = arguments_parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -194,6 +200,9 @@ def _unexpected(error: Exception, command: str, as_json: bool) -> int:
             run="plan again with a smaller -gpu_memory_target, or -hardware cpu",
         )
         return _report(problem, as_json)
+    missing = missing_package(error, command) if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None:
+        return _report(missing, as_json)
     if isinstance(error, OSError) and error.errno in SYSTEM_ERRORS:
         return _report(_system_error(error), as_json)
     where = ""

@@ -7,9 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnssl.names import FOLD_PREFIX, RUN_JSON
+from nnssl.chooser import Pace, paces
+from nnssl.data.raw import dataset_name
+from nnssl.errors import UsageError
+from nnssl.names import FOLD_PREFIX, PREPROCESSED_VARIABLE, RESULTS_VARIABLE, RUN_JSON
 from nnssl.sweep.store import Task
 from nnssl.sweep.study import StudyPlan, StudyRun
+from nnssl.system.files import environment_folder
 from nnssl.training.record import RunRecord
 
 
@@ -77,6 +81,36 @@ class Measured:
         pace, size = _median(self.seconds, key), _median(self.sizes, key)
         seconds = None if pace is None else pace * run.settings.num_iterations
         return Estimate(seconds, None if size is None else round(size))
+
+
+def pace_of_dataset(name_or_id: str | int) -> dict[str, dict[str, Pace]]:
+    """Return the seconds of an iteration on a data set, from its runs below `nnUNet_results`.
+
+    Args:
+        name_or_id: name or id of the data set.
+
+    Returns:
+        configuration -> trainer -> pace, for each configuration that has a run.
+
+    Raises:
+        UsageError: there is no such data set, or no run of the data set tells a time yet.
+    """
+    name = dataset_name(name_or_id, environment_folder(PREPROCESSED_VARIABLE), "nnssl_plan_and_preprocess")
+    results = environment_folder(RESULTS_VARIABLE) / name
+    seconds = Measured.of(results).seconds
+    if not seconds:
+        raise UsageError(
+            "no run of this data set tells how long an iteration takes",
+            where=results,
+            why="the estimate for a method needs one run, a short one will do",
+            run=f"nnssl_train {name} CONFIGURATION 0 -tr SupervisedTrainer -num_iterations 100 -tag pace",
+        )
+    return {
+        configuration: paces(
+            {trainer: found for (trainer, own), found in seconds.items() if own == configuration}, configuration
+        )
+        for configuration in sorted({configuration for _, configuration in seconds})
+    }
 
 
 def total(estimates: Iterable[Estimate]) -> Estimate:

@@ -11,6 +11,7 @@ import pytest
 from nnssl.cli.methods import main
 from nnssl.cli.train import make_parser
 from nnssl.registry import METHODS
+from nnssl.sweep.estimate import Measured
 
 
 def test_every_method_is_listed_with_its_paper(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +37,8 @@ def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [entry["class"] for entry in printed] == list(METHODS)
-    assert all(entry.keys() == {"name", "class", "paper", "needs"} for entry in printed)
+    keys = {"name", "class", "paper", "needs", "use", "cost", "gain", "weaknesses"}
+    assert all(entry.keys() == keys for entry in printed)
 
 
 def test_the_folder_for_nnunet_exists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,3 +58,43 @@ def test_the_export_as_json(capsys) -> None:
     assert main(["--env", "--json"]) == 0
     folder = json.loads(capsys.readouterr().out)["nnUNet_extTrainer"]
     assert (Path(folder) / "nnssl_semi_trainers.py").is_file()
+
+
+def test_a_paper_is_printed_as_bibtex(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cite", "MeanTeacherTrainer"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("@inproceedings{tarvainen2017mean,\n  title = {Mean teachers are better role models")
+    assert printed.endswith("doi = {10.1038/s41592-020-01008-z},\n}\n")
+    assert main(["--cite", "MeanTeacherTrainer", "--json"]) == 0
+    assert "\n\n".join(json.loads(capsys.readouterr().out).values()) + "\n" == printed
+    assert main(["--cite", "MeanTeacher"]) == 2
+    assert "--cite MeanTeacherTrainer" in capsys.readouterr().err
+
+
+def test_every_method_has_its_use_cost_gain_and_weaknesses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for word in ("use", "cost", "gain", "weaknesses"):
+        assert len([line for line in printed if line.startswith(f"{word}: ")]) >= len(METHODS)
+    assert "gain: +7.9 and +8.7 points (2 seeds)" in printed
+    assert "cost: 2d: 1 x time, 1 x memory; 3d_fullres: 1 x time, 1 x memory" in printed
+
+
+def test_the_pace_here_follows_the_runs_of_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    (tmp_path / "preprocessed" / "Dataset901_Phantom").mkdir(parents=True)
+    assert main(["-d", "901"]) == 2
+    assert "-tr SupervisedTrainer -num_iterations 100" in capsys.readouterr().err
+    monkeypatch.setattr("nnssl.sweep.estimate.Measured.of", lambda results: FOUND[results.name])
+    assert main(["-d", "901", "--json"]) == 0
+    entries = {entry["class"]: entry["seconds_per_iteration"] for entry in json.loads(capsys.readouterr().out)}
+    assert entries["SupervisedTrainer"] == {"2d": {"seconds": 0.5, "source": "measured in 3 run(s)"}}
+    assert entries["FixMatchTrainer"]["2d"]["source"] == "from runs of SupervisedTrainer and the relative cost"
+    assert main(["-d", "901"]) == 0
+    assert "2d here: 0.5 s an iteration, measured in 3 run(s)" in capsys.readouterr().out
+
+
+FOUND = {"Dataset901_Phantom": Measured(seconds={("SupervisedTrainer", "2d"): [0.4, 0.5, 0.9]})}
