@@ -339,7 +339,7 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     if plans["image_reader_writer"] == READER_OF_3D_TIFF:
         check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
-    from nnssl.inference.predictor import using_threads
+    from nnssl.inference.pipeline import using_threads
 
     predictor = _load(models, settings, best)
     predictor.check_cases(todo)

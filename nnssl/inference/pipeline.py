@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from typing import Any, TypeVar
+
+import torch
 
 CaseT = TypeVar("CaseT")
 PreparedT = TypeVar("PreparedT")
@@ -71,3 +73,14 @@ def _submitter(stack: ExitStack, workers: int) -> Callable[..., Future[Any]]:
         return future
 
     return call_now
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` CPU threads inside the block; None leaves the number as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -34,17 +34,6 @@ Prepared = tuple[torch.Tensor, dict[str, Any]]  # preprocessed image (C, *S), an
 VALIDATION_WRITERS = 2  # bounds the memory of logits that wait for their export
 
 
-@contextlib.contextmanager
-def using_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` CPU threads inside the block; None leaves the number as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class Predictor(nnUNetPredictor):
     """A trained model, loaded once, for any number of scans.
 

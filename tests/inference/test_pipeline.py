@@ -3,8 +3,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
-from nnssl.inference.pipeline import run_overlapped
+from nnssl.inference.pipeline import run_overlapped, using_threads
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -88,3 +89,10 @@ def test_an_error_of_any_stage_ends_the_run(stage, workers):
             )
         )
     assert threading.active_count() == threads
+
+
+def test_threads_are_set_back() -> None:
+    before = torch.get_num_threads()
+    with using_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -13,7 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnssl.errors import EnvironmentProblem, OutOfMemory, UsageError
 from nnssl.inference.api import DiskJob, predict_files
 from nnssl.inference.inputs import cases_in_folder
-from nnssl.inference.predictor import Predictor, using_threads
+from nnssl.inference.predictor import Predictor
 from tests.inference.model_for_tests import make_scan, read_mask, write_model, write_scans
 
 
@@ -190,13 +190,6 @@ def test_out_of_memory_names_the_case(model, scans, tmp_path, monkeypatch):
         predictor.predict_cases(cases_in_folder(scans, tmp_path / "out", ".nii.gz"))
     assert caught.value.where == "case_0"
     assert not list((tmp_path / "out").glob("*"))
-
-
-def test_threads_are_set_back():
-    before = torch.get_num_threads()
-    with using_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before
 
 
 def test_nothing_is_printed(model, scans, tmp_path, capfd):
