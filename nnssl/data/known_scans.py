@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.data.scans import ChannelIntensity, Examined, Expected, ScanFacts, ScanTask, examine_parts, sources_of
+from nnssl.names import FILE_ENDING_KEY
 from nnssl.system.fact_store import Fact, FactStore, states_of
 from nnssl.system.files import content_hash, settings_hash
 from nnssl.system.workers import run_parallel
@@ -87,7 +88,7 @@ def known_reader(
         dataset_json: content of dataset.json, whose entries about the files count.
         example: path of the file.
     """
-    entries = [dataset_json.get(key) for key in ("file_ending", "overwrite_image_reader_writer")]
+    entries = [dataset_json.get(key) for key in (FILE_ENDING_KEY, "overwrite_image_reader_writer")]
     settings = settings_hash([entries, _versions()])
     noted = states_of([Path(example)])
     store = store or FactStore(None)

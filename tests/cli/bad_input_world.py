@@ -18,6 +18,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from nnssl.names import FACTS_FILE
+
 DATASET = "Dataset906_Bad"
 MODEL = "SupervisedTrainer__nnUNetPlans__3d_fullres"
 LABELS = {"background": 0, "core": 1, "rim": 2, "tail": 3}
@@ -93,11 +95,11 @@ class World:
             return int(stop.code or 0)
 
     def files(self) -> dict[str, str]:
-        """Return every folder and file below the root, with a hash of its content."""
+        """Return every folder and file below the root, with a hash of its content; kept facts may come and go."""
         found = {}
         for folder, _, names in os.walk(self.root):
             found[os.path.relpath(folder, self.root)] = "folder"
-            for name in names:
+            for name in (each for each in names if not each.startswith(FACTS_FILE)):
                 path = Path(folder, name)
                 content = path.read_bytes() if path.is_file() else bytes(path.readlink())
                 found[str(path.relative_to(self.root))] = hashlib.sha256(content).hexdigest()

@@ -110,6 +110,9 @@ def test_sigterm_stops_the_runs_and_all_that_they_started(world: World, store: S
     assert all((folder / "checkpoint_latest.pth").is_file() for folder in folders)  # both had the time to save
     leaders = [int(str(start["pid"])) for start in world.started()]
     workers = [int((folder / "worker").read_text()) for folder in folders]
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, [*leaders, *workers])) and time.monotonic() < deadline:
+        time.sleep(0.02)  # a process that got the signal takes a moment to end
     assert not any(map(is_alive, [*leaders, *workers]))
 
     world.ways = {}
