@@ -112,7 +112,19 @@ def test_every_option_reaches_the_function(monkeypatch: pytest.MonkeyPatch, caps
 def start(root: Path, output: Path) -> subprocess.Popen[bytes]:
     with output.open("wb") as file:
         command = python_command("run", words(root, "--yes", "--json"))
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=hear_signals,  # noqa: PLW1509 - no thread of this process runs here
+        )
+
+
+def hear_signals() -> None:
+    """Undo what a shell or nohup does to processes in the background: they ignore Ctrl-C or hang-ups."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)])
