@@ -6,7 +6,6 @@ several predictions of a scan as its quality. Risk and coverage follow Geifman &
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,33 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl.data.labels import Label
-
 FloatArray = NDArray[np.floating[Any]]
-Mask = NDArray[np.integer[Any]]
-
-
-def pairwise_dice(masks: Sequence[Mask], structures: Sequence[Label]) -> list[float | None]:
-    """Return for each structure the mean Dice, in [0, 1], over all pairs of predictions in which one has the structure.
-
-    Args:
-        masks: label values (*S), one prediction each, at least two.
-        structures: labels, or regions as tuples of labels.
-
-    Returns:
-        One value a structure; None where no prediction has the structure.
-    """
-    return [_mean_dice([np.isin(mask, each) for mask in masks]) for each in structures]
-
-
-def _mean_dice(members: Sequence[NDArray[np.bool_]]) -> float | None:
-    sizes = [int(np.count_nonzero(member)) for member in members]
-    values = [
-        2 * int(np.count_nonzero(members[a] & members[b])) / (sizes[a] + sizes[b])
-        for a, b in itertools.combinations(range(len(members)), 2)
-        if sizes[a] + sizes[b]
-    ]
-    return sum(values) / len(values) if values else None
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

@@ -20,6 +20,7 @@ from nnssl.evaluation.structures import declared_structures
 from nnssl.host import READERS_OF_PICTURES
 from nnssl.inference.inputs import ScanToPredict
 from nnssl.inference.models import ModelFolder, find_folds, find_named
+from nnssl.inference.postprocessing import shared_choice
 from nnssl.names import (
     CHECKPOINT_BEST,
     CHECKPOINT_FINAL,
@@ -166,10 +167,7 @@ class Members:
         self._predictors = [
             Predictor.from_folder(each.model, folds=[each.fold], checkpoint=name, **options) for each, name in pairs
         ]
-        decisions = [predictor.postprocessing.decision for predictor in self._predictors]
-        first = decisions[0]
-        shared = all(each is not None and first is not None and each.applied == first.applied for each in decisions)
-        self._postprocessing = first if shared else None
+        self._postprocessing = shared_choice([each.postprocessing for each in self._predictors]).decision
 
     @property
     def first(self) -> Predictor:

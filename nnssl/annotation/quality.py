@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnssl.annotation.agreement import mean_entropy, mean_of, pairwise_dice
+from nnssl.annotation.agreement import mean_entropy, mean_of
 from nnssl.annotation.known_cases import KnownCases, find_known_cases, labelled_sizes, size_of
 from nnssl.annotation.members import Members, Opinion, files_of, find_member_folds
 from nnssl.annotation.verdicts import DECISIONS, Calibration, Judged, Quality, calibrate, judge
@@ -21,6 +21,7 @@ from nnssl.data.raw import listed
 from nnssl.errors import UsageError
 from nnssl.evaluation.mask_pairs import LabelImage, read_labels
 from nnssl.inference.inputs import ScanToPredict, cases_in_folder
+from nnssl.labelling.scores import agreement
 from nnssl.system.files import check_writable, write_json, write_text
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def quality_of(opinion: Opinion, members: Members) -> Quality:
     structures = list(members.structures)
     image = LabelImage(opinion.consensus, _geometry(opinion))
     union = np.any([mask > 0 for mask in opinion.masks], axis=0)
-    dice = tuple(pairwise_dice(opinion.masks, structures))
+    dice = agreement(opinion.masks, structures)
     return Quality(dice, mean_entropy(opinion.uncertainty, union), size_of(image, structures))
 
 
@@ -162,7 +163,7 @@ def _calibrated(members: Members, known: KnownCases) -> Calibration:
         opinion = members.opinion(ScanToPredict(name, case.images, case.label))
         score = quality_of(opinion, members).score
         reference = read_labels(members.reader, case.label).values
-        dice = mean_of(pairwise_dice([reference, opinion.consensus], structures))
+        dice = mean_of(agreement([reference, opinion.consensus], structures))
         if score is not None and dice is not None:
             cases[name] = (score, dice)
         log.info("held-out case %s", name)

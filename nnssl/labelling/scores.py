@@ -59,6 +59,8 @@ def agreement(members: Sequence[NDArray[Any]], structures: Sequence[Label]) -> t
 
     Returns:
         One number for each structure, None where no network finds it; empty for fewer than two networks.
+
+    Reference: Roy et al., Bayesian QuickNAT, NeuroImage 2019: the quality of a scan without a reference.
     """
     if len(members) < 2:
         return ()

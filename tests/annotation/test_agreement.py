@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -10,28 +8,9 @@ from nnssl.annotation.agreement import (
     entropy,
     mean_entropy,
     mean_of,
-    pairwise_dice,
     rank_correlation,
     risk_coverage,
 )
-
-
-def test_pairwise_dice_is_the_mean_over_all_pairs() -> None:
-    rng = np.random.default_rng(0)
-    masks = [rng.integers(0, 3, (4, 5, 6)) for _ in range(3)]
-    for structure in (1, 2, (1, 2)):
-        values = []
-        for a, b in itertools.combinations(masks, 2):
-            x, y = np.isin(a, structure), np.isin(b, structure)
-            values.append(2 * (x & y).sum() / (x.sum() + y.sum()))
-        assert pairwise_dice(masks, [structure]) == [pytest.approx(np.mean(values))]
-
-
-def test_a_structure_that_nobody_sees_has_no_dice_and_one_that_some_see_has_a_low_one() -> None:
-    empty, full = np.zeros((2, 2), int), np.ones((2, 2), int)
-    assert pairwise_dice([empty, empty, empty], [1]) == [None]
-    assert pairwise_dice([empty, full, full], [1]) == [pytest.approx(1 / 3)]
-    assert pairwise_dice([empty, empty, full], [1]) == [0.0]  # the pair of empty masks says nothing
 
 
 def test_the_mean_leaves_out_what_is_not_there() -> None:

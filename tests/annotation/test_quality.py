@@ -11,11 +11,11 @@ import SimpleITK as sitk
 import torch
 
 import nnssl
-from nnssl.annotation.agreement import pairwise_dice
 from nnssl.annotation.known_cases import find_known_cases
 from nnssl.annotation.members import find_member_folds
 from nnssl.errors import DataError, UsageError
 from nnssl.evaluation.postprocessing import Postprocessing, postprocess
+from nnssl.labelling.scores import agreement
 from tests.inference.model_for_tests import read_mask, write_model, write_scans
 from tests.tiny_raw import NAME, write_raw
 
@@ -59,7 +59,7 @@ def test_the_score_is_the_pairwise_dice_of_the_runs(world, models, tmp_path) -> 
     masks = [nnssl.predict(images, tmp_path / model.name, model=model, **options) for model in models]
     for case, row in found.items():
         pair = [read_mask(next(path for path in part if path.name.startswith(case))) for part in masks]
-        expected = pairwise_dice(pair, [1, 2])
+        expected = agreement(pair, [1, 2])
         assert [row["agreement core"], row["agreement rim"]] == [f"{value:.4f}" for value in expected]
         assert float(row["score"]) == pytest.approx(np.mean(expected), abs=1e-4)
         assert row["decision"] == result.decisions[case]
@@ -92,7 +92,7 @@ def test_enough_held_out_cases_calibrate_the_score(world, models, tmp_path, monk
         assert other is not None
         assert decision.applied == other.applied != ()
         mask = postprocess(np.mean(probs, axis=0).argmax(0), decision)
-        assert values["dice"] == pytest.approx(np.mean(pairwise_dice([mask, reference], [1, 2])), abs=1e-6)
+        assert values["dice"] == pytest.approx(np.mean(agreement([mask, reference], [1, 2])), abs=1e-6)
 
 
 def test_one_run_is_compared_with_its_checkpoints_or_with_mirrored_copies(world, models, tmp_path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -99,3 +101,21 @@ def test_agreement_takes_the_place_of_confidence() -> None:
     verdicts = choose_scans(agreed, [(10.0,), (20.0,)], ["heart"], 0.8)
     assert [case for case, verdict in verdicts.items() if not verdict.kept] == ["scan_0"]
     assert verdicts["scan_0"].why == "agreement 0.100 is among the lowest"
+
+
+def test_agreement_of_random_masks_is_the_mean_over_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    masks = [rng.integers(0, 3, (4, 5, 6)) for _ in range(3)]
+    for structure in (1, 2, (1, 2)):
+        values = []
+        for a, b in itertools.combinations(masks, 2):
+            x, y = np.isin(a, structure), np.isin(b, structure)
+            values.append(2 * (x & y).sum() / (x.sum() + y.sum()))
+        assert list(agreement(masks, [structure])) == [pytest.approx(np.mean(values))]
+
+
+def test_a_structure_that_nobody_sees_has_no_dice_and_one_that_some_see_has_a_low_one() -> None:
+    empty, full = np.zeros((2, 2), int), np.ones((2, 2), int)
+    assert list(agreement([empty, empty, empty], [1])) == [None]
+    assert list(agreement([empty, full, full], [1])) == [pytest.approx(1 / 3)]
+    assert list(agreement([empty, empty, full], [1])) == [0.0]  # the pair of empty masks says nothing
