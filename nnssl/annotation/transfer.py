@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from nnssl.errors import EnvironmentProblem
 from nnssl.system.files import RUN_AGAIN, read_object, replacing, write_json
+from nnssl.system.locks import hold_lock
 
 WORK = ".nnssl_accepting"
 JOURNAL_JSON = ".nnssl_accepting.json"
@@ -28,23 +27,15 @@ def locked(raw: Path) -> Iterator[None]:
     Raises:
         EnvironmentProblem: another process changes it, or a file cannot be written.
     """
-    lock = FileLock(raw / LOCK, timeout=0)
-    try:
-        with contextlib.suppress(NotImplementedError):
-            lock.acquire()
-    except Timeout:
-        raise EnvironmentProblem(
-            "another process changes the data set", where=raw, run="run the command again"
-        ) from None
-    except OSError as error:
-        raise EnvironmentProblem(
-            "the raw data set cannot be changed", where=raw, why=str(error), run="check its permissions"
-        ) from error
-    try:
+    lock = hold_lock(raw / LOCK, "another process changes the data set", where=raw, run="run the command again")
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock)
+        except OSError as error:
+            raise EnvironmentProblem(
+                "the raw data set cannot be changed", where=raw, why=str(error), run="check its permissions"
+            ) from error
         yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def transfer(

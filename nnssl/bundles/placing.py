@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.names import FOLD_PREFIX
 from nnssl.system.files import RUN_AGAIN, check_writable
+from nnssl.system.locks import hold_lock
 from nnssl.training.run_folder import is_locked
 
 STAGING = ".nnssl_installing"
@@ -29,26 +28,18 @@ def staging(results: Path) -> Iterator[Path]:
     check_writable(results, "nnUNet_results", "export nnUNet_results=/another/folder")
     results.mkdir(parents=True, exist_ok=True)
     folder = results / STAGING
-    lock = FileLock(f"{folder}.lock", timeout=0)
-    try:
-        with contextlib.suppress(NotImplementedError):
-            lock.acquire()
-    except Timeout:
-        raise EnvironmentProblem(
-            "another process installs a model", where=results, run="wait for its end, then run the command again"
-        ) from None
-    try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a killed process
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        raise EnvironmentProblem(
-            "a model could not be installed", where=results, why=str(error), run=RUN_AGAIN
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    run = "wait for its end, then run the command again"
+    with hold_lock(folder.with_name(f"{STAGING}.lock"), "another process installs a model", where=results, run=run):
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+            folder.mkdir()
+            yield folder
+        except OSError as error:
+            raise EnvironmentProblem(
+                "a model could not be installed", where=results, why=str(error), run=RUN_AGAIN
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free(targets: Sequence[Path], overwrite: bool, bundle: Path) -> None:

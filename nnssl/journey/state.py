@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from nnssl.errors import EnvironmentProblem, UsageError
+from nnssl.errors import UsageError
 from nnssl.system.files import read_object, write_json
+from nnssl.system.locks import hold_lock
 
 STATE_FILE = "journey.json"
 LOCK = ".journey.lock"
@@ -172,14 +171,6 @@ def only_process(folder: Path) -> Iterator[None]:
     Raises:
         EnvironmentProblem: another process works there.
     """
-    lock = FileLock(folder / LOCK, timeout=0)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(lock)
-        except Timeout:
-            raise EnvironmentProblem(
-                "another nnssl_run works in this folder", where=folder, run="wait for its end, or stop it"
-            ) from None
-        except NotImplementedError:
-            pass
+    what, run = "another nnssl_run works in this folder", "wait for its end, or stop it"
+    with hold_lock(folder / LOCK, what, where=folder, run=run, keep_file=True):
         yield

@@ -9,10 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from nnssl.data.raw import dataset_name
-from nnssl.errors import EnvironmentProblem, NnsslError, UsageError
+from nnssl.errors import NnsslError, UsageError
 from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE
 from nnssl.sweep.estimate import Measured, SweepPlan
 from nnssl.sweep.places import Places, progress_of
@@ -21,6 +19,7 @@ from nnssl.sweep.store import Store, Task, has_study
 from nnssl.sweep.study import EXAMPLE, Study, StudyPlan, StudyRun, study_plans, study_runs
 from nnssl.sweep.tables import status_text
 from nnssl.system.files import check_writable, environment_folder
+from nnssl.system.locks import hold_lock
 
 LOCK = ".study.lock"
 LOGS = "logs"
@@ -257,17 +256,6 @@ def _only_one(folder: Path) -> Iterator[None]:
         EnvironmentProblem: another process works on it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        with contextlib.suppress(NotImplementedError):
-            lock.acquire()
-    except Timeout:
-        raise EnvironmentProblem(
-            "another process works on this study",
-            where=folder,
-            run=f"nnssl_sweep -o {folder} --status shows how far it is; wait for its end, or stop it",
-        ) from None
-    try:
+    run = f"nnssl_sweep -o {folder} --status shows how far it is; wait for its end, or stop it"
+    with hold_lock(folder / LOCK, "another process works on this study", where=folder, run=run, keep_file=True):
         yield
-    finally:
-        lock.release()

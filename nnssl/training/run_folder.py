@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from nnssl.errors import EnvironmentProblem, UsageError
+from nnssl.errors import UsageError
 from nnssl.names import (
     CHECKPOINT_BEST,
     CHECKPOINT_FINAL,
@@ -25,6 +25,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
 )
 from nnssl.system.files import read_object
+from nnssl.system.locks import hold_lock
 
 LATEST, BEST, FINAL = CHECKPOINT_LATEST, CHECKPOINT_BEST, CHECKPOINT_FINAL
 MODEL_FILES = (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON)
@@ -71,20 +72,12 @@ def lock_fold(folder: Path) -> Iterator[None]:
         EnvironmentProblem: another process trains the fold.
     """
     made = _first_missing(folder)
-    lock = FileLock(_lock_file(folder), timeout=0)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    what, run = "another process is training this fold", "wait for its end, or stop it"
     try:
-        with contextlib.suppress(NotImplementedError):
-            lock.acquire()
-    except Timeout:
-        raise EnvironmentProblem(
-            "another process is training this fold", where=folder, run="wait for its end, or stop it"
-        ) from None
-    try:
-        yield
+        with hold_lock(_lock_file(folder), what, where=folder, run=run):
+            yield
     finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
         if made:
             _remove_empty(folder.parent, made)
 
