@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-import multiprocessing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.planning.raw_for_tests import DATASET, fresh_copy, make_raw
+from tests.planning.stock_nnunet import few_intensity_samples, run_stock
 
 
 @pytest.fixture(scope="session")
@@ -19,18 +16,7 @@ def raw_template(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="package", autouse=True)
 def _few_intensity_samples():
-    """Stock nnU-Net and we draw 10^8 voxels for the intensity statistics; 10^4 show the same."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-
-    original = DatasetFingerprintExtractor.__init__
-
-    @functools.wraps(original)
-    def few(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.num_foreground_voxels_for_intensitystats = 1e4
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DatasetFingerprintExtractor, "__init__", few)
+    with few_intensity_samples():
         yield
 
 
@@ -42,22 +28,8 @@ def data(raw_template, tmp_path, monkeypatch) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="package")
-def stock(raw_template, tmp_path_factory, _few_intensity_samples) -> Path:
-    """The folder that stock nnU-Net makes of the data set (with forked workers, which start faster)."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiment_dataset,
-        preprocess_dataset,
-    )
-
+def stock(raw_template, tmp_path_factory) -> Path:
+    """The folder that stock nnU-Net makes of the data set."""
     root = tmp_path_factory.mktemp("stock")
-    names = {"nnUNet_raw": str(raw_template.parent), "nnUNet_preprocessed": str(root), "nnUNet_n_proc_DA": "1"}
-    get_context = multiprocessing.get_context
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        for name, value in names.items():
-            patch.setenv(name, value)
-        patch.setattr(multiprocessing, "get_context", lambda _method=None: get_context("fork"))
-        extract_fingerprint_dataset(906, num_processes=2, show_progress_bar=False)
-        plan_experiment_dataset(906)
-        preprocess_dataset(906, configurations=("2d", "3d_fullres"), num_processes=(2, 2), show_progress_bar=False)
+    run_stock("plan_and_preprocess", nnUNet_raw=str(raw_template.parent), nnUNet_preprocessed=str(root))
     return root / DATASET

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import resource
 import shutil
@@ -13,6 +12,7 @@ from nnssl.planning.api import plan
 from nnssl.planning.preprocessing import check_preprocessed
 from nnssl.system.files import content_hash
 from tests.planning.raw_for_tests import read_json, write_json, write_scan
+from tests.planning.stock_nnunet import run_stock
 
 CASES = [f"case_{number}" for number in range(6)]
 UNLABELLED = ["un_0", "un_1", "un_2"]
@@ -126,19 +126,11 @@ def test_what_stock_nnunet_preprocessed_is_not_trusted(data, stock):
     assert made(planned()) == 9
 
 
-def test_stock_planning_and_preprocessing_leave_our_files(data, monkeypatch):
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
-    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-
+def test_stock_planning_and_preprocessing_leave_our_files(data):
     write_json(data.raw / "splits_final.json", [SPLIT])
     result = planned()
     before = hashes(data.preprocessed)
-    with monkeypatch.context() as patch:
-        get_context = multiprocessing.get_context
-        patch.setattr(multiprocessing, "get_context", lambda _method=None: get_context("fork"))
-        patch.setenv("nnUNet_n_proc_DA", "1")
-        plan_experiment_dataset(906, overwrite_plans_name="Other")
-        DefaultPreprocessor(verbose=False).run(906, "3d_fullres", "nnUNetPlans", 1)
+    run_stock("repeat")
     after = hashes(data.preprocessed)
     del after["Other.json"]
     assert after.keys() == before.keys()
