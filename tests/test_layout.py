@@ -56,7 +56,8 @@ TESTED_BY = {
         "nnssl/planning/fingerprint.py",
         "nnssl/planning/plans.py",
     ),
-    "planning/test_preprocessing.py": ("nnssl/planning/manifest.py",),
+    "planning/test_preprocessing.py": ("nnssl/planning/manifest.py", "nnssl/planning/references.py"),
+    "planning/test_sharing.py": ("nnssl/planning/case_files.py",),
     "test_host.py": (
         "nnssl/host/entries.py",
         "nnssl/host/surface.py",

@@ -82,11 +82,12 @@ def effective_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Manifests of earlier versions hold all of them.
     """
-    schemes, statistics = settings.get("normalization_schemes"), settings.get(STATISTICS)
+    schemes: list[str] = settings.get("normalization_schemes") or []
+    statistics = settings.get(STATISTICS)
     if settings.get("preprocessor_name") != STOCK_PREPROCESSOR or not isinstance(statistics, Mapping):
         return dict(settings)
     used = {}
-    for channel, scheme in enumerate(schemes or ()):
+    for channel, scheme in enumerate(schemes):
         values = statistics.get(str(channel), {})
         used[str(channel)] = {name: values[name] for name in STATISTICS_USED.get(scheme, values) if name in values}
     return {**settings, STATISTICS: used}
