@@ -88,8 +88,9 @@ def effective_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
     used = {}
     for channel, scheme in enumerate(schemes):
-        values = statistics.get(str(channel), {})
-        used[str(channel)] = {name: values[name] for name in STATISTICS_USED.get(scheme, values) if name in values}
+        values: dict[str, float] = statistics.get(str(channel), {})
+        names = STATISTICS_USED.get(scheme, tuple(values))
+        used[str(channel)] = {name: values[name] for name in names if name in values}
     return {**settings, STATISTICS: used}
 
 

@@ -41,3 +41,18 @@ def hold_lock(
         lock.release()
         if not keep_file:
             file.unlink(missing_ok=True)
+
+
+def is_held(file: Path) -> bool:
+    """Return whether a process holds the lock now; without a file, or without locks, none does."""
+    if not file.exists():
+        return False
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+    lock.release()
+    return False
