@@ -4,8 +4,8 @@
 
 The scans are of 32 x 64 x 64 voxels with noise, of one voxel size. Each budget is planned with the commands' own
 defaults and `-hardware cpu`. The disk is that of all files in the preprocessed folder of the data set, each file once
-however many names it has. `alone` is the disk of the same budget in an empty folder. Of scans with the channel CT, whose
-normalisation uses the intensities of the labelled scans, no two budgets have the same voxels.
+however many names it has. `alone` is the disk of the same budget in an empty folder. With `--channel CT` no two budgets
+have the same voxels, because the normalisation uses the intensities of the labelled scans.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def main() -> None:
             seconds_alone = planned(alone, arguments.configuration, budget)
             after, whole = disk_bytes(together), disk_bytes(alone)
             added = f"adds {(after - before) / 1e6:7.2f} MB ({100 * (after - before) / whole:5.1f} %)"
-            print(f"budget {budget:>3}: {added} in {seconds:6.1f} s; alone {whole / 1e6:7.2f} MB in {seconds_alone:6.1f} s",
-                  flush=True)  # fmt: skip
+            other = f"alone {whole / 1e6:7.2f} MB in {seconds_alone:6.1f} s"
+            print(f"budget {budget:>3}: {added} in {seconds:6.1f} s; {other}", flush=True)
             before = after
 
 

@@ -33,6 +33,7 @@ TESTED_BY = {
         "nnssl/bundles/stock.py",
         "nnssl/bundles/writing.py",
     ),
+    "cleaning/test_api.py": ("nnssl/cleaning/references.py",),
     "comparison/test_api.py": ("nnssl/comparison/result.py",),
     "cli/test_bad_input.py": ("nnssl/system/signals.py",),
     "cli/test_train.py": (
