@@ -20,6 +20,7 @@ from nnssl.planning.manifest import effective_settings
 from nnssl.planning.preprocessing import check_preprocessed
 from nnssl.system.locks import hold_lock
 from tests.planning.raw_for_tests import read_json, write_json, write_scan
+from tests.planning.stock_nnunet import run_stock
 from tests.planning.test_preprocessing import CASES, SPLIT, UNLABELLED, identical, load
 
 TWO, THREE = "nnUNetPlans@lab2_3d_fullres", "nnUNetPlans@lab3_3d_fullres"
@@ -282,3 +283,18 @@ def test_the_statistics_that_count_are_those_that_nnunet_uses(scheme: str, used:
 def test_all_statistics_count_where_foreign_code_may_use_them(case: dict[str, object]) -> None:
     assert effective_settings(case) == case
     assert json.dumps(effective_settings(case)) == json.dumps(case)
+
+
+def test_stock_preprocessing_of_one_plan_leaves_the_others(data) -> None:
+    planned(None)
+    assert planned(2).shared == 7
+    name = "nnUNetPlans_3d_fullres"
+    assert shared(data.preprocessed / name, data.preprocessed / TWO) == {
+        *files_of("case_0", "case_1", "case_4", "case_5")
+    }
+    before = inodes(data.preprocessed / TWO)
+    run_stock("repeat")
+    assert not shared(data.preprocessed / name, data.preprocessed / TWO)
+    assert inodes(data.preprocessed / TWO) == before
+    check(data, 2)
+    assert (planned(None).preprocessed, planned(2).preprocessed) == (0, 0)
