@@ -34,6 +34,11 @@ class CaseEntry:
     source: str
     content: CaseContent | None = None
 
+    @property
+    def image(self) -> str | None:
+        """Hash of the voxels of the image, None in manifests of earlier versions."""
+        return self.content.image if self.content is not None else None
+
     @classmethod
     def read(cls, noted: Any) -> CaseEntry:  # noqa: ANN401 - whatever a file holds
         """Return the entry that a manifest or a note holds.

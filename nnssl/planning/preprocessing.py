@@ -235,16 +235,16 @@ def _task(scope: Scope, name: str, with_label: bool) -> _Task:
 
 def _usable(job: _FolderJob, wanted: Mapping[str, _Task], kept: Collection[str]) -> dict[str, CaseEntry]:
     """Return the finished, unchanged cases whose source files are unchanged, or that belong to other folds."""
+    if job.clean:
+        return {}
     known = {
         case: entry
         for case, entry in job.folder.finished().items()
         if (wanted[case].source_hash == entry.source if case in wanted else case in kept)
     }
-    if job.clean:
-        return {}
     held = CaseFiles(job.folder.path, job.store).holding(known, job.num_processes)
     if changed := [case for case in known if case not in held]:
-        text = "warning: %s: %d case(s) were changed since they were preprocessed, and are made again: %s"
+        text = "warning: %s: %d case(s) were changed since they were preprocessed, and do not count: %s"
         log.warning(text, job.folder.path, len(changed), listed(changed))
     return held
 
@@ -337,7 +337,8 @@ def _preprocess_case(case: _Task, job: _FolderJob) -> _Outcome:
             )
         entry = CaseEntry(case.source_hash, preprocessor.content)
         image = place / (case.name + IMAGE_ENDING)
-        _ = any(each.replace(image) for each in case.shared if each.content == preprocessor.content.image)
+        same = [each for each in case.shared if each.content == entry.image and image.is_file()]
+        _ = any(each.replace(image) for each in same)  # the first that is still there
         last = {case.name + ending for ending in DATA_ENDINGS}
         for file in sorted(place.iterdir(), key=lambda path: path.name in last):
             file.replace(job.folder.path / file.name)
