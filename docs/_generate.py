@@ -39,6 +39,7 @@ COMMANDS = (
     "report",
     "look",
     "methods",
+    "clean",
 )  # others follow these
 
 
