@@ -62,15 +62,19 @@ def body(arguments: argparse.Namespace) -> None:
         os.environ["TQDM_DISABLE"] = "1"
     from nnssl.data.splits import parse_fold
     from nnssl.planning.api import PlanResult, plan
+    from nnssl.reports.data_sheet import sheet_after_planning
 
     switches = ("d", "json", "verify_dataset_integrity", "no_pp", "clean", "verbose", "no_pbar")
     options = {name: value for name, value in vars(arguments).items() if name not in switches}
     options |= {"fold": parse_fold(options.get("fold", "0"), "-f"), "clean": arguments.clean}
     results: list[PlanResult] = [plan(d, run_preprocessing=not arguments.no_pp, **options) for d in arguments.d]
+    sheets = [sheet_after_planning(result.plans_path) for result in results]
     if arguments.json:
         print_json({"plans": [dataclasses.asdict(result) for result in results]})
     else:
-        print("\n".join(line for result in results for line in result.lines()))
+        for result, sheet in zip(results, sheets, strict=True):
+            shown = [f"sheet of the data: {sheet}"] if sheet else []
+            print("\n".join([*shown, *result.lines()]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
