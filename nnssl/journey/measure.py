@@ -19,9 +19,9 @@ from nnssl.registry import find_method
 
 SAMPLE = {"images": 2, "labels": 2, "unlabelled": 4}  # files of each part
 PREPARE_SECONDS = 120.0  # for conversion, planning and prediction of the sample, each
-LIMIT_SECONDS = 90.0  # of a training that is measured
-ITERATIONS = 40  # of the supervised training; the steady pace is that of the second half
-AIM_SECONDS, LEAST, MOST = 20.0, 20, 100  # the training of the method: its time, and bounds of its iterations
+LIMIT_SECONDS = 180.0  # of a training that is measured
+ITERATIONS = {"2d": 40, "3d_fullres": 16}  # of the supervised training; the steady pace is that of the second half
+AIM_SECONDS, LEAST, MOST = 20.0, 12, 100  # the training of the method: its time, and bounds of its iterations
 READINGS = 2  # planning reads a scan for its check and fingerprint, and again for the preprocessing
 SAMPLE_ID = "1"
 
@@ -100,7 +100,7 @@ class _Sample:
             if ended is None:
                 return made
             made.costs[name] = cost_of(ended.seconds, files, readings)
-        pace = self._train(SUPERVISED_TRAINER, ITERATIONS)
+        pace = self._train(SUPERVISED_TRAINER, ITERATIONS[machine.configuration])
         if pace is None:
             return made
         made.paces[SUPERVISED_TRAINER] = pace

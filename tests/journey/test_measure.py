@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nnssl.journey import measure as module
+from nnssl.journey.api import CONFIGURATIONS
 from nnssl.journey.commands import Command, Ended, StepFailed
 from nnssl.journey.match import Collected
 from nnssl.journey.measure import cost_of, measure
@@ -129,7 +130,8 @@ def test_a_method_is_measured_for_about_twenty_seconds() -> None:
     """FixMatch takes 1.6 times as long as the baseline in 2-D."""
     assert module._iterations("FixMatchTrainer", "2d", 20 / 1.6 / 50.5) == 50
     assert module._iterations("FixMatchTrainer", "2d", 0.001) == 100
-    assert module._iterations("DTLPTrainer", "3d_fullres", 5.0) == 20
+    assert set(module.ITERATIONS) == set(CONFIGURATIONS)
+    assert module._iterations("DTLPTrainer", "3d_fullres", 5.0) == 12
 
 
 def test_the_cost_of_a_scan_is_the_time_between_two_files(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_the_least_and_the_most_length() -> None:
 def test_without_a_measurement_the_time_is_unknown() -> None:
     made = propose(request(budget="workstation"), Measured(), SCANS)
     assert (made.seconds, made.configuration, made.hardware, made.num_iterations) == (None, "3d_fullres", None, 250)
-    assert proposal_lines(made)[-1] == "time:    unknown: a few iterations take more than 90 s here"
+    assert proposal_lines(made)[-1] == "time:    unknown: a few iterations take more than 180 s here"
 
 
 def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
