@@ -72,9 +72,8 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"plans": [dataclasses.asdict(result) for result in results]})
     else:
-        for result, sheet in zip(results, sheets, strict=True):
-            shown = [f"sheet of the data: {sheet}"] if sheet else []
-            print("\n".join([*shown, *result.lines()]))
+        shown = [f"sheet of the data: {sheet}" for sheet in sheets if sheet]
+        print("\n".join([*shown, *(line for result in results for line in result.lines())]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
