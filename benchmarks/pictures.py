@@ -17,7 +17,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE, RESULTS_VARIABLE
+from nnssl.comparison.scores import read_scores
+from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE, RESULTS_VARIABLE, SUMMARY_JSON
+from nnssl.reports.tables import case_scores
 from nnssl.sweep.child import python_command
 
 TRAINERS = ("SupervisedTrainer", "FixMatchTrainer")
@@ -65,12 +67,21 @@ class Work:
             self.run(f"nnssl_predict {words}")
             self.run(f"nnssl_evaluate {self.raw}/labelsTs predictions/{trainer}")
 
+    def typical_case(self) -> str:
+        """Return the test case whose gain is the median one."""
+        few, method = (
+            case_scores(read_scores(self.folder / "predictions" / trainer / SUMMARY_JSON), "Dice")
+            for trainer in TRAINERS
+        )
+        return sorted(few, key=lambda case: (method[case] - few[case], case))[len(few) // 2]
+
     def draw(self, output: Path) -> None:
         """Draw all pictures."""
         masks = " ".join(f"predictions/{trainer}" for trainer in TRAINERS)
         (self.folder / "reference").unlink(missing_ok=True)
         (self.folder / "reference").symlink_to(self.raw / "labelsTs")
-        self.run(f"nnssl_look {self.raw}/imagesTs {masks} reference -n 1 -o {output}/look.png")
+        scan = f"{self.raw}/imagesTs/{self.typical_case()}_0000.nii.gz"
+        self.run(f"nnssl_look {scan} reference {masks} -o {output}/look.png")
         self.run(f"nnssl_look -d 901 -o {output}/data.png")
         self.run(f"nnssl_look -d 901 --views -n 3 -o {output}/views.png")
         self.run("nnssl_runs -d 901")

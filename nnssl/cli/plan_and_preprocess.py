@@ -47,8 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--clean", action="store_true", help="compute fingerprint and preprocessed cases again")
     text = "leave out unlabelled scans that cannot be read or used"
     command.add_argument("--skip_unreadable", action="store_true", default=ABSENT, help=text)
-    text = "read every scan again, also unchanged ones"
-    command.add_argument("--verify", action="store_true", default=ABSENT, help=text)
+    command.add_argument("--verify", action="store_true", default=ABSENT, help="read unchanged scans again, too")
     command.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
     command.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return command
@@ -72,8 +71,8 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json({"plans": [dataclasses.asdict(result) for result in results]})
     else:
-        shown = [f"sheet of the data: {sheet}" for sheet in sheets if sheet]
-        print("\n".join([*shown, *(line for result in results for line in result.lines())]))
+        lines = [f"sheet of the data: {sheet}" for sheet in sheets if sheet]
+        print("\n".join([*lines, *(line for result in results for line in result.lines())]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -94,7 +94,7 @@ SCHEMAS = {
                       postprocessed_dice=SHARE, seconds=NUMBER, command=TEXT),
     },
     "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
-    "run": keys(folder=TEXT, dataset=TEXT, commands=TEXTS, masks=DICT, models=DICT, answer=TEXT, verdict=TEXT,
+    "run": keys(folder=TEXT, dataset=TEXT, commands=TEXTS, masks=DICT, models=DICT, answer=TEXT, verdict=TEXT, report=TEXT,
                 comparison=DICT, notes=TEXTS),
     "convert": keys(folder=TEXT, converter=TEXT, dataset=TEXT, dry_run=FLAG, labelled=COUNT, unlabelled=COUNT,
                     test=COUNT, converted=COUNT, kept=COUNT, notes=TEXTS, warnings=TEXTS, skipped=DICT, left_out=TEXTS,
