@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from _gain import write_gain
+
 import nnssl.cli
 import nnssl.ingredients
 from nnssl.chooser import WHERE_GAINS, WHY_DEFAULT, costs, in_words, measurement
@@ -58,6 +60,7 @@ def write_pages(docs: Path) -> None:
         if not page.is_file():
             raise FileNotFoundError(f"{method.class_name} has no documentation page {page}")
         pages[f"settings_{method.name}"] = settings_table(method) + "\n" + presets_table(method)
+    write_gain(docs / "results.md", folder)
     for name, text in pages.items():
         path = folder / f"{name}.md"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

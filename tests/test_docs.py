@@ -93,6 +93,46 @@ def test_the_index_of_an_accented_letter_stands_beside_the_letter(monkeypatch: p
     assert shape(mathml(r"\sum_{i}^{n} x_i", as_block=True)) == "div(math(munderover(mo mi mi) msub(mi mi)))"
 
 
+LAB_BOOK = """
+| labelled | trainer | iterations | seed | Dice |
+| --- | --- | --- | --- | --- |
+| A 3 | SupervisedTrainer | 5,000 | 0 | 0.60 |
+| A 3 | SupervisedTrainer | 5,000 | 1 | 0.50 |
+| A 3 | SupervisedTrainer | 2,500 | 0 | 0.10 |
+| A 3 | FixMatchTrainer, `threshold=0.8` | 5,000 | 0 | 0.99 |
+| A 3 | FixMatchTrainer | 5,000 | 0 | 0.70 |
+| A 3 | FixMatchTrainer | 2,500 + 2,500 | 1 | 0.80 |
+| A 3 | DSMTTrainer, `student2=plan` | 5,000 | 0 | 0.55 |
+| A 70 | SupervisedTrainer | 5,000 | 0 | 0.80 |
+
+| labelled | trainer | Dice, seed 0 | HD95 mm | Dice, seed 1 |
+| --- | --- | --- | --- | --- |
+| B 5 | SupervisedTrainer | 0.60 | 2.0 | 0.50 |
+| B 5 | the same, `x=1` | 0.99 | 2.0 |  |
+| B 5 | MeanTeacherTrainer | 0.65 | 0.5 | 0.75 |
+| B 9 | SupervisedTrainer | 0.70 | 2.0 |  |
+"""
+
+
+def test_the_gap_closed_of_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """(0.70 - 0.60) / (0.80 - 0.60) with seed 0, and (0.80 - 0.50) / (0.80 - 0.50) with seed 1."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from _gain import Panel, gaps_closed, runs_of, write_gain
+
+    runs = runs_of(LAB_BOOK)
+    first, second = Panel("A", "A 3", "A 70", "5,000"), Panel("B", "B 5", "B 9")
+    assert gaps_closed(runs, first) == {
+        "FixMatchTrainer": pytest.approx([0.5, 1.0]),
+        "DSMTTrainer": pytest.approx([-0.25]),
+    }
+    assert gaps_closed(runs, second) == {"MeanTeacherTrainer": pytest.approx([0.5, 1.25])}
+    with pytest.raises(ValueError, match="has no rows 'C 1 SupervisedTrainer'"):
+        gaps_closed(runs, Panel("C", "C 1", "A 70"))
+    write_gain(ROOT / "docs" / "results.md", tmp_path)
+    assert "| FixMatchTrainer |" in (tmp_path / "gain.md").read_text()
+    assert ET.parse(tmp_path / "gain_dark.svg").getroot().tag.endswith("svg")
+
+
 def shape(text: str) -> str:
     """Return the names of nested elements."""
 

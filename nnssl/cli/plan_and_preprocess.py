@@ -47,8 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--clean", action="store_true", help="compute fingerprint and preprocessed cases again")
     text = "leave out unlabelled scans that cannot be read or used"
     command.add_argument("--skip_unreadable", action="store_true", default=ABSENT, help=text)
-    text = "read every scan again, also unchanged ones"
-    command.add_argument("--verify", action="store_true", default=ABSENT, help=text)
+    command.add_argument("--verify", action="store_true", default=ABSENT, help="read unchanged scans again, too")
     command.add_argument("--verbose", action="store_true", help="also print what nnU-Net prints")
     command.add_argument("--no_pbar", action="store_true", help="no progress bars")
     return command
@@ -62,15 +61,18 @@ def body(arguments: argparse.Namespace) -> None:
         os.environ["TQDM_DISABLE"] = "1"
     from nnssl.data.splits import parse_fold
     from nnssl.planning.api import PlanResult, plan
+    from nnssl.reports.data_sheet import sheet_after_planning
 
     switches = ("d", "json", "verify_dataset_integrity", "no_pp", "clean", "verbose", "no_pbar")
     options = {name: value for name, value in vars(arguments).items() if name not in switches}
     options |= {"fold": parse_fold(options.get("fold", "0"), "-f"), "clean": arguments.clean}
     results: list[PlanResult] = [plan(d, run_preprocessing=not arguments.no_pp, **options) for d in arguments.d]
+    sheets = [sheet_after_planning(result.plans_path) for result in results]
     if arguments.json:
         print_json({"plans": [dataclasses.asdict(result) for result in results]})
     else:
-        print("\n".join(line for result in results for line in result.lines()))
+        lines = [f"sheet of the data: {sheet}" for sheet in sheets if sheet]
+        print("\n".join([*lines, *(line for result in results for line in result.lines())]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

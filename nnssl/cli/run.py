@@ -64,7 +64,7 @@ def body(arguments: argparse.Namespace) -> None:
         print("nothing was trained; the same command asks again")
     else:
         masks = [f"masks of {name}: {folder}" for name, folder in result.masks.items()]
-        print("\n".join([*masks, f"comparison: {result.folder / 'comparison'}", result.answer]))
+        print("\n".join([*masks, result.answer, f"report: {result.report}"]))
         print(f"next: nnssl_predict -i IMAGES -o MASKS -m {list(result.models.values())[-1]}")
 
 

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
+from nnssl.cli.help_groups import headings_of
 from nnssl.errors import EnvironmentProblem, NnsslError, OutOfMemory, StoppedBySignal, UsageError, missing_package
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import on_signals
@@ -42,6 +44,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors look like all other errors, also as JSON."""
 
     as_json = False
+    groups: Mapping[str, argparse._ArgumentGroup] = MappingProxyType({})  # option -> the group that shows it
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # noqa: ANN401
+        group = self.groups.get(names[0]) if names else None
+        return super().add_argument(*names, **options) if group is None else group.add_argument(*names, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         _Parser.as_json = "--json" in (sys.argv[1:] if args is None else args)
@@ -60,8 +67,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser that lists the exit codes below its help and takes no abbreviated options."""
+    """Return a parser that lists the exit codes below its help and takes no abbreviated options.
+
+    Options that `nnssl.cli.help_groups` lists for the command stand under its headings.
+    """
     arguments = _Parser(prog=command, description=description, epilog=EPILOG, allow_abbrev=False)
+    headings = headings_of(command)
+    groups = {heading: arguments.add_argument_group(heading) for heading in dict.fromkeys(headings.values())}
+    arguments.groups = {option: groups[heading] for option, heading in headings.items()}
     arguments.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     arguments.add_argument("--version", action="version", version=f"{DISTRIBUTION} {__version__}")
     return arguments

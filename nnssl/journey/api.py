@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 from nnssl.errors import UsageError, unknown_name
 from nnssl.journey.commands import StepFailed, export_line, folders_of, run_command
 from nnssl.journey.match import SCRIPT, Collected, collect, find_files
-from nnssl.journey.measure import measure, proposal_lines, propose, time_line
-from nnssl.journey.state import Proposal, Request, State, check_same, only_process
-from nnssl.journey.steps import COMPARISON, Road, Step
+from nnssl.journey.measure import measure
+from nnssl.journey.propose import Scans, proposal_lines, propose, time_line
+from nnssl.journey.state import Measured, Proposal, Request, State, check_same, only_process
+from nnssl.journey.steps import COMPARISON, REPORT, Road, Step
 from nnssl.names import RAW_VARIABLE, SUPERVISED_TRAINER
 from nnssl.registry import DEFAULT_METHOD, find_method
 from nnssl.system.files import check_writable, write_text
@@ -44,6 +46,7 @@ class Journey:
         masks: trainer -> folder with its masks.
         models: trainer -> folder of its model.
         answer: one sentence: did the unlabelled scans help?
+        report: the page that `nnssl_report` wrote; None where the user did not agree to the proposal.
         verdict: `helped`, `no evidence` or `hurt`; empty where the user did not agree to the proposal.
         comparison: the result of `nnssl_compare`; empty likewise.
         notes: what was found and left out.
@@ -55,6 +58,7 @@ class Journey:
     masks: dict[str, Path]
     models: dict[str, Path]
     answer: str
+    report: Path | None
     verdict: str
     comparison: dict[str, Any]
     notes: tuple[str, ...]
@@ -168,7 +172,7 @@ def _study(
             raise
         proposal = state.proposal or _agreed(road, collected, agree)
         if proposal is None:
-            return Journey(folder, state.dataset, (), {}, {}, "nothing was trained", "", {}, tuple(notes))
+            return Journey(folder, state.dataset, (), {}, {}, "nothing was trained", None, "", {}, tuple(notes))
         return _walk(road, proposal, notes)
 
 
@@ -198,15 +202,16 @@ def _look(road: Road, collected: Collected) -> list[str]:
 def _agreed(road: Road, collected: Collected, agree: Callable[[Sequence[str]], bool] | None) -> Proposal | None:
     """Measure, propose and ask; return what was agreed to, None where the user did not agree."""
     state = road.state
-    if not state.paces:
+    if state.measured is None:
         log.info("measuring on a few of the scans, about a minute …")
         try:
-            state.paces = measure(state.request, collected, road.study / "measure")
+            state.measured = measure(state.request, collected, road.study / "measure")
         except StepFailed as error:
             log.info("not measured: %s", error.what)
         state.write(road.study)
-    part = "test/" if road.has_test else "unlabelled/"
-    proposal = propose(state.request, state.paces, sum(name.startswith(part) for name in collected.files))
+    parts = Counter(name.partition("/")[0] for name in collected.files)
+    scans = Scans(parts["labels"], parts["unlabelled"], parts["test" if road.has_test else "unlabelled"])
+    proposal = propose(state.request, state.measured or Measured(), scans)
     lines = proposal_lines(proposal)
     log.info("%s", "\n".join(lines))
     if agree is not None and not agree(lines):
@@ -238,6 +243,7 @@ def _walk(road: Road, proposal: Proposal, notes: Iterable[str]) -> Journey:
         {name: road.masks(name) for name in trainers},
         models,
         answer_of(method, on_test=road.has_answers),
+        road.study / REPORT / "index.html",
         method["verdict"],
         comparison,
         tuple(notes),

@@ -19,6 +19,7 @@ from nnssl.sweep.child import GRACE_SECONDS, Child, python_command, stop_childre
 from nnssl.system.signals import on_signals
 
 POLL_SECONDS = 0.1
+MEMORY_SECONDS = 1.0  # between two looks at the memory: each reads the files of every process
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1")
 VARIABLES = (RAW_VARIABLE, PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
 
@@ -89,10 +90,12 @@ def run_command(
     seen: list[object] = []  # an exception out of a handler could fall into the start of the process
     with on_signals(lambda *_: seen.append(True), SIGNALS):
         child = Child.start(words, {**os.environ, **folders}, log)
-        is_late = False
+        is_late, next_look = False, 0.0
         try:
             while child.process.poll() is None and not seen and not is_late:
-                child.measure()
+                if child.seconds >= next_look:
+                    child.measure()
+                    next_look = child.seconds + MEMORY_SECONDS
                 is_late = limit_seconds is not None and child.seconds > limit_seconds
                 time.sleep(POLL_SECONDS)
         finally:

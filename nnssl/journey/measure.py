@@ -1,33 +1,28 @@
-"""What a training takes on this machine: a few iterations on a few scans, and the proposal that follows from them."""
+"""What the steps take on this machine: every command that counts, on a few of the user's scans."""
 
 from __future__ import annotations
 
-import logging
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nnssl.chooser import costs
 from nnssl.journey.commands import Command, Ended, folders_of, run_command
 from nnssl.journey.match import Collected
-from nnssl.journey.state import Pace, Proposal, Request
-from nnssl.names import SUPERVISED_TRAINER
+from nnssl.journey.state import Cost, Measured, Pace, Request
+from nnssl.names import PREPROCESSED_VARIABLE, PROGRESS_JSONL, RAW_VARIABLE, SUPERVISED_TRAINER
 from nnssl.registry import find_method
-from nnssl.training.settings import RunSettings
 
-log = logging.getLogger("nnssl.run")
-SAMPLE = {"images": 2, "labels": 2, "unlabelled": 2}  # files of each part
-PREPARE_SECONDS = 120.0  # for conversion and planning of the sample, each
-LIMIT_SECONDS = 60.0  # of a training that is measured
-ITERATIONS = 25
-SHORT = 10_000  # below this length AdamW is ahead of nnU-Net's optimiser
-FAST_OPTIMISER = {"optimizer": "adamw", "learning_rate": 0.001}
-TIME_SECONDS = {"laptop": 3600.0, "workstation": 12 * 3600.0}
-LEAST, MOST = 250, 250_000  # iterations that are proposed
-FASTER, SLOWER = 0.8, 1.3  # the trainings take this share of the measured pace
-STEPS_WITHOUT_TRAINING = 6  # conversion, planning, two predictions, scores
+SAMPLE = {"images": 2, "labels": 2, "unlabelled": 4}  # files of each part
+PREPARE_SECONDS = 120.0  # for conversion, planning and prediction of the sample, each
+LIMIT_SECONDS = 180.0  # of a training that is measured
+ITERATIONS = {"2d": 40, "3d_fullres": 16}  # of the supervised training; the steady pace is that of the second half
+AIM_SECONDS, LEAST, MOST = 20.0, 12, 100  # the training of the method: its time, and bounds of its iterations
+READINGS = 2  # planning reads a scan for its check and fingerprint, and again for the preprocessing
 SAMPLE_ID = "1"
 
 
@@ -60,8 +55,8 @@ class Machine:
         return ["-device", "cpu"] if self.hardware else []
 
 
-def measure(request: Request, collected: Collected, folder: Path) -> dict[str, Pace]:
-    """Return the pace of both trainers on a few scans of the user; a trainer that is too slow to measure is left out.
+def measure(request: Request, collected: Collected, folder: Path) -> Measured:
+    """Return what the commands take on a few scans of the user; a command that is too slow to measure is left out.
 
     Args:
         request: what the user asked for.
@@ -69,134 +64,111 @@ def measure(request: Request, collected: Collected, folder: Path) -> dict[str, P
         folder: for the work; it is removed at the end.
 
     Raises:
-        StepFailed: the sample cannot be converted or planned.
+        StepFailed: the sample cannot be converted, planned, trained on or predicted.
     """
-    machine, folders = Machine.of(request), folders_of(folder, {})
     sample = {
         name: path for part, count in SAMPLE.items() for name, path in islice(_of_part(collected, part).items(), count)
     }
     shutil.rmtree(folder, ignore_errors=True)
     Collected(sample, []).link(folder / "scans")
-    convert = ("folder", "-i", str(folder / "scans"), "-d", SAMPLE_ID, "-o", "Sample", "--fix_geometry",
-               "--skip_unreadable", *request.options)  # fmt: skip
-    plan = ("-d", SAMPLE_ID, *machine.plan_words, "--skip_unreadable")
-    paces: dict[str, Pace] = {}
     try:
-        for command in (Command("convert", convert), Command("plan_and_preprocess", plan)):
-            if run_command(command, folders, folder / "log.txt", PREPARE_SECONDS) is None:
-                return {}
-        for trainer in (SUPERVISED_TRAINER, request.trainer):
-            train = Command("train", (SAMPLE_ID, machine.configuration, "0", "-tr", trainer, *machine.device_words,
-                                      *_words_of_stage(trainer, ITERATIONS)))  # fmt: skip
-            ended = run_command(train, folders, folder / "log.txt", LIMIT_SECONDS)
-            if ended is not None:
-                paces[trainer] = _pace(ended)
+        return _Sample(request, folder).measured()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return paces
 
 
-def propose(request: Request, paces: Mapping[str, Pace], scans_to_predict: int) -> Proposal:
-    """Return plan, method, length, time and memory.
+@dataclass(frozen=True)
+class _Sample:
+    """The commands on the sample in a folder of their own."""
+
+    request: Request
+    folder: Path
+
+    def measured(self) -> Measured:
+        """Run the commands one after the other; what follows a command that is too slow is not measured."""
+        folders, machine = folders_of(self.folder, {}), Machine.of(self.request)
+        raw, preprocessed = (Path(folders[name]) for name in (RAW_VARIABLE, PREPROCESSED_VARIABLE))
+        made = Measured()
+        convert = ("folder", "-i", str(self.folder / "scans"), "-d", SAMPLE_ID, "-o", "Sample", "--fix_geometry",
+                   "--skip_unreadable", *self.request.options)  # fmt: skip
+        plan = ("-d", SAMPLE_ID, *machine.plan_words, "--skip_unreadable")
+        for name, words, files, readings in (
+            ("convert", convert, raw.glob("*/images*/*"), 1),
+            ("plan_and_preprocess", plan, preprocessed.glob("*/*/*.b2nd"), READINGS),
+        ):
+            ended = self._run(Command(name, words), PREPARE_SECONDS)
+            if ended is None:
+                return made
+            made.costs[name] = cost_of(ended.seconds, files, readings)
+        pace = self._train(SUPERVISED_TRAINER, ITERATIONS[machine.configuration])
+        if pace is None:
+            return made
+        made.paces[SUPERVISED_TRAINER] = pace
+        pace = self._train(self.request.trainer, _iterations(self.request.trainer, machine.configuration, pace.seconds))
+        if pace is None:
+            return made
+        made.paces[self.request.trainer] = pace
+        masks = self.folder / "masks"
+        words = ("-i", str(next(raw.glob("*/imagesUn"))), "-o", str(masks), "-d", SAMPLE_ID, "-tr", SUPERVISED_TRAINER,
+                 *machine.device_words)  # fmt: skip
+        ended = self._run(Command("predict", words), PREPARE_SECONDS)
+        if ended is not None:
+            made.costs["predict"] = cost_of(ended.seconds, (Path(mask) for mask in ended.result["masks"]))
+        return made
+
+    def _train(self, trainer: str, iterations: int) -> Pace | None:
+        machine = Machine.of(self.request)
+        words = (SAMPLE_ID, machine.configuration, "0", "-tr", trainer, *machine.device_words,
+                 *_words_of_stage(trainer, iterations))  # fmt: skip
+        ended = self._run(Command("train", words), LIMIT_SECONDS)
+        return None if ended is None else _pace(ended)
+
+    def _run(self, command: Command, limit_seconds: float) -> Ended | None:
+        return run_command(command, folders_of(self.folder, {}), self.folder / "log.txt", limit_seconds)
+
+
+def cost_of(seconds: float, files: Iterable[Path], readings: int = 1) -> Cost:
+    """Return the cost of a command from its time and from the times at which it wrote its files, one or more a scan.
 
     Args:
-        request: what the user asked for.
-        paces: trainer -> measurement.
-        scans_to_predict: number of scans that each of the two models segments at the end.
+        seconds: of the whole command.
+        files: what it wrote.
+        readings: how often the command reads a scan; the files show the last time alone.
     """
-    machine = Machine.of(request)
-    known = {SUPERVISED_TRAINER, request.trainer} <= set(paces)
-    length = request.num_iterations
-    if length is None and known:
-        available = request.time_seconds or TIME_SECONDS[request.budget]
-        length = _length(request.trainer, paces, available)
-    length = length or LEAST
-    settings: dict[str, Any] = dict(FAST_OPTIMISER) if length < SHORT else {}
-    if not known:
-        return Proposal(machine.configuration, machine.hardware, request.trainer, length, settings)
-    baseline, method = paces[SUPERVISED_TRAINER], paces[request.trainer]
-    training = length * (baseline.seconds + _mean_pace(request.trainer, paces, length))
-    start = max(baseline.start_seconds, method.start_seconds)
-    once = start * (2 + STEPS_WITHOUT_TRAINING)
-    each = 2 * scans_to_predict  # a scan takes a sixth to a half of the time that a command takes to start
-    return Proposal(
-        machine.configuration,
-        machine.hardware,
-        request.trainer,
-        length,
-        settings,
-        (FASTER * training + once / 2 + each * start / 6, SLOWER * training + once + each * start / 2),
-        max(baseline.memory_bytes, method.memory_bytes),
-        max(baseline.device_bytes, method.device_bytes),
-    )
+    times = sorted(file.stat().st_mtime for file in files)
+    each = readings * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    each = min(each, seconds / max(1, len(times)))
+    return Cost(seconds - len(times) * each, each)
 
 
-def proposal_lines(proposal: Proposal) -> list[str]:
-    """Return the proposal in words, one line a fact."""
-    plan = "a small plan for the CPU" if proposal.hardware == "cpu" else "the plan of nnU-Net"
-    lines = [
-        f"plan:    {proposal.configuration}, {plan}",
-        f"method:  {proposal.trainer}, beside {SUPERVISED_TRAINER}: {proposal.num_iterations} iterations each",
-    ]
-    if proposal.seconds is None:
-        return [*lines, f"time:    unknown: {ITERATIONS} iterations take more than {LIMIT_SECONDS:.0f} s here"]
-    low, high = (_duration(seconds) for seconds in proposal.seconds)
-    memory = f"memory:  {(proposal.memory_bytes or 0) / 1e9:.1f} GB"
-    on_device = f", and {proposal.device_bytes / 1e9:.1f} GB of the GPU" if proposal.device_bytes else ""
-    return [*lines, f"time:    {low} to {high}, from a measurement on this machine", memory + on_device]
-
-
-def time_line(proposal: Proposal, seconds: float) -> str:
-    """Return what the steps took, beside what was expected."""
-    took = f"the steps took {_duration(seconds)}"
-    if proposal.seconds is None:
-        return took
-    low, high = (_duration(each) for each in proposal.seconds)
-    return f"{took}, expected were {low} to {high}"
+def config_class(trainer: str) -> Any:  # noqa: ANN401 - the settings of a method, a dataclass
+    """Return the class of the settings of a method."""
+    return find_method(trainer).load().config_class
 
 
 def _of_part(collected: Collected, part: str) -> dict[str, Path]:
     return {name: path for name, path in collected.files.items() if name.startswith(f"{part}/")}
 
 
+def _iterations(trainer: str, configuration: str, supervised_seconds: float) -> int:
+    """Return how many iterations of a method to measure, from the pace of the baseline and the relative cost."""
+    relative = costs()[configuration][trainer].time
+    return min(MOST, max(LEAST, int(AIM_SECONDS / max(1e-6, supervised_seconds * relative))))
+
+
 def _words_of_stage(trainer: str, iterations: int) -> list[str]:
     """Return the options of a measured run: the stage with unlabelled scans alone, which is the slower one."""
     words = ["-num_iterations", str(iterations), "-tag", "measured"]
-    fields = _config_class(trainer).__dataclass_fields__
+    fields = config_class(trainer).__dataclass_fields__
     changes = [f"{name}=0" for name in ("supervised_share", "ready_dice") if name in fields]
     return [*words, "--set", *changes] if changes else words
 
 
-def _config_class(trainer: str) -> Any:  # noqa: ANN401 - the settings of a method, a dataclass
-    return find_method(trainer).load().config_class
-
-
 def _pace(ended: Ended) -> Pace:
-    record = ended.result["record"]
-    seconds = record["seconds_per_iteration"]
+    """Return the pace of a run of one epoch, from the log in its folder and the record in its result."""
+    (line,) = (Path(ended.result["folder"]) / PROGRESS_JSONL).read_text(encoding="utf-8").splitlines()
+    epoch, record = json.loads(line), ended.result["record"]
+    check = epoch["validation_seconds"]
+    start = ended.seconds - epoch["iteration"] * epoch["seconds_per_iteration"] - check
     device = max(session["peak_device_bytes"] for session in record["sessions"])
-    return Pace(seconds, max(0.0, ended.seconds - ITERATIONS * seconds), ended.memory_bytes, device)
-
-
-def _mean_pace(trainer: str, paces: Mapping[str, Pace], length: int) -> float:
-    """Return the seconds of an iteration of the method over its supervised stage and the stage after it."""
-    config = _config_class(trainer)()
-    share = getattr(config, "supervised_share", 0.0)
-    if share:
-        share = min(1.0, max(share, getattr(config, "supervised_least", 0) / length))
-    return float(share * paces[SUPERVISED_TRAINER].seconds + (1 - share) * paces[trainer].seconds)
-
-
-def _length(trainer: str, paces: Mapping[str, Pace], available_seconds: float) -> int:
-    """Return the number of iterations, two digits long, whose two trainings take the available time."""
-    both = paces[SUPERVISED_TRAINER].seconds + _mean_pace(trainer, paces, RunSettings().num_iterations)
-    number = min(MOST, max(LEAST, int(available_seconds / both)))
-    digits = 10 ** max(0, len(str(number)) - 2)
-    rounded: int = number // digits * digits
-    return max(LEAST, rounded)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+    return Pace(epoch["steady_seconds_per_iteration"], check, max(0.0, start), ended.memory_bytes, device)

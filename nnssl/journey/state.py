@@ -42,19 +42,57 @@ class Request:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a measurement found.
+    """What a short training took.
 
     Attributes:
-        seconds: of an iteration.
-        start_seconds: of a whole command without its iterations: start, and validation of one case.
+        seconds: of an iteration, with the wait for its data, after the data workers have started.
+        check_seconds: of the validation on patches that ends an epoch.
+        start_seconds: of the rest of the command: start, files, and validation of one case.
         memory_bytes: largest resident memory.
         device_bytes: largest memory on the GPU, 0 on a CPU.
     """
 
     seconds: float
+    check_seconds: float
     start_seconds: float
     memory_bytes: int
     device_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took on a few scans.
+
+    Attributes:
+        start_seconds: of the command without its scans.
+        scan_seconds: of a scan.
+    """
+
+    start_seconds: float
+    scan_seconds: float
+
+    def of(self, scans: int) -> float:
+        """Return the seconds of the command on a number of scans."""
+        return self.start_seconds + scans * self.scan_seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured before the question; empty where the measurement took too long.
+
+    Attributes:
+        paces: trainer -> its short training.
+        costs: `convert`, `plan_and_preprocess` and `predict` -> what the command took.
+    """
+
+    paces: dict[str, Pace] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Measured:
+        """Return what `dataclasses.asdict` turned into plain values."""
+        paces = {name: Pace(**values) for name, values in content["paces"].items()}
+        return cls(paces, {name: Cost(**values) for name, values in content["costs"].items()})
 
 
 @dataclass(frozen=True)
@@ -67,7 +105,7 @@ class Proposal:
         trainer: class name of the method.
         num_iterations: length of each training.
         settings: settings that both trainings get.
-        seconds: smallest and largest expected time of all steps, None where nothing was measured.
+        seconds: expected time of all steps, None where nothing was measured.
         memory_bytes: largest resident memory that was measured, None where nothing was measured.
         device_bytes: likewise on the GPU.
     """
@@ -77,7 +115,7 @@ class Proposal:
     trainer: str
     num_iterations: int
     settings: dict[str, Any] = field(default_factory=dict)
-    seconds: tuple[float, float] | None = None
+    seconds: float | None = None
     memory_bytes: int | None = None
     device_bytes: int | None = None
 
@@ -90,7 +128,7 @@ class State:
         request: what was asked for.
         dataset_id: id of the data set.
         name: its name after the id.
-        paces: trainer -> measurement.
+        measured: None until the measurement has ended.
         proposal: None until the user agreed.
         begun: names of steps that were started at least once on the present input.
         done: names of steps that ended well.
@@ -100,7 +138,7 @@ class State:
     request: Request
     dataset_id: int
     name: str
-    paces: dict[str, Pace] = field(default_factory=dict)
+    measured: Measured | None = None
     proposal: Proposal | None = None
     begun: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -132,13 +170,13 @@ class State:
             return None
         content = read_object(file, "choose another folder with -o")
         try:
-            request, proposal = dict(content.pop("request")), content.pop("proposal")
-            paces = {name: Pace(**values) for name, values in content.pop("paces").items()}
-            if proposal and proposal["seconds"]:
-                proposal["seconds"] = tuple(proposal["seconds"])
+            request, proposal, measured = (content.pop(name) for name in ("request", "proposal", "measured"))
             request["options"] = tuple(request["options"])
             return cls(
-                request=Request(**request), paces=paces, proposal=Proposal(**proposal) if proposal else None, **content
+                request=Request(**request),
+                measured=Measured.from_dict(measured) if measured else None,
+                proposal=Proposal(**proposal) if proposal else None,
+                **content,
             )
         except (KeyError, TypeError, AttributeError):
             raise UsageError(

@@ -30,6 +30,7 @@ from nnssl.sweep.study import StudyPlan, StudyRun
 from nnssl.training.settings import RunSettings, automatic_tag
 
 COMPARISON = "comparison"
+REPORT = "report"
 MASKS = "masks"
 CONVERTED = "conversion.json"
 
@@ -88,12 +89,12 @@ class Road:
         )
 
     def steps(self, proposal: Proposal) -> list[Step]:
-        """Return all steps in their order; a report would be one more entry at the end."""
+        """Return all steps in their order."""
         runs = [self._run(trainer, proposal) for trainer in (SUPERVISED_TRAINER, proposal.trainer)]
         predictions = [self._predict(run) for run in runs]
         scores = [self._evaluate(run) for run in runs] if self.has_answers else []
         return [self._convert(), self._plan(proposal), *map(self._train, runs), *predictions, *scores,
-                self._compare(runs)]  # fmt: skip
+                self._compare(runs), self._report(runs)]  # fmt: skip
 
     def masks(self, trainer: str) -> Path:
         """Return the folder with the masks of a model."""
@@ -150,12 +151,20 @@ class Road:
         command = Command("evaluate", (str(self.raw / LABELS_TS), str(masks)))
         return Step(f"evaluate_{run.trainer}", command, (masks / SUMMARY_JSON).is_file)
 
-    def _compare(self, runs: Sequence[StudyRun]) -> Step:
+    def _named(self, runs: Sequence[StudyRun]) -> list[str]:
+        """Return what is compared: scored masks of the test scans, or else the runs with their validation."""
         found = [self.masks(run.trainer) if self.has_answers else self.places.folder(run) for run in runs]
-        names = [f"{run.trainer}={place}" for run, place in zip(runs, found, strict=True)]
+        return [f"{run.trainer}={place}" for run, place in zip(runs, found, strict=True)]
+
+    def _compare(self, runs: Sequence[StudyRun]) -> Step:
         output = self.study / COMPARISON
-        command = Command("compare", (*names, "-baseline", SUPERVISED_TRAINER, "-o", str(output)))
+        command = Command("compare", (*self._named(runs), "-baseline", SUPERVISED_TRAINER, "-o", str(output)))
         return Step("compare", command, (output / "comparison.json").is_file)
+
+    def _report(self, runs: Sequence[StudyRun]) -> Step:
+        output = self.study / REPORT
+        command = Command("report", (*self._named(runs), "-baseline", SUPERVISED_TRAINER, "-o", str(output)))
+        return Step("report", command, (output / "index.html").is_file)
 
 
 def _settled(folder: Path, run: StudyRun) -> Progress:

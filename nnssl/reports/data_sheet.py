@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 
 from nnssl.data.raw import dataset_name
 from nnssl.data.splits import LabelBudget
-from nnssl.errors import DataError
-from nnssl.names import DATA_CHECK, PREPROCESSED_VARIABLE
+from nnssl.errors import DataError, NnsslError
+from nnssl.names import DATA_CHECK, PREPROCESSED_VARIABLE, TAG_SEPARATOR
 from nnssl.reports.drawing import figure_of, picture_bytes
 from nnssl.reports.look import Sheet
 from nnssl.system.files import check_output_file, environment_folder, read_object, replacing
@@ -22,6 +23,7 @@ COLUMNS = 4
 LINE_INCH = 0.17
 WIDTH = 150  # characters of a warning in one line
 SHOWN_WARNINGS = 25
+log = logging.getLogger("nnssl.plan")
 
 
 def data_sheet(dataset: str | int, labelled: str | None = None, output_file: str | Path | None = None) -> Sheet:
@@ -45,6 +47,29 @@ def data_sheet(dataset: str | int, labelled: str | None = None, output_file: str
         raise DataError("the check holds no scan", where=root / name, run=command)
     file = Path(output_file) if output_file else Path(f"{name}_look.png")
     check_output_file(file)
+    return _write(file, name, check)
+
+
+def sheet_after_planning(plans_file: Path) -> Path | None:
+    """Draw the data sheet beside new plans, as `data_check.png` with the tags of setting and label budget.
+
+    Args:
+        plans_file: the plans, in the folder of the preprocessed data set.
+
+    Returns:
+        The PNG; None, with a warning, where the sheet cannot be drawn or written, as planning is done already.
+    """
+    tag = "".join(plans_file.stem.partition(TAG_SEPARATOR)[1:])
+    file = plans_file.with_name(f"{DATA_CHECK}{tag}.png")
+    try:
+        check = read_object(file.with_suffix(".json"), "nnssl_plan_and_preprocess", ("scans", "warnings"))
+        return _write(file, plans_file.parent.name, check).file if check["scans"] else None
+    except (NnsslError, OSError) as error:
+        log.warning("warning: no data sheet: %s", error)
+        return None
+
+
+def _write(file: Path, name: str, check: Mapping[str, Any]) -> Sheet:
     content = draw_check(name, check)
     with replacing(file) as temporary:
         temporary.write_bytes(content)

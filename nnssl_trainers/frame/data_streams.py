@@ -163,9 +163,11 @@ class DataStreams(RunLoop[ConfigT]):
 
     def reopen_streams(self) -> None:
         """Open the streams anew, because what they hold has changed."""
+        waited = self.dataloader_train.seconds_waited
         self.dataloader_train.close()
         rng = checkpoints.rng_state()
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        self.dataloader_train.seconds_waited = waited  # the epoch goes on
         checkpoints.set_rng_state(rng)
 
     def looks_before(self, iteration: int) -> bool:  # noqa: ARG002

@@ -106,7 +106,10 @@ class RunLoop(Checkpointing[ConfigT]):
             self.on_epoch_start()
         clock, waited, first = time.perf_counter(), self.dataloader_train.seconds_waited, self.iteration
         self.set_training_mode()
+        middle, half_way = first + (epoch_end - first) // 2, clock
         while self.iteration < epoch_end:
+            if self.iteration == middle:
+                half_way = time.perf_counter()
             self.before_step()
             self.train_step(next(self.dataloader_train))
             if line := reporter.step():
@@ -116,16 +119,18 @@ class RunLoop(Checkpointing[ConfigT]):
                 raise self._stop_error()
         terms = {name: value.item() / self._counted_steps for name, value in self._terms.items()}
         self._check_finite(terms)
-        seconds = time.perf_counter() - clock
+        now = time.perf_counter()
+        seconds = now - clock
         speed = {
             "seconds_per_iteration": seconds / max(1, epoch_end - first),
+            "steady_seconds_per_iteration": (now - half_way) / max(1, epoch_end - middle),  # the workers have started
             "data_wait_share": (self.dataloader_train.seconds_waited - waited) / max(seconds, 1e-9),
         }
         with torch.no_grad():
             self.on_validation_epoch_start()
             batches = itertools.islice(self.dataloader_val, self.num_val_iterations_per_epoch)
             self.on_validation_epoch_end([self.validation_step(batch) for batch in batches])
-        self._finish_epoch(terms, speed)
+        self._finish_epoch(terms, {**speed, "validation_seconds": time.perf_counter() - now})
         if self._any_rank(self._stop_requested):
             raise self._stop_error()
 

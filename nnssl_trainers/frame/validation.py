@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import distributed, nn
 from tqdm import tqdm
 
+from nnssl.errors import NnsslError
 from nnssl.evaluation.postprocessing import Postprocessing
 from nnssl.evaluation.summary import EvaluationResult
 from nnssl.host import forget_patch_weights
@@ -19,7 +21,9 @@ from nnssl.inference.predictor import Predictor
 from nnssl.names import (
     DATASET_JSON,
     GT_FOLDER,
+    IMAGES_TR,
     PLANS_JSON,
+    RAW_VARIABLE,
     SUMMARY_JSON,
     SUMMARY_POSTPROCESSED_JSON,
     VALIDATION_FOLDER,
@@ -27,6 +31,7 @@ from nnssl.names import (
 from nnssl.system.files import write_json
 from nnssl_trainers.frame.postprocessing import decide_for_fold, decide_for_model
 
+VALIDATION_SHEET, DRAWN_CASES = "validation.png", 5
 log = logging.getLogger("nnssl.train")
 
 
@@ -86,7 +91,27 @@ def predict_validation_cases(trainer: Any, network: nn.Module, save_probabilitie
         distributed.barrier()
     if rank == 0:
         _score(trainer, folder, len(cases))
+        draw_worst_cases(trainer, folder, len(cases))
         decide_for_model(trainer)
+
+
+def draw_worst_cases(trainer: Any, folder: Path, num_cases: int) -> None:  # noqa: ANN401
+    """Draw the worst validation cases, each with its mask and its label, as `validation.png` in the fold's folder.
+
+    Without the scans in nnUNet_raw there is no sheet. An error while it is drawn is a warning: the run is done.
+    """
+    from nnssl.reports.look import look
+
+    base = Path(trainer.preprocessed_dataset_folder_base)
+    scans = Path(os.environ.get(RAW_VARIABLE) or "/nowhere") / base.name / IMAGES_TR
+    if not scans.is_dir():
+        return
+    file = Path(trainer.output_folder) / VALIDATION_SHEET
+    try:
+        look(scans, [folder, base / GT_FOLDER], output_file=file, cases=min(DRAWN_CASES, num_cases))
+        log.info("worst validation cases: %s", file)
+    except (NnsslError, OSError, ValueError) as error:
+        log.warning("warning: no sheet of the validation cases: %s", error)
 
 
 def _score(trainer: Any, folder: Path, num_cases: int) -> None:  # noqa: ANN401

@@ -28,3 +28,17 @@ def test_the_sheet_of_a_data_set(tmp_path: Path, capsys, monkeypatch: pytest.Mon
     (tmp_path / "Dataset003_A" / "data_check@lab2.json").write_text(json.dumps(check))
     assert main(["-d", "3", "-labelled", "2", "-o", str(tmp_path / "sheet.png")]) == 0
     assert (tmp_path / "sheet.png").stat().st_size > 5000
+
+
+def test_the_views_of_a_data_set(tmp_path: Path, make_tiny, capsys) -> None:
+    folder = make_tiny(2)
+    assert main(["-d", folder.name, "--views", "-n", "1", "-o", str(tmp_path / "views.png")]) == 0
+    assert capsys.readouterr().out == f"sheet: {tmp_path / 'views.png'} (1 patches); it shows patient data\n"
+    assert (tmp_path / "views.png").stat().st_size > 2000
+
+
+def test_options_of_views_need_views_of_a_data_set(tmp_path: Path, capsys) -> None:
+    assert main([str(tmp_path), "--views"]) == 2
+    assert "nnssl_look -d ID --views" in capsys.readouterr().err
+    assert main([str(tmp_path), "-tr", "FixMatchTrainer"]) == 2
+    assert "a sheet of scans without -tr" in capsys.readouterr().err

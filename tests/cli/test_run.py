@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from nnssl.cli import run as module
 from nnssl.cli.run import main
 from nnssl.journey import api
-from nnssl.journey.state import STATE_FILE
+from nnssl.journey.state import STATE_FILE, Measured
 from nnssl.sweep.child import python_command
 from tests.journey.stranger import write_stranger
 
@@ -26,6 +26,7 @@ VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 STEPS = [
     "convert", "plan", "train_SupervisedTrainer", "train_FixMatchTrainer", "predict_SupervisedTrainer",
     "predict_FixMatchTrainer", "evaluate_SupervisedTrainer", "evaluate_FixMatchTrainer", "compare",
+    "report",
 ]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def test_what_is_found_and_left_out_is_said_before_the_question(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(api, "measure", lambda *_: {})
+    monkeypatch.setattr(api, "measure", lambda *_: Measured())
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     caplog.set_level("INFO")
     assert main(words(stranger)) == 0
@@ -74,7 +75,7 @@ def test_what_is_found_and_left_out_is_said_before_the_question(
 
 
 def test_without_an_answer_the_command_asks_for_yes(stranger: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(api, "measure", lambda *_: {})
+    monkeypatch.setattr(api, "measure", lambda *_: Measured())
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert main(words(stranger)) == 2
     assert "run:   add --yes" in capsys.readouterr().err
@@ -94,7 +95,9 @@ def test_every_option_reaches_the_function(monkeypatch: pytest.MonkeyPatch, caps
 
     def fake(**options: Any) -> Any:
         seen.update(options)
-        return api.Journey(Path("s"), "d", (), {"A": Path("m")}, {"A": Path("a")}, "It helped.", "helped", {}, ())
+        return api.Journey(
+            Path("s"), "d", (), {"A": Path("m")}, {"A": Path("a")}, "It helped.", Path("r"), "helped", {}, ()
+        )
 
     monkeypatch.setattr(api, "run", fake)
     line = "-images a b -labels c -unlabelled d -test e -test_labels f -o g -budget workstation -time 2h -tr X -c 2d "
@@ -104,7 +107,9 @@ def test_every_option_reaches_the_function(monkeypatch: pytest.MonkeyPatch, caps
         "output_folder": "g", "budget": "workstation", "time": "2h", "num_iterations": None, "trainer": "X",
         "configuration": "2d", "channel": "CT", "label_names": ["x", "y"], "patient": "p", "agree": None,
     }  # fmt: skip
-    assert capsys.readouterr().out.splitlines()[-2:] == ["It helped.", "next: nnssl_predict -i IMAGES -o MASKS -m a"]
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "It helped.", "report: r", "next: nnssl_predict -i IMAGES -o MASKS -m a",
+    ]  # fmt: skip
     assert main(line.split()) == 0
     assert seen["agree"] is module._ask
 
@@ -161,6 +166,7 @@ def test_a_study_killed_in_every_step_gives_the_masks_of_the_printed_commands(st
     result = json.loads(output.read_text())
     assert result["verdict"] in ("helped", "no evidence", "hurt")
     assert result["answer"].startswith("The unlabelled scans ")
+    assert Path(result["report"]).is_file()
 
     by_hand = stranger / "by_hand"
     by_hand.mkdir()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import SimpleITK as sitk
-
+from benchmarks.stranger import spoil
 from nnssl.data.phantom import write_phantom
 
 SHAPE = (16, 24, 24)
@@ -29,12 +28,5 @@ def write_stranger(root: Path, labelled: int = 4, unlabelled: int = 5, test: int
         for number, file in enumerate(sorted((raw / part).glob("*.nii.gz")), start=1):
             shutil.copyfile(file, root / folder / f"{name.format(number)}.nii.gz")
     shutil.rmtree(root / "phantom")
-    mask = sitk.ReadImage(str(root / "masks" / "pat_1_seg.nii.gz"))
-    mask.SetOrigin([value + 0.7 for value in mask.GetOrigin()])
-    sitk.WriteImage(mask, str(root / "masks" / "pat_1_seg.nii.gz"))
-    scan = sitk.ReadImage(str(root / "more" / "x-1.nii.gz"))
-    scan.SetSpacing([1.3 * value for value in scan.GetSpacing()])
-    sitk.WriteImage(scan, str(root / "more" / "x-1.nii.gz"))
-    cut = root / "more" / f"x-{unlabelled}.nii.gz"
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    spoil(root, unlabelled)
     return root

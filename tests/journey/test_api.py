@@ -14,12 +14,14 @@ from nnssl.errors import NnsslError, StoppedBySignal, UsageError
 from nnssl.journey import api
 from nnssl.journey.api import answer_of, parse_time, run
 from nnssl.journey.commands import Command, Ended, StepFailed
-from nnssl.journey.state import Pace, State
+from nnssl.journey.state import Cost, Measured, Pace, State
 
 NAMES = [
     "convert", "plan_and_preprocess", "train", "train", "predict", "predict", "evaluate", "evaluate", "compare",
+    "report",
 ]  # fmt: skip
-PACES = {name: Pace(0.1, 1.0, 10, 0) for name in ("SupervisedTrainer", "FixMatchTrainer")}
+PACES = {name: Pace(0.1, 1.0, 1.0, 10, 0) for name in ("SupervisedTrainer", "FixMatchTrainer")}
+MEASURED = Measured(PACES, dict.fromkeys(("convert", "plan_and_preprocess", "predict"), Cost(2.0, 0.5)))
 METHOD = {"verdict": "helped", "mean_difference": 0.031, "ci_low": 0.01, "ci_high": 0.052, "patients": 7}
 LENGTH = 30
 
@@ -74,8 +76,10 @@ class Commands:
                 put(Path(words[3]) / image.name.replace("_0000", ""), "")
         elif command.name == "evaluate":
             put(Path(words[1]) / "summary.json", "{}")
-        else:
+        elif command.name == "compare":
             put(Path(words[-1]) / "comparison.json", json.dumps({"methods": [METHOD]}))
+        else:
+            put(Path(words[-1]) / "index.html", "")
 
 
 def put(file: Path, text: str) -> None:
@@ -87,7 +91,7 @@ def put(file: Path, text: str) -> None:
 def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made = Commands()
     monkeypatch.setattr(api, "run_command", made)
-    monkeypatch.setattr(api, "measure", lambda *_: dict(PACES))
+    monkeypatch.setattr(api, "measure", lambda *_: MEASURED)
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.delenv(f"nnUNet_{name}", raising=False)
     return made
@@ -129,6 +133,9 @@ def test_all_steps_in_their_order(tmp_path: Path, commands: Commands, call: Call
     )
     assert result.notes[1:] == ("a note", "x is left out", "2 labelled, 1 unlabelled, 1 test scans can be used")
     assert all(folder.is_dir() for folder in (*result.masks.values(), *result.models.values()))
+    masks = " ".join(f"{name}={study}/masks/{name}" for name in ("SupervisedTrainer", "FixMatchTrainer"))
+    assert result.commands[-1] == f"nnssl_report {masks} -baseline SupervisedTrainer -o {study}/report"
+    assert result.report == study / "report" / "index.html"
     assert not list(study.glob("measure"))
 
 
@@ -234,7 +241,7 @@ def test_without_test_scans_the_unlabelled_scans_are_segmented(commands: Command
     result = call(test=(), test_labels=())
     assert [command.name for command in commands.real] == [name for name in NAMES if name != "evaluate"]
     assert "/imagesUn -o" in result.commands[4]
-    assert result.commands[-1].count("/fold_0") == 2
+    assert [line.count("/fold_0") for line in result.commands[-2:]] == [2, 2]
     assert "validation patients" in result.answer
 
 

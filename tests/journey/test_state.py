@@ -6,15 +6,16 @@ from pathlib import Path
 import pytest
 
 from nnssl.errors import EnvironmentProblem, NnsslError, UsageError
-from nnssl.journey.state import STATE_FILE, Pace, Proposal, Request, State, check_same, only_process
+from nnssl.journey.state import STATE_FILE, Cost, Measured, Pace, Proposal, Request, State, check_same, only_process
 
 REQUEST = Request({"images/a.nii.gz": "/x/a.nii.gz"}, "FixMatchTrainer", "laptop", options=("-channel", "CT"))
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert State.read(tmp_path) is None
-    proposal = Proposal("2d", "cpu", "FixMatchTrainer", 300, {"optimizer": "adamw"}, (1.0, 2.5), 5, 0)
-    state = State(REQUEST, 7, "Mine", {"FixMatchTrainer": Pace(0.1, 2.0, 3, 4)}, proposal, ["convert"], ["convert"])
+    proposal = Proposal("2d", "cpu", "FixMatchTrainer", 300, {"optimizer": "adamw"}, 2.5, 5, 0)
+    measured = Measured({"FixMatchTrainer": Pace(0.1, 1.0, 2.0, 3, 4)}, {"convert": Cost(1.0, 0.5)})
+    state = State(REQUEST, 7, "Mine", measured, proposal, ["convert"], ["convert"])
     state.write(tmp_path)
     assert State.read(tmp_path) == state
     assert state.dataset == "Dataset007_Mine"
@@ -22,13 +23,19 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert State.read(tmp_path) == State(REQUEST, 7, "Mine")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"request": 3, "proposal": null, "paces": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"request": 3, "proposal": null, "measured": null}', '{"measured": {"paces": 3}}']
+)
 def test_another_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / STATE_FILE).write_text(text)
     with pytest.raises(NnsslError) as caught:
         State.read(tmp_path)
     assert caught.value.exit_code in (2, 3)
     assert "choose another folder with -o" in caught.value.run
+
+
+def test_the_cost_of_a_command_grows_with_its_scans() -> None:
+    assert Cost(1.0, 0.5).of(3) == 2.5
 
 
 def test_another_request_needs_another_folder(tmp_path: Path) -> None:

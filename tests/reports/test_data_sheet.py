@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nnssl.errors import DataError
-from nnssl.reports.data_sheet import data_sheet, measures_of
+from nnssl.reports.data_sheet import data_sheet, measures_of, sheet_after_planning
 
 SCAN = {"kind": "labelled", "spacing_mm": [3.0, 1.0], "shape": [10, 40], "intensity": [{"mean": 5.0, "std": 2.0}]}
 
@@ -48,3 +48,12 @@ def test_a_check_without_scans_is_an_error(preprocessed: Path) -> None:
     with pytest.raises(DataError, match="no scan"):
         data_sheet("Dataset003_A")
     assert not Path("Dataset003_A_look.png").exists()
+
+
+def test_the_sheet_stands_beside_the_plans(preprocessed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plans = preprocessed / "nnUNetPlans@lab7.json"
+    assert sheet_after_planning(plans) is None
+    assert "warning: no data sheet" in caplog.text
+    (preprocessed / "data_check@lab7.json").write_text(json.dumps({"scans": {"a": SCAN}, "warnings": []}))
+    assert sheet_after_planning(plans) == preprocessed / "data_check@lab7.png"
+    assert Image.open(preprocessed / "data_check@lab7.png").width > 1000

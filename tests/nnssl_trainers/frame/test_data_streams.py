@@ -32,6 +32,17 @@ def test_the_stream_gives_training_and_validation_batches_in_turn(ready) -> None
     assert kinds == ["training", "training", "validation", "training", "training", "validation"]
 
 
+def test_the_wait_for_data_goes_on_counting_when_the_streams_are_opened_anew(ready) -> None:
+    trainer = ready()
+    trainer.dataloader_train, _ = trainer.get_dataloaders()
+    before = trainer.dataloader_train
+    before.seconds_waited = 7.5
+    trainer.reopen_streams()
+    assert trainer.dataloader_train is not before
+    assert trainer.dataloader_train.seconds_waited == 7.5
+    trainer.dataloader_train.close()
+
+
 def test_a_batch_depends_on_seed_and_iteration_alone(ready) -> None:
     whole = list(ready().get_dataloaders()[0])
     continued = ready()

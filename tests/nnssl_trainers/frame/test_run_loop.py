@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from nnssl.errors import EnvironmentProblem, NnsslError, StoppedBySignal, Stoppe
 from nnssl.registry import find_method
 from nnssl.training import checkpoints
 from nnssl.training import settings as run_settings
+from nnssl_trainers.frame import run_loop
 from tests.nnssl_trainers.frame.conftest import METHOD, RUN, same, weights
 
 KILLS = 20
@@ -44,11 +46,33 @@ def test_stopped_and_continued(stop_after: int, uninterrupted, make_trainer) -> 
     second.run_training()
     reference, rows = uninterrupted
     assert same(weights(Path(second.output_folder)), reference)
-    timing = {"seconds_per_iteration", "data_wait_share"}
+    timing = {"seconds_per_iteration", "steady_seconds_per_iteration", "data_wait_share", "validation_seconds"}
     for ours, theirs in zip(second.record.rows, rows, strict=True):
         assert {k: v for k, v in ours.items() if k not in timing} == {
             k: v for k, v in theirs.items() if k not in timing
         }
+
+
+def test_the_steady_pace_is_that_of_the_second_half_of_an_epoch(make_trainer, monkeypatch) -> None:
+    """The clock is turned by hand: 5 s for the first step of the run, 1 s for every other, 3 s for a validation."""
+    trainer, clock = make_trainer("MeanTeacherTrainer", 2, num_iterations=3), [0.0]
+    by_hand = SimpleNamespace(perf_counter=lambda: clock[0], time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(run_loop, "time", by_hand)
+    step, begin_validation = trainer.train_step, trainer.on_validation_epoch_start
+
+    def slow_step(batch):
+        clock[0] += 1.0 if trainer.iteration else 5.0
+        return step(batch)
+
+    def slow_validation():
+        clock[0] += 3.0
+        begin_validation()
+
+    trainer.train_step, trainer.on_validation_epoch_start = slow_step, slow_validation
+    trainer.run_training()
+    (row,) = trainer.record.rows
+    assert (row["seconds_per_iteration"], row["steady_seconds_per_iteration"]) == (7 / 3, 1.0)
+    assert row["validation_seconds"] == 3.0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_term(make_trainer) -> None:

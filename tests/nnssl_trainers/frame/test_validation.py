@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nnunetv2.postprocessing.remove_connected_components import remove_all_but_l
 from torch import Tensor, nn
 
 from nnssl.evaluation.postprocessing import Postprocessing, Step
-from nnssl_trainers.frame.validation import predict_validation_cases
+from nnssl_trainers.frame.validation import draw_worst_cases, predict_validation_cases
 
 
 class Constant(nn.Module):
@@ -136,3 +137,23 @@ def test_probabilities_are_written_on_request(trainer) -> None:
     probabilities = np.load(file)["probabilities"]
     assert probabilities.shape[0] == 3
     assert probabilities[2].min() > 0.99
+
+
+def test_a_sheet_of_the_validation_cases(trainer, caplog: pytest.LogCaptureFixture) -> None:
+    """Scans of nnUNet_raw are drawn with mask and label; without them, or with a broken scan, the run ends as well."""
+    predict_validation_cases(trainer, Constant(1), save_probabilities=False)
+    fold, base = Path(trainer.output_folder), Path(trainer.preprocessed_dataset_folder_base)
+    sheet = fold / "validation.png"
+    assert not sheet.exists()
+    images = Path(os.environ["nnUNet_raw"]) / base.name / "imagesTr"
+    images.mkdir(parents=True)
+    for case in trainer.do_split()[1]:
+        label = sitk.ReadImage(str(base / "gt_segmentations" / f"{case}.nii.gz"))
+        sitk.WriteImage(sitk.Cast(label, sitk.sitkFloat32), str(images / f"{case}_0000.nii.gz"))
+    draw_worst_cases(trainer, fold / "validation", 2)
+    assert sheet.stat().st_size > 10_000
+    sheet.unlink()
+    (images / f"{case}_0000.nii.gz").write_bytes(b"cut off")
+    draw_worst_cases(trainer, fold / "validation", 2)
+    assert "warning: no sheet of the validation cases" in caplog.text
+    assert not sheet.exists()
