@@ -14,6 +14,7 @@ from nnssl.reports.drawing import figure_of, picture_bytes
 
 Row = Mapping[str, Any]
 ROW_INCH = 0.32
+SHARE = "pseudo_share_"  # of the k-th structure in the pseudo-labels of an epoch, in the log of a run
 
 
 def interval_figure(comparison: Comparison) -> bytes:
@@ -52,7 +53,7 @@ def course_figure(rows: Sequence[Row], names: Sequence[str]) -> bytes:
         rows: the log of the run, one row an epoch.
         names: the names of the structures; `pseudo_dice_k` and `pseudo_share_k` of a row belong to the k-th name.
     """
-    taught = any(key.startswith("pseudo_share_") for row in rows for key in row)
+    taught = any(key.startswith(SHARE) for row in rows for key in row)
     panels = 3 if taught else 2
     with figure_of(7.5, 3.0 * panels) as figure:
         losses, dice, *shares = figure.subplots(panels, 1, sharex=True)
@@ -65,7 +66,7 @@ def course_figure(rows: Sequence[Row], names: Sequence[str]) -> bytes:
         for number, name in enumerate(names, start=1):
             _curve(dice, rows, f"pseudo_dice_{number}", _short(name))
             for axes in shares:
-                _curve(axes, rows, f"pseudo_share_{number}", _short(name))
+                _curve(axes, rows, f"{SHARE}{number}", _short(name))
         for axes in (dice, *shares):
             axes.set_ylim(0, 1)
         (dice, *shares)[-1].set_xlabel("iteration")

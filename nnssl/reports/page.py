@@ -12,7 +12,7 @@ from nnssl.comparison.scores import METRICS
 from nnssl.comparison.sources import Compared
 from nnssl.reports.colours import colour_of, names_of_values
 from nnssl.reports.data_facts import check_of, data_table
-from nnssl.reports.figures import course_figure, efficiency_figure, interval_figure, pseudo_figure
+from nnssl.reports.figures import SHARE, course_figure, efficiency_figure, interval_figure, pseudo_figure
 from nnssl.reports.run_facts import RunFacts
 from nnssl.reports.study_facts import ReportedStudy
 from nnssl.reports.tables import (
@@ -28,10 +28,6 @@ from nnssl.training.record import RunRecord, now
 from nnssl.version import __version__
 
 INDEX = "index.html"
-COURSE = (
-    "loss terms, pseudo-Dice of validation patches and, where a teacher labels patches, the share of each structure "
-    "in its pseudo-labels, over the iterations"
-)
 NO_CHECK = "The data set was planned before its check was kept; plan it again to see the warnings here."
 
 
@@ -126,7 +122,7 @@ class Page:
         for number, run in enumerate(self.runs):
             if run.rows:
                 address = save(f"course_{number}.svg", course_figure(run.rows, names))
-                self.courses.append(Figure(address, f"{run.title}: {COURSE}"))
+                self.courses.append(Figure(address, f"{run.title}: {_course_text(run)}"))
             if run.pseudo_scores:
                 address = save(f"pseudo_labels_{number}.svg", pseudo_figure(run.pseudo_scores))
                 self.pseudo.append(Figure(address, f"{run.title}: scores of the stored pseudo-labels"))
@@ -167,6 +163,13 @@ class Page:
             ],
             "labels": [{"value": value, "name": name, "colour": colour_of(value)} for value, name in labels.items()],
         }  # fmt: skip
+
+
+def _course_text(run: RunFacts) -> str:
+    """Return what the figure of a run shows."""
+    taught = any(key.startswith(SHARE) for row in run.rows for key in row)
+    shares = ", and the share of each structure in the pseudo-labels of the teacher" if taught else ""
+    return f"loss terms and pseudo-Dice over the iterations{shares}"
 
 
 def render(page: Page, scripts: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ from nnssl.comparison import efficiency
 from nnssl.errors import UsageError
 from nnssl.reports.api import report
 from nnssl.reports.study_facts import is_study, read_study
+from tests.reports.browser import browser
 from tests.reports.study_for_tests import make_sweep
+from tests.reports.test_api import PANELS, READY, colours_of_the_canvas, needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,27 @@ def test_the_report_has_the_curve_and_says_which_budget_it_shows(sweep: Path, tm
     assert 'src="pictures/label_efficiency_0.svg"' in text
     assert len(list((tmp_path / "report" / "pictures").glob("course_*.svg"))) == 8
     assert "nnssl_train Dataset001_A 2d 0 -tr FixMatchTrainer" in text
+
+
+@needs_browser
+@pytest.mark.nightly
+def test_a_browser_shows_every_panel_of_a_study(sweep: Path, tmp_path: Path) -> None:
+    index = report([sweep], output_folder=tmp_path / "report", cases=2).index
+    with browser(tmp_path / "profile") as tab:
+        tab.open(index)
+        tab.wait_for(READY)
+        shown = tab.value("[...document.querySelectorAll('main > section')].filter(s => s.offsetHeight > 40)"
+                          ".map(s => s.id)")  # fmt: skip
+        assert tuple(shown) == PANELS
+        assert tab.value("document.querySelectorAll('#efficiency img, #efficiency table').length") == 3
+        assert tab.value("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        assert colours_of_the_canvas(tab, tmp_path / "canvas.png") > 50
+        tab.open(index, 688)
+        tab.call("Emulation.setEmulatedMedia", media="print")
+        widest = "Math.max(...[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right))"
+        assert tab.value(widest) <= 688
+    assert tab.problems == []
+    assert {address.partition(":")[0] for address in tab.addresses} <= {"file", "data", "blob"}
 
 
 def test_a_study_stands_alone(sweep: Path, tmp_path: Path) -> None:
