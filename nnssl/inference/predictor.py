@@ -16,8 +16,8 @@ from typing_extensions import Self
 
 from nnssl.errors import DataError, OutOfMemory, UsageError
 from nnssl.evaluation.postprocessing import postprocess
-from nnssl.host import input_channels, mask_from_logits
-from nnssl.inference.export import write_mask, write_probabilities
+from nnssl.host import input_channels
+from nnssl.inference.export import write_mask, write_probability_parts
 from nnssl.inference.images import Array, LoadedImage, load_image
 from nnssl.inference.inputs import ScanToPredict, check_cases
 from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
@@ -25,6 +25,7 @@ from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import run_overlapped
 from nnssl.inference.postprocessing import Choice, choose_postprocessing
 from nnssl.inference.progress import Progress, ProgressStyle
+from nnssl.inference.restoring import Restoration, WholeRestoration, restoration_of
 from nnssl.inference.tiles import Slicer, add_tiles, images_a_pass, mirrored_mean
 from nnssl.names import CHECKPOINT_FINAL, FILE_ENDING_KEY, FOLD_PREFIX
 from nnssl.system.devices import choose_device
@@ -195,9 +196,7 @@ class Predictor(nnUNetPredictor):
         data, properties = self.prepare(case)
         axes = [data.ndim - len(self.configuration_manager.patch_size) + axis for axis in flipped]
         logits = self._infer(case.name, (data.flip(axes), properties)).flip(axes)
-        _, probabilities = self._restore(logits, properties, True)
-        assert probabilities is not None
-        return probabilities, properties
+        return self._restoration(logits, properties).mask_and_probabilities()[1], properties
 
     def mean_probabilities(self, name: str, prepared: Prepared) -> Array:
         """Return the mean of the folds' probabilities (C, z, y, x) on the grid of a scan.
@@ -217,8 +216,7 @@ class Predictor(nnUNetPredictor):
         try:
             for parameters in every:
                 self.list_of_parameters = [parameters]
-                _, probs = self._restore(self._infer(name, prepared), prepared[1], True)
-                assert probs is not None
+                _, probs = self._restoration(self._infer(name, prepared), prepared[1]).mask_and_probabilities()
                 total = probs if total is None else total + probs
         finally:
             self.list_of_parameters = every
@@ -266,9 +264,8 @@ class Predictor(nnUNetPredictor):
         """
         loaded = load_image(image, spacing_mm, reorient=self.reorients)
         data, properties = self.prepare_loaded(loaded)
-        restored: ImageT = loaded.restore(
-            self._restore(self.predict_logits_from_preprocessed_data(data), properties, False)[0]
-        )
+        mask = self._restoration(self.predict_logits_from_preprocessed_data(data), properties).mask()
+        restored: ImageT = loaded.restore(postprocess(mask, self.postprocessing.decision))
         return restored
 
     @property
@@ -336,19 +333,20 @@ class Predictor(nnUNetPredictor):
         self, mask: Path, stem: Path, logits: torch.Tensor, properties: dict[str, Any], save_probabilities: bool
     ) -> None:
         """Write the mask, and the probabilities where a user wants them."""
-        voxels, probabilities = self._restore(logits, properties, save_probabilities)
-        if probabilities is not None:
-            write_probabilities(stem, probabilities, properties)
+        restoration = self._restoration(logits, properties)
+        if save_probabilities:
+            voxels, parts = restoration.mask_and_parts()
+            write_probability_parts(stem, (len(logits), *voxels.shape), parts, properties)
+        else:
+            voxels = restoration.mask()
+        del restoration
+        voxels = postprocess(voxels, self.postprocessing.decision)
         write_mask(mask, voxels, properties, self.plans_manager.image_reader_writer_class())
 
-    def _restore(
-        self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool
-    ) -> tuple[Array, Array | None]:
-        """Return post-processed mask (z, y, x) and probabilities (C, z, y, x) on the grid of the original scan."""
-        plans, configuration = self.plans_manager, self.configuration_manager
-        restored = mask_from_logits(logits, plans, configuration, self.label_manager, properties, probabilities)
-        mask, probs = restored if probabilities else (restored, None)
-        return postprocess(mask, self.postprocessing.decision), probs
+    def _restoration(self, logits: torch.Tensor, properties: dict[str, Any]) -> Restoration | WholeRestoration:
+        """Return what turns logits into mask (z, y, x) and probabilities (C, z, y, x) on the grid of the scan."""
+        managers = self.plans_manager, self.configuration_manager, self.label_manager
+        return restoration_of(logits, *managers, properties)
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)
@@ -389,6 +387,6 @@ class Predictor(nnUNetPredictor):
 
         add_tiles(logits_of, data, slicers, images_a_pass(patch, self.device), add)
         result = sums.div_(weights)
-        if torch.isinf(result).any():
+        if any(bool(torch.isinf(values).any()) for values in result):  # class by class: a copy of each is made
             raise RuntimeError("the logits overflow half precision")
         return result
