@@ -368,19 +368,18 @@ def forget_patch_weights() -> None:
 
 
 def separate_axis(
-    configuration: ConfigurationManager, spacing: Sequence[float], new_spacing: Sequence[float]
+    chosen: Mapping[str, Any], spacing: Sequence[float], new_spacing: Sequence[float]
 ) -> tuple[int | None, int]:
-    """Return the axis along which nnU-Net resamples logits apart from the others, None for none, and the order there.
+    """Return the axis along which nnU-Net resamples apart from the others, None for none, and the order there.
 
     Args:
-        configuration: the configuration of the network.
-        spacing: voxel size of the logits in mm.
-        new_spacing: voxel size of the scan in mm, in the same order of axes.
+        chosen: arguments of nnU-Net's resampling, from the plans.
+        spacing: voxel size in mm.
+        new_spacing: the later voxel size in mm, in the same order of axes.
     """
     from nnunetv2.configuration import ANISO_THRESHOLD
     from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 
-    chosen = configuration.configuration["resampling_fn_probabilities_kwargs"]
     threshold = chosen.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD)
     apart, axis = determine_do_sep_z_and_axis(chosen.get("force_separate_z", False), spacing, new_spacing, threshold)
     return (int(axis) if apart else None), int(chosen.get("order_z", 0))

@@ -14,6 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from typing_extensions import Self
 
+from nnssl.data.scans import ScanFacts
 from nnssl.errors import DataError, OutOfMemory, UsageError
 from nnssl.evaluation.postprocessing import postprocess
 from nnssl.host import input_channels
@@ -38,9 +39,9 @@ VALIDATION_WRITERS = 2  # bounds the memory of logits that wait for their export
 class Predictor(nnUNetPredictor):
     """A trained model, loaded once, for any number of scans.
 
-    The masks are those of nnU-Net's predictor, apart from float rounding and the post-processing that is stored with
-    the model. Three further things differ: threads replace worker processes, the network is built from the plans
-    without a search for trainer classes, and tiles, slices and mirrored copies pass the network in batches.
+    The masks are those of nnU-Net's predictor, apart from rounding and the model's stored post-processing. Further
+    differences: threads in place of worker processes, a network from the plans without a search for trainer classes,
+    and batches of tiles, slices and mirrored copies.
 
     Args:
         step_size: step between patches in units of the patch size, in (0, 1].
@@ -134,18 +135,27 @@ class Predictor(nnUNetPredictor):
         return self
 
     @property
+    def models(self) -> list[Self]:
+        """This predictor alone, where an `Ensemble` has several."""
+        return [self]
+
+    @property
     def channels(self) -> int:
         """Number of image channels that the model needs."""
         return input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+
+    def resamples_in_slabs(self, spacing: Sequence[float], target: Sequence[float]) -> bool:
+        """Return whether scans of a spacing are resampled without further copies; both in the plans' order of axes."""
+        return self._preprocessing.in_slabs(spacing, target)
 
     @property
     def file_ending(self) -> str:
         """File ending, with its dot, of the scans that the model was trained on."""
         return str(self.dataset_json[FILE_ENDING_KEY])
 
-    def check_cases(self, cases: Sequence[ScanToPredict]) -> None:
-        """Read every scan once, and raise a `DataError` that lists all scans that the model cannot take."""
-        check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
+    def check_cases(self, cases: Sequence[ScanToPredict]) -> list[ScanFacts]:
+        """Read every scan once, and return the facts; a `DataError` lists all scans that the model cannot take."""
+        return check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
 
     def predict_cases(
         self,
@@ -263,8 +273,8 @@ class Predictor(nnUNetPredictor):
             DataError: the number of channels is wrong, or a value is not finite, before or after normalisation.
         """
         loaded = load_image(image, spacing_mm, reorient=self.reorients)
-        data, properties = self.prepare_loaded(loaded)
-        mask = self._restoration(self.predict_logits_from_preprocessed_data(data), properties).mask()
+        prepared = self.prepare_loaded(loaded)
+        mask = self._restoration(self._infer("image", prepared), prepared[1]).mask()
         restored: ImageT = loaded.restore(postprocess(mask, self.postprocessing.decision))
         return restored
 

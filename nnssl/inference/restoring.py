@@ -61,7 +61,9 @@ class Restoration:
         spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
         ours = list(configuration.spacing)
         ours = ours if len(ours) == len(cropped) else [spacing[0], *ours]
-        separate, order_apart = separate_axis(configuration, ours, spacing)
+        separate, order_apart = separate_axis(
+            configuration.configuration["resampling_fn_probabilities_kwargs"], ours, spacing
+        )
         orders = [order_apart if axis == separate else LINEAR for axis in range(len(cropped))]
         sizes = logits.shape[1:]
         taps = [Taps.between(*each) for each in zip(sizes, map(int, cropped), orders, strict=True)]
@@ -127,7 +129,8 @@ class Restoration:
 
     def _cropped(self, array: Array) -> Array:
         """Return the view of the cropped scan in an array (..., z, y, x)."""
-        view: Array = array[(..., *self.box)]
+        z, y, x = self.box
+        view: Array = array[..., z, y, x]
         return view
 
     def mask_and_probabilities(self) -> tuple[Array, Array]:
@@ -257,6 +260,6 @@ def restoring_bytes(scan: Sequence[int], cropped: Sequence[int], heads: int, *, 
         kept: the probabilities are returned as one array.
         streamed: the probabilities are returned plane by plane.
     """
-    plane = planes_a_slab(cropped) * math.prod(cropped[1:])
+    slab = min(planes_a_slab(cropped), cropped[0]) * math.prod(cropped[1:])
     mask = math.prod(scan)
-    return 3 * 8 * plane + mask + (4 * heads * mask if kept else 0) + (4 * math.prod(cropped) if streamed else 0)
+    return 3 * 8 * slab + mask + (4 * heads * mask if kept else 0) + (4 * math.prod(cropped) if streamed else 0)
