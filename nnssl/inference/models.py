@@ -371,3 +371,13 @@ def _task(model: ChosenModel) -> dict[str, Any]:
         "file ending": description[FILE_ENDING_KEY],
         "reader": plans["image_reader_writer"],
     }
+
+
+def told(models: Sequence[ChosenModel]) -> dict[str, Any]:
+    """Return the models for JSON: `model` and `folds` of one model, null and empty for an ensemble."""
+    alone = models[0] if len(models) == 1 else None
+    return {
+        "model": str(alone.folder.path) if alone else None,
+        "folds": alone.folds if alone else [],
+        "models": [{"model": str(each.folder.path), "folds": each.folds} for each in models],
+    }
