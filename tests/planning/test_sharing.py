@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +245,27 @@ def test_one_command_at_a_time_changes_a_folder(data, monkeypatch, caplog) -> No
             planned(2)
         assert planned(3).preprocessed == 9
     assert planned(2).shared == 8
+    assert not list(data.preprocessed.glob(".*"))
+
+
+PLAN = """
+import sys
+from nnssl.planning.api import plan
+from tests.planning.stock_nnunet import few_intensity_samples
+few = {"num_processes": 1, "num_processes_fingerprint": 1}
+with few_intensity_samples():
+    plan(906, ("3d_fullres",), labelled=int(sys.argv[1]), hardware="cpu", **few)
+"""
+
+
+def test_commands_for_two_budgets_at_once(data) -> None:
+    commands = [subprocess.Popen([sys.executable, "-c", PLAN, str(budget)], cwd=Path(__file__).parents[2])
+                for budget in (2, 3)]  # fmt: skip
+    assert [command.wait() for command in commands] == [0, 0]
+    for budget in (2, 3):
+        check(data, budget)
+        again = planned(budget, hardware="cpu", target_spacing_mm=None)
+        assert (again.preprocessed, again.shared) == (0, 0)
     assert not list(data.preprocessed.glob(".*"))
 
 
