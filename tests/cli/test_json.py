@@ -50,7 +50,7 @@ SCHEMAS = {
     ),
     "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
     "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, models={"type": "array"}, device=TEXT,
-                    postprocessing=TEXT, seconds=NUMBER),
+                    postprocessing=TEXT, memory_bytes=COUNT, seconds=NUMBER),
     "pseudo_label": keys(folder=TEXT, scores=TEXT, cases=TEXTS, kept=TEXTS, predicted=COUNT, models=TEXTS, device=TEXT),
     "evaluate": keys(
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
