@@ -81,6 +81,7 @@ ACROSS_MODULES = {
     "nnssl_trainers/test_stock_nnunet.py",
     "test_commands.py",
     "test_contributing.py",
+    "test_docker.py",
     "test_docs.py",
     "test_layout.py",
     "test_real_data.py",
