@@ -134,16 +134,20 @@ def _plot(found: dict[Panel, dict[str, list[float]]], names: list[str], theme: s
     rules = {"svg.hashsalt": "gain", "font.size": 10, "text.color": text, "axes.edgecolor": lines,
              "axes.labelcolor": text, "xtick.color": text, "ytick.color": text}  # fmt: skip
     with mpl.rc_context(rules):
-        figure = Figure(figsize=(6.2, 6.4), layout="constrained")
+        figure = Figure(figsize=(6.6, 6.2), layout="constrained")
         FigureCanvasSVG(figure)
-        for axes, (panel, closed) in zip(figure.subplots(len(found), 1, sharex=True), found.items(), strict=True):
+        heights = [1 + len(closed) for closed in found.values()]
+        panels = figure.subplots(len(found), 1, sharex=True, height_ratios=heights)
+        for axes, (panel, closed) in zip(panels, found.items(), strict=True):
             shown = [name for name in names if name in closed]
             for height, name in enumerate(reversed(shown)):
                 values = [min(MOST, max(LEAST, value)) for value in closed[name]]
                 axes.plot([min(values), max(values)], [height, height], color=dots, linewidth=2)
                 axes.plot(values, [height] * len(values), "o", color=dots, markersize=5)
                 if min(closed[name]) < LEAST:
-                    axes.text(LEAST + 0.04, height, f"{min(closed[name]):.0f}", va="center", fontsize=9)
+                    axes.text(
+                        LEAST + 0.04, height, f"{min(closed[name]):.0f}".replace("-", "−"), va="center", fontsize=9
+                    )
             axes.axvline(0, color=text, linewidth=1)
             axes.set_yticks(range(len(shown)), [name.removesuffix("Trainer") for name in reversed(shown)])
             axes.set_ylim(-0.6, len(shown) - 0.4)
@@ -151,7 +155,7 @@ def _plot(found: dict[Panel, dict[str, list[float]]], names: list[str], theme: s
             axes.grid(axis="x", color=lines, alpha=0.4)
             axes.set_title(panel.title, fontsize=10, loc="left")
             axes.patch.set_alpha(0)
-        axes.set_xlabel("share of the gap to all labels that is closed: 0 = nnU-Net on the few labels, 1 = on all")
+        axes.set_xlabel("share of the label gap that is closed (0: nnU-Net on few labels, 1: on all)")
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return stream.getvalue()

@@ -78,9 +78,10 @@ def look(
     if file.suffix.lower() != ".png":
         raise UsageError("the sheet is a PNG file", where=file, run=f"-o {file.with_suffix('.png')}")
     check_output_file(file)
-    scans, scores = _scans(place), _scores(folders)
-    order = sorted(scans, key=lambda case: (scores.get(case, np.inf), case))
-    rows = [row for case in order[:cases] for row in _rows(case, scans[case], folders, scores)]
+    scans, scores = _scans(place), {folder: _scores(folder) for folder in folders}
+    first = next(filter(None, scores.values()), {})
+    order = sorted(scans, key=lambda case: (first.get(case, np.inf), case))
+    rows = [row for case in order[:cases] for row in _rows(case, scans[case], scores)]
     labels = next(filter(None, (_labels(folder) for folder in folders)), {})
     content = _draw(rows, labels)
     with replacing(file) as temporary:
@@ -121,12 +122,10 @@ def _scans(place: Path) -> dict[str, Path]:
     return {case_of(file).removesuffix(FIRST_CHANNEL): file for file in first}
 
 
-def _scores(places: Sequence[Path]) -> dict[str, float]:
-    """Return case -> mean Dice of the first folder that has a summary.json; empty without one."""
-    for place in places:
-        if (place / SUMMARY_JSON).is_file():
-            return case_scores(read_scores(place / SUMMARY_JSON), "Dice")
-    return {}
+def _scores(place: Path) -> dict[str, float]:
+    """Return case -> mean Dice of a folder; empty without a summary.json."""
+    file = place / SUMMARY_JSON
+    return case_scores(read_scores(file), "Dice") if file.is_file() else {}
 
 
 def _labels(place: Path) -> dict[int, str]:
@@ -137,14 +136,15 @@ def _labels(place: Path) -> dict[int, str]:
     return {}
 
 
-def _rows(case: str, file: Path, masks: Sequence[Path], scores: Mapping[str, float]) -> Iterator[_Row]:
+def _rows(case: str, file: Path, masks: Mapping[Path, Mapping[str, float]]) -> Iterator[_Row]:
+    """Yield a line for each mask, or folder of masks, with its own score of the case."""
     scan = read_volume(file)
     scan = Volume(grey_levels(scan.voxels), scan.spacing_mm, scan.affine)
     at = centre_of(None, scan.voxels.shape)
     if not masks:
         yield _Row(case, "", scan, None, None, at)
     seen = False
-    for place in masks:
+    for place, scores in masks.items():
         mask = _mask_of(case, place)
         if mask is None:
             yield _Row(case, f"{place.name}: no mask", scan, None, None, at)
@@ -156,7 +156,7 @@ def _rows(case: str, file: Path, masks: Sequence[Path], scores: Mapping[str, flo
         if not seen and volume.voxels.any():
             at, seen = centre_of(volume.voxels, volume.voxels.shape), True
         name = place.name if place.is_dir() else case_of(place)
-        yield _Row(case, name, scan, volume, scores.get(case) if (place / SUMMARY_JSON).is_file() else None, at)
+        yield _Row(case, name, scan, volume, scores.get(case), at)
 
 
 def _mask_of(case: str, place: Path) -> Path | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nnssl.errors import DataError, UsageError
+from nnssl.reports import look as module
 from nnssl.reports.look import centre_of, label_volumes, look, plane_slices
 from nnssl.reports.volumes import read_volume
 from tests.reports.study_for_tests import Study, make_study, write
@@ -16,6 +18,21 @@ from tests.reports.study_for_tests import Study, make_study, write
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.chdir(tmp_path)
     return make_study(tmp_path / "study", cases=4, hostile=False)
+
+
+def test_every_folder_has_its_own_scores(study: Study) -> None:
+    """Balls that a method moves by 1 voxel overlap more than those that the baseline moves by 4."""
+    folders = (study.labels, study.baseline, study.method)
+    scores = {folder: module._scores(folder) for folder in folders}
+    rows = list(module._rows("case_00", study.images / "case_00_0000.nii.gz", scores))
+    assert [row.name for row in rows] == ["labelsTs", "SupervisedTrainer", "FixMatchTrainer"]
+    none, baseline, method = (row.score for row in rows)
+    assert none is None
+    for folder, score in ((study.baseline, baseline), (study.method, method)):
+        entries = json.loads((folder / "summary.json").read_text())["metric_per_case"]
+        metrics = next(each["metrics"] for each in entries if "case_00" in each["prediction_file"])
+        assert score == pytest.approx(np.mean([values["Dice"] for values in metrics.values()]))
+    assert method > baseline
 
 
 def test_the_worst_cases_of_a_folder_come_first(study: Study, tmp_path: Path) -> None:
