@@ -58,13 +58,13 @@ check: venv types
 	$(BIN)/codespell
 
 # One process a core with one thread each, at most four: every process holds torch.
-TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term
+TESTS = OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: check docs
 	$(TESTS) -m "not nightly"
 
 test-all: check docs
-	$(TESTS)
+	$(TESTS) --cov --cov-report=term
 
 docs: venv
 	$(BIN)/sphinx-build -q -W --keep-going docs docs/_build

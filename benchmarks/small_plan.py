@@ -10,6 +10,7 @@ the first stage, the others in proportion.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from nnssl.data.raw import dataset_name
 from nnssl.system.files import environment_folder, read_json, write_json
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the plans."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("patch_size", type=int, nargs="+")
     parser.add_argument("--spacing", type=float, nargs="+", required=True)
     parser.add_argument("--features", type=int, required=True)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     root = environment_folder("nnUNet_preprocessed")
     for file in sorted((root / dataset_name(arguments.dataset, root)).glob("nnUNetPlans*.json")):
         if file.name.endswith(".manifest.json"):

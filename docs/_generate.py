@@ -41,6 +41,7 @@ COMMANDS = (
     "report",
     "look",
     "methods",
+    "clean",
 )  # others follow these
 
 

@@ -1,7 +1,8 @@
 """nnssl: nnU-Net v2 made semi-supervised.
 
 The Python API mirrors the commands: `convert`, `plan`, `train`, `runs`, `predict`, `pseudo_label`, `evaluate`,
-`compare`, `find_best`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`.
+`compare`, `find_best`, `report`, `look`, `pseudo_quality`, `suggest`, `accept`, `export_model`, `install_model`, `run`,
+`clean`.
 Importing this package is fast: torch and nnU-Net are imported when a function is called.
 """
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nnssl.annotation.suggest import suggest as suggest
     from nnssl.bundles.api import export_model as export_model
     from nnssl.bundles.api import install_model as install_model
+    from nnssl.cleaning.api import clean as clean
     from nnssl.comparison.api import compare as compare
     from nnssl.dataset_conversion.api import convert as convert
     from nnssl.evaluation.api import evaluate as evaluate
@@ -52,11 +54,12 @@ _API = {
     "export_model": "nnssl.bundles.api",
     "install_model": "nnssl.bundles.api",
     "run": "nnssl.journey.api",
+    "clean": "nnssl.cleaning.api",
 }
 __all__ = [
-    "DISTRIBUTION", "__version__", "accept", "compare", "convert", "evaluate", "evaluate_run", "export_model",
-    "find_best", "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report", "run", "runs",
-    "suggest", "train",
+    "DISTRIBUTION", "__version__", "accept", "clean", "compare", "convert", "evaluate", "evaluate_run",
+    "export_model", "find_best", "install_model", "look", "plan", "predict", "pseudo_label", "pseudo_quality", "report",
+    "run", "runs", "suggest", "train",
 ]  # fmt: skip
 
 

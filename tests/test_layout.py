@@ -33,6 +33,7 @@ TESTED_BY = {
         "nnssl/bundles/stock.py",
         "nnssl/bundles/writing.py",
     ),
+    "cleaning/test_api.py": ("nnssl/cleaning/references.py",),
     "comparison/test_api.py": ("nnssl/comparison/result.py",),
     "cli/test_bad_input.py": ("nnssl/system/signals.py",),
     "cli/test_train.py": (
@@ -56,7 +57,8 @@ TESTED_BY = {
         "nnssl/planning/fingerprint.py",
         "nnssl/planning/plans.py",
     ),
-    "planning/test_preprocessing.py": ("nnssl/planning/manifest.py",),
+    "planning/test_preprocessing.py": ("nnssl/planning/manifest.py", "nnssl/planning/references.py"),
+    "planning/test_sharing.py": ("nnssl/planning/case_files.py",),
     "test_host.py": (
         "nnssl/host/entries.py",
         "nnssl/host/surface.py",
@@ -79,6 +81,7 @@ ACROSS_MODULES = {
     "nnssl_trainers/test_stock_nnunet.py",
     "test_commands.py",
     "test_contributing.py",
+    "test_docker.py",
     "test_docs.py",
     "test_layout.py",
     "test_python_versions.py",

@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", help="plans")
     add("-c", help="configuration: 2d, 3d_fullres, …")
     add("-tag", help="tag of the run, default for the run without a tag; nnssl_runs lists all runs")
-    runs = "model folder (TRAINER__PLANS__CONFIGURATION[@TAG]) instead of these names; several runs are an ensemble"
+    runs = "model folder (DATASET/TRAINER__PLANS__CONFIGURATION[@TAG], also below nnUNet_results); several: an ensemble"
     add("-m", nargs="+", metavar="RUN", help=runs)
     add("-f", nargs="+", help="folds to average; default: all that are trained")
     add("-chk", default="checkpoint_final.pth", help="checkpoint file, default %(default)s")

@@ -19,14 +19,15 @@ def make_parser() -> argparse.ArgumentParser:
     add = made.add_argument
     place = (
         "folder of a run (a fold, or a model with its folds), a folder with summary.json, or a folder that holds "
-        "several of these; NAME=PLACE gives a name, and several places of one name are seeds of one method"
+        "several of these; NAME=PLACE gives a name, and several places of one name are seeds of one method; or the "
+        "folder of one study of nnssl_sweep"
     )
-    add("places", metavar="RUN", nargs="*", help=place)
+    add("places", metavar="RUN|STUDY", nargs="*", help=place)
     add("-d", dest="dataset", metavar="ID", help="instead of runs: all finished and validated runs of a data set")
     add("-o", dest="output_folder", metavar="FOLDER", required=True, help="writes FOLDER/index.html")
     add("-p", dest="plans", help="with -d: plans name, with the tag of the label budget")
-    add("-c", dest="configuration", help="with -d: configuration")
-    add("-f", dest="fold", help="with -d: only this fold (default: the folds of a run together)")
+    add("-c", dest="configuration", help="with -d or a study: configuration")
+    add("-f", dest="fold", help="with -d or a study: only this fold (default: the folds of a run together)")
     add("-baseline", metavar="RUN", help="one of the runs or names (default: the only SupervisedTrainer)")
     add("-metric", default="Dice", help="metric of the verdict, as for nnssl_compare (default: %(default)s)")
     add("-cases", type=int, default=3, metavar="N", help="number of worst and of best cases (default: 3)")

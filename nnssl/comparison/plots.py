@@ -65,7 +65,14 @@ def plot_curve(curve: Curve, metric: Metric, files: Sequence[Path]) -> None:
 
     figure = Figure(figsize=CURVE_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    draw_curve(figure.subplots(), curve, metric)
+    for file in files:
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format=file.suffix.removeprefix("."), dpi=DPI)
+
+
+def draw_curve(axes: Any, curve: Curve, metric: Metric) -> None:  # noqa: ANN401 - axes of matplotlib
+    """Draw the mean of each method over the number of labelled patients, with 95 % intervals, on some axes."""
     for method, means in curve.means.items():
         known = [(budget, mean) for budget, mean in zip(curve.budgets, means, strict=True) if mean is not None]
         budgets = [budget for budget, _ in known]
@@ -79,9 +86,6 @@ def plot_curve(curve: Curve, metric: Metric, files: Sequence[Path]) -> None:
     axes.set_ylabel(f"mean {metric.title}")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
-    for file in files:
-        with replacing(file) as temporary:
-            figure.savefig(temporary, format=file.suffix.removeprefix("."), dpi=DPI)
 
 
 def _draw_panel(axes: Any, method: MethodComparison, comparison: Comparison) -> None:  # noqa: ANN401

@@ -42,6 +42,7 @@ class BudgetComparison:
         spreads: method -> how much seeds and picks move its difference.
         ranks: how stable the order is, None for a single seed and pick.
         alone: number of finished runs that do not count, because a method has no finished run with their seed and pick.
+        methods: the runs that are compared, the baseline first.
     """
 
     configuration: str
@@ -50,6 +51,13 @@ class BudgetComparison:
     spreads: dict[str, Spread]
     ranks: Ranks | None
     alone: int = 0
+    methods: tuple[Compared, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Configuration and label budget in words."""
+        labels = "every label" if self.labelled == ALL else f"{self.labelled} labelled patients"
+        return f"{self.configuration}, {labels}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -254,7 +262,7 @@ def _compared(group: _Group, baseline: str, metric: str, whole: Compared | None)
         for name, method in group.methods.items()
     }
     order = ranks(means, higher_is_better=METRICS[metric].higher_is_better)
-    return BudgetComparison(group.configuration, group.labelled, comparison, found, order)
+    return BudgetComparison(group.configuration, group.labelled, comparison, found, order, 0, (base, *others))
 
 
 def _by_patient(method: Compared, metric: str) -> dict[str, float]:

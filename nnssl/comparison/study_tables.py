@@ -23,8 +23,7 @@ def study_text(study: StudyComparison) -> str:
     """Return the comparison of each budget, then the worth of labels."""
     parts = []
     for group in study.groups:
-        labels = "every label" if group.labelled == "all" else f"{group.labelled} labelled patients"
-        title = f"{group.configuration}, {labels}"
+        title = group.title
         parts.append("\n".join([title, "-" * len(title), comparison_text(group.comparison), *_level_lines(group)]))
     baseline = study.groups[0].comparison.baseline
     for configuration, curve in study.curves.items():

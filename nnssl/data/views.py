@@ -24,7 +24,7 @@ class TwoViews(BasicTransform):
         geometric: transforms of image and segmentation.
         intensity: transforms of the image alone.
         masking: transforms that set voxels outside the body to zero, after the others.
-        strong_views: n, at least 1.
+        strong_views: n, at least 0.
     """
 
     def __init__(

@@ -365,3 +365,21 @@ def forget_patch_weights() -> None:
     from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
     compute_gaussian.cache_clear()
+
+
+def separate_axis(
+    chosen: Mapping[str, Any], spacing: Sequence[float], new_spacing: Sequence[float]
+) -> tuple[int | None, int]:
+    """Return the axis along which nnU-Net resamples apart from the others, None for none, and the order there.
+
+    Args:
+        chosen: arguments of nnU-Net's resampling, from the plans.
+        spacing: voxel size in mm.
+        new_spacing: the later voxel size in mm, in the same order of axes.
+    """
+    from nnunetv2.configuration import ANISO_THRESHOLD
+    from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+
+    threshold = chosen.get("separate_z_anisotropy_threshold", ANISO_THRESHOLD)
+    apart, axis = determine_do_sep_z_and_axis(chosen.get("force_separate_z", False), spacing, new_spacing, threshold)
+    return (int(axis) if apart else None), int(chosen.get("order_z", 0))

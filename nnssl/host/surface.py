@@ -48,9 +48,15 @@ SURFACE: tuple[HostName, ...] = (
     *callables(
         "nnunetv2.inference.export_prediction",
         LOOKUPS,
-        "the mask on the grid of the original scan",
+        "the mask on the grid of the original scan, for plans with another resampling",
         convert_predicted_logits_to_segmentation_with_correct_shape="predicted_logits plans_manager "
         "configuration_manager label_manager properties_dict return_probabilities num_threads_torch",
+    ),
+    *callables(
+        "nnunetv2.preprocessing.resampling.default_resampling",
+        LOOKUPS,
+        "whether logits are resampled apart along one axis",
+        determine_do_sep_z_and_axis="force_separate_z current_spacing new_spacing separate_z_anisotropy_threshold",
     ),
     *callables(
         "nnunetv2.inference.sliding_window_prediction",

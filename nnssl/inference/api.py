@@ -21,11 +21,12 @@ from nnssl.inference.models import (
     find_ensemble,
     find_folds,
     find_model,
+    told,
 )
 from nnssl.inference.postprocessing import Choice
 from nnssl.inference.progress import ProgressStyle
-from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON, PREDICTION_JSON, SEMI_KEY
-from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object, write_json
+from nnssl.names import DATASET_JSON, FILE_ENDING_KEY, PLANS_JSON
+from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, read_object
 
 if TYPE_CHECKING:
     import torch
@@ -271,6 +272,7 @@ class DiskResult:
             for.
         single: the job was one scan, not a folder or a list of scans.
         best: the file of `nnssl_find_best` that named the models, None where the user did.
+        memory_bytes: the largest memory of the process, computed before the first scan; None without scans.
     """
 
     masks: list[Path]
@@ -281,6 +283,7 @@ class DiskResult:
     postprocessing: str
     single: bool
     best: Path | None = None
+    memory_bytes: int | None = None
 
     @property
     def lines(self) -> list[str]:
@@ -296,21 +299,12 @@ class DiskResult:
         return {
             "masks": [str(mask) for mask in self.masks],
             "predicted": self.predicted,
-            **_told(self.models),
+            **told(self.models),
             "best": str(self.best) if self.best else None,
             "device": self.device,
             "postprocessing": self.postprocessing,
+            "memory_bytes": self.memory_bytes,
         }
-
-
-def _told(models: Sequence[ChosenModel]) -> dict[str, Any]:
-    """Return the models for JSON: `model` and `folds` of one model, null and empty for an ensemble."""
-    alone = models[0] if len(models) == 1 else None
-    return {
-        "model": str(alone.folder.path) if alone else None,
-        "folds": alone.folds if alone else [],
-        "models": [{"model": str(each.folder.path), "folds": each.folds} for each in models],
-    }
 
 
 def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
@@ -325,7 +319,8 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
             ensemble do not fit together.
         DataError: a scan is missing, unreadable or not what the model needs.
         EnvironmentProblem: damaged checkpoint, no such device, output that cannot be written.
-        OutOfMemory: the device has not enough memory for the case that is named.
+        OutOfMemory: this machine has not enough memory for a scan, before the first one is predicted, or the device
+            has not enough for the case that is named.
     """
     models, settings, best = _chosen(options)
     first = models[0].folder.path
@@ -339,22 +334,29 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
     if plans["image_reader_writer"] == READER_OF_3D_TIFF:
         check_voxel_sizes(cases, plans["original_median_spacing_after_transp"])
     todo = [case for case in cases if job.overwrite or not job.is_done(case)]
+    from nnssl.inference.memory import plan_memory
     from nnssl.inference.pipeline import using_threads
+    from nnssl.inference.records import write_records
 
     predictor = _load(models, settings, best)
-    predictor.check_cases(todo)
+    facts = predictor.check_cases(todo)
     folder = cases[0].mask.parent if cases else job.output
     from_folder = bool(job.source) and job.source[0].is_dir()
-    if todo and from_folder:
-        _write_records(folder, predictor, models, job)
     device = predictor.first.device
     workers = 3 if device.type == "cuda" else 1
+    readers, writers = (workers if given is None else given for given in (job.readers, job.writers))
+    memory = None
+    if facts:
+        memory = plan_memory(predictor.models, facts, job.save_probabilities, readers, writers)
+        readers, writers = memory.readers, memory.writers
+    if todo and from_folder:
+        write_records(folder, predictor, models, job)
     with using_threads(job.threads if device.type == "cpu" else None):
         predictor.predict_cases(
             todo,
             save_probabilities=job.save_probabilities,
-            readers=workers if job.readers is None else job.readers,
-            writers=workers if job.writers is None else job.writers,
+            readers=readers,
+            writers=writers,
             progress=job.progress,
         )
     masks = [case.mask for case in cases]
@@ -368,29 +370,5 @@ def predict_files(job: DiskJob, options: ModelOptions) -> DiskResult:
         predictor.postprocessing.line,
         single,
         best.file if best else None,
+        memory.peak_bytes if memory else None,
     )
-
-
-def _write_records(folder: Path, predictor: Predictor | Ensemble, models: Sequence[ChosenModel], job: DiskJob) -> None:
-    first = predictor.first
-    arguments = {
-        "list_of_lists_or_source_folder": str(job.source[0]),
-        "output_folder_or_list_of_truncated_output_files": str(job.output),
-        "save_probabilities": job.save_probabilities,
-        "overwrite": job.overwrite,
-        "num_processes_preprocessing": job.readers,
-        "num_processes_segmentation_export": job.writers,
-        "folder_with_segs_from_prev_stage": None,
-        "num_parts": job.num_parts,
-        "part_id": job.part_id,
-        SEMI_KEY: {
-            **_told(models),
-            "step_size": first.tile_step_size,
-            "mirroring": first.use_mirroring,
-            "postprocessing": predictor.postprocessing.line,
-            "device": str(first.device),
-        },
-    }
-    write_json(folder / PREDICTION_JSON, arguments)
-    write_json(folder / DATASET_JSON, first.dataset_json)
-    write_json(folder / PLANS_JSON, first.plans_manager.plans)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
+from nnssl.data.scans import ScanFacts
 from nnssl.errors import DataError
 from nnssl.evaluation.postprocessing import postprocess
 from nnssl.inference.export import write_mask, write_probabilities
@@ -57,9 +58,14 @@ class Ensemble:
         """The first model, for what all share: labels, reader, channels, device."""
         return self.predictors[0]
 
-    def check_cases(self, cases: Sequence[ScanToPredict]) -> None:
-        """Read every scan once, and raise a `DataError` that lists all scans that the models cannot take."""
-        self.first.check_cases(cases)
+    @property
+    def models(self) -> list[Predictor]:
+        """All models."""
+        return self.predictors
+
+    def check_cases(self, cases: Sequence[ScanToPredict]) -> list[ScanFacts]:
+        """Read every scan once, and return the facts; a `DataError` lists all scans that the models cannot take."""
+        return self.first.check_cases(cases)
 
     def predict_cases(
         self,

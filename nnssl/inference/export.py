@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from nnssl.host import companion_file
 from nnssl.system.files import replacing
 
 REPAIR = "free space or choose another folder, then run the same command with --continue_prediction"
+SINGLE = np.dtype(np.float32)
 
 
 class MaskWriter(Protocol):
@@ -61,7 +63,36 @@ def write_probabilities(stem: Path, probabilities: np.ndarray[Any, Any], propert
     Raises:
         EnvironmentProblem: a file cannot be written.
     """
-    with replacing(Path(f"{stem}.npz"), keep_ending=True, run=REPAIR) as temporary:
-        np.savez_compressed(temporary, probabilities=probabilities)
+    write_probability_parts(stem, probabilities.shape, iter(probabilities), properties, probabilities.dtype)
+
+
+def write_probability_parts(
+    stem: Path,
+    shape: Sequence[int],
+    parts: Iterable[np.ndarray[Any, Any]],
+    properties: dict[str, Any],
+    dtype: np.dtype[Any] = SINGLE,
+) -> None:
+    """Write `stem.npz` and `stem.pkl` as nnU-Net does, with probabilities that never exist as one array.
+
+    Args:
+        stem: path of the files without ending.
+        shape: of the probabilities (C, z, y, x).
+        parts: consecutive parts of the array in its order, the last axis first.
+        properties: content of `stem.pkl`.
+        dtype: of the parts.
+
+    Raises:
+        EnvironmentProblem: a file cannot be written.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(map(int, shape))}
+    with (
+        replacing(Path(f"{stem}.npz"), keep_ending=True, run=REPAIR) as temporary,
+        ZipFile(temporary, "w", ZIP_DEFLATED) as archive,
+        archive.open("probabilities.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(np.ascontiguousarray(part).data)
     with replacing(Path(f"{stem}.pkl"), keep_ending=True, run=REPAIR) as temporary:
         temporary.write_bytes(pickle.dumps(properties))

@@ -10,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl.data.raw import RawCase, listed, with_other_ending
 from nnssl.errors import DataError
 from nnssl.host import companion_file, size_file
 from nnssl.system.resources import cpu_count
+
+if TYPE_CHECKING:
+    from nnssl.data.scans import ScanFacts
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +130,8 @@ def case_of_files(files: Sequence[Path], output: Path, ending: str) -> ScanToPre
     return ScanToPredict(name, tuple(files), output / f"{name}{ending}")
 
 
-def check_cases(cases: Sequence[ScanToPredict], reader_class: type, channels: int) -> None:
-    """Read every scan once, and raise one error with all scans that the model cannot take.
+def check_cases(cases: Sequence[ScanToPredict], reader_class: type, channels: int) -> list[ScanFacts]:
+    """Read every scan once, return their facts, or raise one error with all scans that the model cannot take.
 
     Raises:
         DataError: a file cannot be read or is cut off, a value is not finite, or the channels of a case lie on several
@@ -149,6 +153,7 @@ def check_cases(cases: Sequence[ScanToPredict], reader_class: type, channels: in
             where=cases[0].images[0].parent,
             why="\n".join(problems[:10]) + ("\n…" if len(problems) > 10 else ""),
         )
+    return [outcome.facts for outcome in outcomes if outcome.facts is not None]
 
 
 def check_voxel_sizes(cases: Sequence[ScanToPredict], trained_on: Sequence[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nnssl.names import (
     FOLD_PREFIX,
     LABELS_KEY,
     PLANS_JSON,
+    RESULTS_VARIABLE,
     TAG_SEPARATOR,
 )
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, environment_folder, read_object
@@ -129,7 +131,7 @@ def find_model(query: ModelQuery) -> ModelFolder:
         EnvironmentProblem: `nnUNet_results` is not set.
     """
     if query.folder is not None:
-        model = _model_at(query.folder)
+        model = _model_at(_below_results(query.folder))
         return model if model.folds(query.checkpoint) else _no_checkpoint(model, query.checkpoint)
     root = environment_folder("nnUNet_results")
     models = list_models(root)
@@ -242,6 +244,14 @@ def _listed(models: Iterable[ModelFolder]) -> str:
         f"{model.options}   ({'folds ' + ' '.join(done) if (done := model.folds(FINAL_CHECKPOINT)) else 'unfinished'})"
         for model in models
     )
+
+
+def _below_results(folder: Path) -> Path:
+    """Return the folder, or one of this relative path below `nnUNet_results` where there is none here."""
+    results = os.environ.get(RESULTS_VARIABLE)
+    if results and not folder.exists() and (Path(results) / folder).is_dir():
+        return Path(results) / folder
+    return folder
 
 
 def _model_at(folder: Path) -> ModelFolder:
@@ -360,4 +370,14 @@ def _task(model: ChosenModel) -> dict[str, Any]:
         "channels": channels,
         "file ending": description[FILE_ENDING_KEY],
         "reader": plans["image_reader_writer"],
+    }
+
+
+def told(models: Sequence[ChosenModel]) -> dict[str, Any]:
+    """Return the models for JSON: `model` and `folds` of one model, null and empty for an ensemble."""
+    alone = models[0] if len(models) == 1 else None
+    return {
+        "model": str(alone.folder.path) if alone else None,
+        "folds": alone.folds if alone else [],
+        "models": [{"model": str(each.folder.path), "folds": each.folds} for each in models],
     }

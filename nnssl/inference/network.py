@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,49 @@ from nnssl.host import (
     input_channels,
     network_of_entry,
     plans_manager,
+    separate_axis,
 )
 from nnssl.host.preprocessing import KeepingConfiguration, checked_preprocessor
 from nnssl.inference.checkpoint import Checkpoint, load_checkpoint
+from nnssl.inference.interpolation import CUBIC, Array, resample_image
+from nnssl.inference.restoring import RESAMPLING
 from nnssl.names import DATASET_JSON, PLANS_JSON
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, read_object
+
+
+class PredictingConfiguration(KeepingConfiguration):
+    """A configuration that resamples scans as nnU-Net does, with a third of the memory where all axes are alike."""
+
+    @property
+    def resampling_fn_data(self) -> Callable[..., Any]:
+        """The function that resamples images."""
+        return partial(_resample_scan, self, super().resampling_fn_data)
+
+    def in_slabs(self, spacing: Sequence[float], target: Sequence[float]) -> bool:
+        """Return whether a scan is resampled with cubic interpolation of all axes together.
+
+        Args:
+            spacing: voxel size of the scan in mm.
+            target: voxel size of the plans in mm, in the same order of axes.
+        """
+        entry = self.configuration
+        options = entry["resampling_fn_data_kwargs"]
+        known = entry["resampling_fn_data"] == RESAMPLING and not options.get("is_seg", False)
+        cubic = options.get("order", CUBIC) == CUBIC
+        return bool(known and cubic and separate_axis(options, spacing, target)[0] is None)
+
+
+def _resample_scan(
+    configuration: PredictingConfiguration,
+    function: Callable[..., Any],
+    data: Array,
+    new_shape: Sequence[int],
+    spacing: Sequence[float],
+    target: Sequence[float],
+) -> Any:  # noqa: ANN401 - an array
+    if configuration.in_slabs(spacing, target):
+        return resample_image(data, [max(1, int(size)) for size in new_shape])
+    return function(data, new_shape, spacing, target)
 
 
 @dataclass(frozen=True)
@@ -43,7 +82,7 @@ class LoadedModel:
     network: torch.nn.Module
     plans: PlansManager
     configuration: ConfigurationManager
-    preprocessing: ConfigurationManager
+    preprocessing: PredictingConfiguration
     preprocessor: Any
     dataset_json: dict[str, Any]
     checkpoints: list[Checkpoint]
@@ -113,8 +152,8 @@ def _load_weights(network: torch.nn.Module, checkpoint: Checkpoint, file: Path) 
         ) from error
 
 
-def _without_label_resampling(configuration: ConfigurationManager) -> ConfigurationManager:
+def _without_label_resampling(configuration: ConfigurationManager) -> PredictingConfiguration:
     entries = copy.deepcopy(configuration.configuration)
     if configuration.preprocessor_name == "DefaultPreprocessor":
         entries["resampling_fn_seg"], entries["resampling_fn_seg_kwargs"] = "no_resampling_hack", {}
-    return KeepingConfiguration(entries)
+    return PredictingConfiguration(entries)

@@ -14,10 +14,11 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from typing_extensions import Self
 
+from nnssl.data.scans import ScanFacts
 from nnssl.errors import DataError, OutOfMemory, UsageError
 from nnssl.evaluation.postprocessing import postprocess
-from nnssl.host import input_channels, mask_from_logits
-from nnssl.inference.export import write_mask, write_probabilities
+from nnssl.host import input_channels
+from nnssl.inference.export import write_mask, write_probability_parts
 from nnssl.inference.images import Array, LoadedImage, load_image
 from nnssl.inference.inputs import ScanToPredict, check_cases
 from nnssl.inference.models import ModelFolder, ModelQuery, find_folds, find_model
@@ -25,6 +26,7 @@ from nnssl.inference.network import LoadedModel, load_model
 from nnssl.inference.pipeline import run_overlapped
 from nnssl.inference.postprocessing import Choice, choose_postprocessing
 from nnssl.inference.progress import Progress, ProgressStyle
+from nnssl.inference.restoring import Restoration, WholeRestoration, restoration_of
 from nnssl.inference.tiles import Slicer, add_tiles, images_a_pass, mirrored_mean
 from nnssl.names import CHECKPOINT_FINAL, FILE_ENDING_KEY, FOLD_PREFIX
 from nnssl.system.devices import choose_device
@@ -37,9 +39,9 @@ VALIDATION_WRITERS = 2  # bounds the memory of logits that wait for their export
 class Predictor(nnUNetPredictor):
     """A trained model, loaded once, for any number of scans.
 
-    The masks are those of nnU-Net's predictor, apart from float rounding and the post-processing that is stored with
-    the model. Three further things differ: threads replace worker processes, the network is built from the plans
-    without a search for trainer classes, and tiles, slices and mirrored copies pass the network in batches.
+    The masks are those of nnU-Net's predictor, apart from rounding and the model's stored post-processing. Further
+    differences: threads in place of worker processes, a network from the plans without a search for trainer classes,
+    and batches of tiles, slices and mirrored copies.
 
     Args:
         step_size: step between patches in units of the patch size, in (0, 1].
@@ -133,18 +135,27 @@ class Predictor(nnUNetPredictor):
         return self
 
     @property
+    def models(self) -> list[Self]:
+        """This predictor alone, where an `Ensemble` has several."""
+        return [self]
+
+    @property
     def channels(self) -> int:
         """Number of image channels that the model needs."""
         return input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+
+    def resamples_in_slabs(self, spacing: Sequence[float], target: Sequence[float]) -> bool:
+        """Return whether scans of a spacing are resampled without further copies; both in the plans' order of axes."""
+        return self._preprocessing.in_slabs(spacing, target)
 
     @property
     def file_ending(self) -> str:
         """File ending, with its dot, of the scans that the model was trained on."""
         return str(self.dataset_json[FILE_ENDING_KEY])
 
-    def check_cases(self, cases: Sequence[ScanToPredict]) -> None:
-        """Read every scan once, and raise a `DataError` that lists all scans that the model cannot take."""
-        check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
+    def check_cases(self, cases: Sequence[ScanToPredict]) -> list[ScanFacts]:
+        """Read every scan once, and return the facts; a `DataError` lists all scans that the model cannot take."""
+        return check_cases(cases, self.plans_manager.image_reader_writer_class, self.channels)
 
     def predict_cases(
         self,
@@ -195,9 +206,7 @@ class Predictor(nnUNetPredictor):
         data, properties = self.prepare(case)
         axes = [data.ndim - len(self.configuration_manager.patch_size) + axis for axis in flipped]
         logits = self._infer(case.name, (data.flip(axes), properties)).flip(axes)
-        _, probabilities = self._restore(logits, properties, True)
-        assert probabilities is not None
-        return probabilities, properties
+        return self._restoration(logits, properties).mask_and_probabilities()[1], properties
 
     def mean_probabilities(self, name: str, prepared: Prepared) -> Array:
         """Return the mean of the folds' probabilities (C, z, y, x) on the grid of a scan.
@@ -217,8 +226,7 @@ class Predictor(nnUNetPredictor):
         try:
             for parameters in every:
                 self.list_of_parameters = [parameters]
-                _, probs = self._restore(self._infer(name, prepared), prepared[1], True)
-                assert probs is not None
+                _, probs = self._restoration(self._infer(name, prepared), prepared[1]).mask_and_probabilities()
                 total = probs if total is None else total + probs
         finally:
             self.list_of_parameters = every
@@ -265,10 +273,9 @@ class Predictor(nnUNetPredictor):
             DataError: the number of channels is wrong, or a value is not finite, before or after normalisation.
         """
         loaded = load_image(image, spacing_mm, reorient=self.reorients)
-        data, properties = self.prepare_loaded(loaded)
-        restored: ImageT = loaded.restore(
-            self._restore(self.predict_logits_from_preprocessed_data(data), properties, False)[0]
-        )
+        prepared = self.prepare_loaded(loaded)
+        mask = self._restoration(self._infer("image", prepared), prepared[1]).mask()
+        restored: ImageT = loaded.restore(postprocess(mask, self.postprocessing.decision))
         return restored
 
     @property
@@ -336,19 +343,20 @@ class Predictor(nnUNetPredictor):
         self, mask: Path, stem: Path, logits: torch.Tensor, properties: dict[str, Any], save_probabilities: bool
     ) -> None:
         """Write the mask, and the probabilities where a user wants them."""
-        voxels, probabilities = self._restore(logits, properties, save_probabilities)
-        if probabilities is not None:
-            write_probabilities(stem, probabilities, properties)
+        restoration = self._restoration(logits, properties)
+        if save_probabilities:
+            voxels, parts = restoration.mask_and_parts()
+            write_probability_parts(stem, (len(logits), *voxels.shape), parts, properties)
+        else:
+            voxels = restoration.mask()
+        del restoration
+        voxels = postprocess(voxels, self.postprocessing.decision)
         write_mask(mask, voxels, properties, self.plans_manager.image_reader_writer_class())
 
-    def _restore(
-        self, logits: torch.Tensor, properties: dict[str, Any], probabilities: bool
-    ) -> tuple[Array, Array | None]:
-        """Return post-processed mask (z, y, x) and probabilities (C, z, y, x) on the grid of the original scan."""
-        plans, configuration = self.plans_manager, self.configuration_manager
-        restored = mask_from_logits(logits, plans, configuration, self.label_manager, properties, probabilities)
-        mask, probs = restored if probabilities else (restored, None)
-        return postprocess(mask, self.postprocessing.decision), probs
+    def _restoration(self, logits: torch.Tensor, properties: dict[str, Any]) -> Restoration | WholeRestoration:
+        """Return what turns logits into mask (z, y, x) and probabilities (C, z, y, x) on the grid of the scan."""
+        managers = self.plans_manager, self.configuration_manager, self.label_manager
+        return restoration_of(logits, *managers, properties)
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)
@@ -389,6 +397,6 @@ class Predictor(nnUNetPredictor):
 
         add_tiles(logits_of, data, slicers, images_a_pass(patch, self.device), add)
         result = sums.div_(weights)
-        if torch.isinf(result).any():
+        if any(bool(torch.isinf(values).any()) for values in result):  # class by class: a copy of each is made
             raise RuntimeError("the logits overflow half precision")
         return result

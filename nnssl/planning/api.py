@@ -31,7 +31,7 @@ from nnssl.planning.plans import (
     make_plans,
     planner_and_name,
 )
-from nnssl.planning.preprocessing import preprocess_all
+from nnssl.planning.preprocessing import Handling, Preprocessed, preprocess_all
 from nnssl.planning.resources import default_processes, processes_for
 from nnssl.planning.scope import (
     Scope,
@@ -63,6 +63,7 @@ class ConfigurationPlan:
         spacing_mm: voxel size of each axis.
         features: feature maps of each stage.
         preprocessed: number of cases that this call preprocessed; 0 where all cases were preprocessed before.
+        shared: number of cases that this call took over from other plans of the data set, without a copy.
     """
 
     patch_size: tuple[int, ...]
@@ -70,6 +71,7 @@ class ConfigurationPlan:
     spacing_mm: tuple[float, ...]
     features: tuple[int, ...]
     preprocessed: int = 0
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
     path = _write_plans(scope, splits, plans, chosen_setting)
     write_data_check(scope, warnings)
     workers = {name: processes[name] for name in chosen if run_preprocessing}
-    done, late = preprocess_all(scope, plans, workers, store, clean, skip_unreadable)
+    done, late = preprocess_all(scope, plans, workers, store, Handling(clean, skip_unreadable))
     if late:
         scope, splits, more = _leave_out_late(scope, splits, request, late, fingerprint_of)
         warnings += more
@@ -234,7 +236,7 @@ def plan(  # noqa: PLR0913 - the command's options, each with a default
         raw.name,
         plans["plans_name"],
         path,
-        {name: _summary(plans, name, done.get(name, 0)) for name in chosen},
+        {name: _summary(plans, name, done.get(name, Preprocessed())) for name in chosen},
         cases,
         tuple(_training_command(raw.name, name, plans["plans_name"], request, not cases.unlabelled) for name in chosen),
         tuple(warnings),
@@ -354,12 +356,13 @@ def _write_plans(scope: Scope, splits: Splits, plans: dict[str, Any], setting: S
     return path
 
 
-def _summary(plans: Mapping[str, Any], name: str, done: int) -> ConfigurationPlan:
+def _summary(plans: Mapping[str, Any], name: str, done: Preprocessed) -> ConfigurationPlan:
     configuration = resolved_configuration(plans, name)
     return ConfigurationPlan(
         tuple(configuration["patch_size"]),
         configuration["batch_size"],
         tuple(configuration["spacing"]),
         tuple(configuration["architecture"]["arch_kwargs"]["features_per_stage"]),
-        done,
+        done.count,
+        done.shared,
     )

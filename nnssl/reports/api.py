@@ -20,11 +20,12 @@ from nnssl.reports.colours import names_of_values
 from nnssl.reports.data_facts import dataset_json_of
 from nnssl.reports.page import INDEX, CasePicture, Page, render, viewer_library
 from nnssl.reports.run_facts import facts_of_runs
+from nnssl.reports.study_facts import is_study, read_study
 from nnssl.reports.tables import case_scores, main_method, rank_cases, value_text
 from nnssl.system.files import check_output_file, check_writable, replacing, write_text
 from nnssl.training.runs import runs
 
-FIGURES = ("case_*.png", "differences.svg", "course_*.svg", "pseudo_labels_*.svg")
+FIGURES = ("case_*.png", "differences.svg", "label_efficiency_*.svg", "course_*.svg", "pseudo_labels_*.svg")
 PICTURES, VOLUMES, LIBRARY = "pictures", "volumes", "niivue.umd.js"
 OWN_FILES = (LIBRARY, f"{VOLUMES}/[0-9]*.js", *(f"{PICTURES}/{name}" for name in FIGURES))
 
@@ -111,12 +112,13 @@ def report(  # noqa: PLR0913 - the public API names every option
 
     Args:
         places: as for `nnssl.compare`: runs, or folders with `summary.json`, `NAME=PLACE` gives a name. A folder that
-            holds several of these stands for all of them. A single run has a report without a verdict.
+            holds several of these stands for all of them. A single run has a report without a verdict. The folder of a
+            study stands alone: the verdict is that of its smallest label budget.
         output_folder: `index.html` and its files go there; existing files of the same names are replaced.
         dataset: instead of places: all finished and validated runs of this data set.
         plans: as for `nnssl.compare`, with `dataset`; so are `configuration` and `fold`.
-        configuration: see `plans`.
-        fold: see `plans`.
+        configuration: see `plans`; also with a study.
+        fold: see `plans`; also with a study.
         baseline: as for `nnssl.compare`.
         metric: as for `nnssl.compare`.
         cases: number of the worst and of the best cases with pictures, >= 0.
@@ -131,17 +133,16 @@ def report(  # noqa: PLR0913 - the public API names every option
     _check(places, dataset, metric, cases)
     check_writable(folder, "the folder of the report", "choose another folder with -o")
     check_output_file(folder / INDEX)
-    if dataset is not None:
-        places = _only_model(dataset, plans, configuration, fold)
-    if places:
-        methods = _named(places, baseline)
+    study = read_study(places[0], baseline, configuration, fold, metric) if is_study(places) else None
+    comparison: Comparison | None = None
+    if study is not None:
+        methods, comparison = list(study.main.methods), study.main.comparison
     else:
-        name = None if baseline is None else str(baseline)
-        base, others = methods_of_dataset(dataset or "", plans, configuration, fold, name)
-        methods = [base, *others]
-    comparison = compare_methods(methods[0], methods[1:], metric) if methods[1:] else None
+        methods = _methods(places, dataset, plans, configuration, fold, baseline)
+        comparison = compare_methods(methods[0], methods[1:], metric) if methods[1:] else None
+    facts = study.runs() if study else [each for method in methods for each in facts_of_runs(method)]
     store = Store(folder, single_file)
-    page = Page(dataset_of(methods), methods, comparison, metric, [each for m in methods for each in facts_of_runs(m)])
+    page = Page(dataset_of(methods), methods, comparison, metric, facts, study=study)
     folders = [place for method in methods for source in method.sources for place in source.scores.folders]
     page.dataset_json = dataset_json_of(page.dataset, folders)
     shown = _show_cases(page, store, cases)
@@ -152,6 +153,24 @@ def report(  # noqa: PLR0913 - the public API names every option
     store.remove_old()
     size = sum(file.stat().st_size for file in [folder / INDEX, *store.files])
     return ReportResult(folder / INDEX, comparison, tuple(shown), size)
+
+
+def _methods(
+    places: Sequence[str | Path],
+    dataset: str | int | None,
+    plans: str | None,
+    configuration: str | None,
+    fold: str | int | None,
+    baseline: str | Path | None,
+) -> list[Compared]:
+    """Return the methods that places or a data set mean, the baseline first."""
+    if dataset is not None:
+        places = _only_model(dataset, plans, configuration, fold)
+    if places:
+        return _named(places, baseline)
+    name = None if baseline is None else str(baseline)
+    base, others = methods_of_dataset(dataset or "", plans, configuration, fold, name)
+    return [base, *others]
 
 
 def _check(places: Sequence[str | Path], dataset: str | int | None, metric: str, cases: int) -> None:

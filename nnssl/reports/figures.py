@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nnssl.comparison.efficiency import Curve
+from nnssl.comparison.plots import draw_curve
 from nnssl.comparison.result import Comparison
+from nnssl.comparison.scores import Metric
 from nnssl.reports.drawing import figure_of, picture_bytes
 
 Row = Mapping[str, Any]
 ROW_INCH = 0.32
+SHARE = "pseudo_share_"  # of the k-th structure in the pseudo-labels of an epoch, in the log of a run
 
 
 def interval_figure(comparison: Comparison) -> bytes:
@@ -35,15 +39,24 @@ def interval_figure(comparison: Comparison) -> bytes:
         return picture_bytes(figure, "svg")
 
 
+def efficiency_figure(curve: Curve, metric: Metric) -> bytes:
+    """Return the mean of each method over the number of labelled patients, with 95 % intervals."""
+    with figure_of(7.5, 4.0) as figure:
+        draw_curve(figure.subplots(), curve, metric)
+        return picture_bytes(figure, "svg")
+
+
 def course_figure(rows: Sequence[Row], names: Sequence[str]) -> bytes:
-    """Return the course of one run: every loss term, and the pseudo-Dice of every structure.
+    """Return the course of one run: loss terms, pseudo-Dice of every structure, and their shares of the pseudo-labels.
 
     Args:
         rows: the log of the run, one row an epoch.
-        names: the names of the structures; `pseudo_dice_k` of a row belongs to the k-th name.
+        names: the names of the structures; `pseudo_dice_k` and `pseudo_share_k` of a row belong to the k-th name.
     """
-    with figure_of(7.5, 6.0) as figure:
-        losses, dice = figure.subplots(2, 1, sharex=True)
+    taught = any(key.startswith(SHARE) for row in rows for key in row)
+    panels = 3 if taught else 2
+    with figure_of(7.5, 3.0 * panels) as figure:
+        losses, dice, *shares = figure.subplots(panels, 1, sharex=True)
         terms = list(dict.fromkeys(key for row in rows for key in row if key.startswith("loss_")))
         _curve(losses, rows, "loss", "loss (sum of the terms)", color="black", linewidth=2)
         _curve(losses, rows, "validation_loss", "loss on validation patches", color="grey", linestyle="--")
@@ -52,9 +65,13 @@ def course_figure(rows: Sequence[Row], names: Sequence[str]) -> bytes:
         _curve(dice, rows, "pseudo_dice", "mean", color="black", linewidth=2)
         for number, name in enumerate(names, start=1):
             _curve(dice, rows, f"pseudo_dice_{number}", _short(name))
-        dice.set_ylim(0, 1)
-        dice.set_xlabel("iteration")
-        for axes, label in ((losses, "loss"), (dice, "pseudo-Dice of validation patches")):
+            for axes in shares:
+                _curve(axes, rows, f"{SHARE}{number}", _short(name))
+        for axes in (dice, *shares):
+            axes.set_ylim(0, 1)
+        (dice, *shares)[-1].set_xlabel("iteration")
+        labels = ("loss", "pseudo-Dice of validation patches", "share of the pseudo-labels")
+        for axes, label in zip((losses, dice, *shares), labels, strict=False):
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
             if axes.lines:

@@ -8,11 +8,13 @@ from importlib.resources import files
 from typing import Any
 
 from nnssl.comparison.result import Comparison
+from nnssl.comparison.scores import METRICS
 from nnssl.comparison.sources import Compared
 from nnssl.reports.colours import colour_of, names_of_values
 from nnssl.reports.data_facts import check_of, data_table
-from nnssl.reports.figures import course_figure, interval_figure, pseudo_figure
+from nnssl.reports.figures import SHARE, course_figure, efficiency_figure, interval_figure, pseudo_figure
 from nnssl.reports.run_facts import RunFacts
+from nnssl.reports.study_facts import ReportedStudy
 from nnssl.reports.tables import (
     Table,
     cases_table,
@@ -74,7 +76,9 @@ class Page:
         shown: the methods with masks in the pictures.
         cases: the cases with pictures.
         library: address of the viewer's script, empty where this stands in the page; None without a viewer.
+        study: where the report is on a study; the methods are then those of its smallest label budget.
         intervals: the figure of the differences.
+        efficiency: the figures of the scores over the label budgets.
         courses: the figures of the runs.
         pseudo: the figures of stored pseudo-labels.
     """
@@ -88,7 +92,9 @@ class Page:
     shown: list[Compared] = field(default_factory=list)
     cases: list[CasePicture] = field(default_factory=list)
     library: str | None = None
+    study: ReportedStudy | None = None
     intervals: Figure | None = None
+    efficiency: list[Figure] = field(default_factory=list)
     courses: list[Figure] = field(default_factory=list)
     pseudo: list[Figure] = field(default_factory=list)
 
@@ -106,11 +112,17 @@ class Page:
         if self.comparison is not None:
             address = save("differences.svg", interval_figure(self.comparison))
             self.intervals = Figure(address, "Mean difference of each method with its 95 % interval; dots are patients")
+        if self.study is not None:
+            metric = METRICS[self.metric]
+            for number, (name, curve) in enumerate(self.study.comparison.curves.items()):
+                address = save(f"label_efficiency_{number}.svg", efficiency_figure(curve, metric))
+                text = f"{name}: mean {metric.title} over the number of labelled patients, with 95 % intervals"
+                self.efficiency.append(Figure(address, text))
         names = list(self.methods[0].runs[0].structures.values())
         for number, run in enumerate(self.runs):
             if run.rows:
                 address = save(f"course_{number}.svg", course_figure(run.rows, names))
-                self.courses.append(Figure(address, f"{run.title}: loss terms and pseudo-Dice over the iterations"))
+                self.courses.append(Figure(address, f"{run.title}: {_course_text(run)}"))
             if run.pseudo_scores:
                 address = save(f"pseudo_labels_{number}.svg", pseudo_figure(run.pseudo_scores))
                 self.pseudo.append(Figure(address, f"{run.title}: scores of the stored pseudo-labels"))
@@ -122,6 +134,7 @@ class Page:
         return {
             "comparison": compared + further,
             "structures": [structures_table(self.methods)],
+            "efficiency": [] if self.study is None else self.study.tables(),
             "cases": [cases_table(self.shown or self.methods, self.metric)],
             "data": [data_table(self.dataset, self.dataset_json, self.record)],
             "decisions": [_decisions(self.runs)],
@@ -150,6 +163,13 @@ class Page:
             ],
             "labels": [{"value": value, "name": name, "colour": colour_of(value)} for value, name in labels.items()],
         }  # fmt: skip
+
+
+def _course_text(run: RunFacts) -> str:
+    """Return what the figure of a run shows."""
+    taught = any(key.startswith(SHARE) for row in run.rows for key in row)
+    shares = ", and the share of each structure in the pseudo-labels of the teacher" if taught else ""
+    return f"loss terms and pseudo-Dice over the iterations{shares}"
 
 
 def render(page: Page, scripts: Sequence[str]) -> str:

@@ -62,10 +62,12 @@ class RunFacts:
 
     @property
     def title(self) -> str:
-        """Name of the method, with the seed and the fold where they are known."""
+        """Name of the method, with seed, fold and label budget where they are known."""
         if self.record is None:
             return f"{self.method}, {self.folder.name}"
-        return f"{self.method}, seed {self.record.settings.seed}, fold {self.record.fold}"
+        settings = self.record.settings
+        labelled = f", labelled {settings.labelled}" if settings.labelled else ""
+        return f"{self.method}, seed {settings.seed}, fold {self.record.fold}{labelled}"
 
     @property
     def commands(self) -> list[str]:

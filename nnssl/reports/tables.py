@@ -79,7 +79,7 @@ def differences_tables(comparison: Comparison) -> list[Table]:
     title = f"Difference by structure, {comparison.described.unit} [95 %]"
     tables.append(Table(title, ("method", *structures), rows))
     metrics = [name for name in METRICS if any(name in method.by_metric for method in comparison.methods)]
-    header = [f"{METRICS[name].title}, {METRICS[name].unit}" for name in metrics]
+    header = [METRICS[name].title + (", points" if METRICS[name].higher_is_better else "") for name in metrics]
     rows = [
         [method.name, *(_found(method.by_metric.get(name), METRICS[name]) for name in metrics)]
         for method in comparison.methods

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -158,7 +159,10 @@ _HEADER = ("application_id", "user_version")
 
 @contextlib.contextmanager
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
-    database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    """Open the file; where its folder cannot be written to, without the files that SQLite puts beside it."""
+    writable = os.access(path.parent, os.W_OK)
+    name = path.absolute().as_uri() + ("" if writable else "?immutable=1")
+    database = sqlite3.connect(name, timeout=BUSY_TIMEOUT_S, isolation_level=None, uri=True)
     try:
         yield database
     finally:

@@ -12,7 +12,9 @@ from nnssl.errors import EnvironmentProblem
 
 
 @contextlib.contextmanager
-def hold_lock(file: Path, what: str, *, where: Path, run: str, keep_file: bool = False) -> Iterator[None]:
+def hold_lock(
+    file: Path, what: str, *, where: Path, run: str, keep_file: bool = False, wait_s: float = 0
+) -> Iterator[None]:
     """Hold a lock inside the block; a file system without locks keeps no process away.
 
     Args:
@@ -21,12 +23,13 @@ def hold_lock(file: Path, what: str, *, where: Path, run: str, keep_file: bool =
         where: the place that the error names.
         run: what the error says to do.
         keep_file: the lock file stays at the end.
+        wait_s: seconds to wait for a process that holds the lock.
 
     Raises:
         EnvironmentProblem: another process holds the lock.
         OSError: the lock file cannot be written.
     """
-    lock = FileLock(file, timeout=0)
+    lock = FileLock(file, timeout=wait_s)
     try:
         with contextlib.suppress(NotImplementedError):
             lock.acquire()
@@ -38,3 +41,18 @@ def hold_lock(file: Path, what: str, *, where: Path, run: str, keep_file: bool =
         lock.release()
         if not keep_file:
             file.unlink(missing_ok=True)
+
+
+def is_held(file: Path) -> bool:
+    """Return whether a process holds the lock now; without a file, or without locks, none does."""
+    if not file.exists():
+        return False
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (NotImplementedError, OSError):
+        return False
+    lock.release()
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 
 PROCESSES_VARIABLE = "nnUNet_def_n_proc"  # a user of nnU-Net sets the number of worker processes with this variable
@@ -12,6 +13,7 @@ NNUNET_PROCESSES = 8  # nnU-Net's number where the variable is not set
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 MEMORY_FACTS = Path("/proc/meminfo")
+OWN_MEMORY = Path("/proc/self/statm")
 MEMORY_EVENTS = Path("/proc/vmstat")
 
 
@@ -46,6 +48,24 @@ def free_memory_bytes() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now; where the system does not say, the most it has held."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        pages = int(OWN_MEMORY.read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return peak_memory_bytes()
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held, 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def oom_kills() -> int | None:

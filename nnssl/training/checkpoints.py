@@ -18,6 +18,7 @@ import torch
 
 from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.system.files import replacing
+from nnssl.training.settings import RunSettings
 
 KEY = "nnssl_semi"  # everything of ours in a checkpoint or in the plans stands under this key
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def of_run(checkpoint: Mapping[str, Any], trainer: str, run: Mapping[str, Any], 
             where=folder,
             why=f"it names {ours.get('trainer', 'no trainer of nnssl')}",
         )
-    stored = {"tag": "", "start_from": "", "pseudo_labels": "", **ours["run"]}  # earlier versions know none of these
+    stored = RunSettings().to_dict() | ours["run"]  # an earlier version does not know every setting
     stored["num_iterations"] = max(stored["num_iterations"], run["num_iterations"])  # a run can become longer
     if stored != run:
         raise UsageError(

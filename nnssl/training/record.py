@@ -11,7 +11,6 @@ import json
 import math
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -36,7 +35,7 @@ from nnssl.names import (
     VALIDATION_FOLDER,
 )
 from nnssl.system.files import content_hash, settings_hash, write_json
-from nnssl.system.resources import cpu_count
+from nnssl.system.resources import cpu_count, peak_memory_bytes
 from nnssl.training.settings import RunSettings
 from nnssl.version import __version__
 
@@ -328,16 +327,6 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident memory of this process so far, 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def seconds_per_iteration(folder: Path) -> float | None:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from nnssl.errors import UsageError
 from nnssl.names import (
     CHECKPOINT_BEST,
@@ -25,7 +23,7 @@ from nnssl.names import (
     TAG_SEPARATOR,
 )
 from nnssl.system.files import read_object
-from nnssl.system.locks import hold_lock
+from nnssl.system.locks import hold_lock, is_held
 
 LATEST, BEST, FINAL = CHECKPOINT_LATEST, CHECKPOINT_BEST, CHECKPOINT_FINAL
 MODEL_FILES = (PLANS_JSON, DATASET_JSON, FINGERPRINT_JSON)
@@ -84,18 +82,7 @@ def lock_fold(folder: Path) -> Iterator[None]:
 
 def is_locked(folder: Path) -> bool:
     """Return whether a process trains the fold now."""
-    file = _lock_file(folder)
-    if not file.exists():
-        return False
-    lock = FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    except (NotImplementedError, OSError):
-        return False
-    lock.release()
-    return False
+    return is_held(_lock_file(folder))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ class Batch:
         target_l: their labels (B, 1, *S); with deep supervision a list of labels, one tensor for the size of each
             output.
         image_u_w: unlabelled patches (B, C, *S); None for methods without unlabelled data.
-        image_u_s: the same patches in the same geometry, with intensity augmentations.
+        image_u_s: the same patches in the same geometry, with intensity augmentations; None for methods that learn
+            from no strong view.
         mask_u: (B, 1, *S), True = scan, False = padding.
         iteration: number of optimiser steps before this batch.
         box_u: place of each unlabelled patch in its scan, (B, n, 2), see `LocatedPatches`; None unless the method sets
@@ -51,6 +52,13 @@ class Batch:
         assert self.image_u_s is not None
         assert self.mask_u is not None
         return self.image_u_w, self.image_u_s, self.mask_u
+
+    @property
+    def weak_view(self) -> tuple[Tensor, Tensor]:
+        """Weak view and mask of the unlabelled patches."""
+        assert self.image_u_w is not None
+        assert self.mask_u is not None
+        return self.image_u_w, self.mask_u
 
     @property
     def stored_labels(self) -> tuple[Tensor, Tensor]:

@@ -48,12 +48,13 @@ class DataStreams(RunLoop[ConfigT]):
 
     uses_unlabelled: ClassVar[bool] = True
     needs_boxes: ClassVar[bool] = False
+    learns_from_strong_view: ClassVar[bool] = True
     cases: FoldCases | None = None
 
     @property
     def strong_views(self) -> int:
-        """Number of strong views of each unlabelled patch."""
-        return 1
+        """Number of strong views of each unlabelled patch; none are made for a method that learns from none."""
+        return int(self.learns_from_strong_view)
 
     @property
     def draws_unlabelled(self) -> bool:

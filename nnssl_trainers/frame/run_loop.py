@@ -183,6 +183,7 @@ class RunLoop(Checkpointing[ConfigT]):
             "validation_loss": float(self.logger.get_value("val_losses", step=-1)),
             "pseudo_dice": float(self.logger.get_value("mean_fg_dice", step=-1)),
             **{f"pseudo_dice_{k + 1}": value for k, value in enumerate(dice)},
+            **self.epoch_values(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **speed,
         }
@@ -200,6 +201,10 @@ class RunLoop(Checkpointing[ConfigT]):
         if is_best:
             self.save_checkpoint(str(Path(self.output_folder) / BEST))
         self.save_checkpoint(str(Path(self.output_folder) / LATEST))
+
+    def epoch_values(self) -> dict[str, float]:
+        """Return what else the log says about the epoch that has ended: name -> value."""
+        return {}
 
     def epoch_warnings(self) -> list[str]:
         """Return warnings for the user about the epoch that has ended."""

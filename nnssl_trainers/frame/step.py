@@ -97,7 +97,8 @@ class TrainingStep(DataStreams[ConfigT]):
         more: list[Tensor] = []
         if "unlabelled" in batch:
             boxes = move(batch["unlabelled"]["boxes"]) if self.needs_boxes else None
-            weak, strong, *more = move(batch["unlabelled"]["data"]).chunk(1 + self.strong_views, dim=1)
+            weak, *more = move(batch["unlabelled"]["data"]).chunk(1 + self.strong_views, dim=1)
+            strong = more.pop(0) if more else None
             stored = move(batch["unlabelled"]["target"])
             mask = stored >= 0
         return Batch(

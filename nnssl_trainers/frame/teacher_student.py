@@ -68,6 +68,7 @@ class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
         super().initialize()
         self.taught_voxels: Tensor | None = None  # pseudo-labelled voxels of each foreground class in this epoch
         self.lost_classes: list[bool] = []  # of each foreground class: the teacher labelled none in the last epoch
+        self._taught_counts: list[int] = []  # voxels of each foreground class in the last epoch
         self.teacher: Any = self.new_network()
         self.teacher.load_state_dict(unwrap(self.network).state_dict())
         self.teacher.requires_grad_(False).eval()
@@ -185,11 +186,18 @@ class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
     def note_lost_classes(self) -> None:
         """Find the classes that the teacher labelled nowhere since the last call."""
         voxels, self.taught_voxels = self.taught_voxels, None
-        self.lost_classes = [] if voxels is None else [not count for count in voxels.tolist()]
+        self._taught_counts = [] if voxels is None else voxels.tolist()
+        self.lost_classes = [not count for count in self._taught_counts]
 
     def _finish_epoch(self, terms: dict[str, float], speed: dict[str, float]) -> None:
         self.note_lost_classes()
         super()._finish_epoch(terms, speed)
+
+    def epoch_values(self) -> dict[str, float]:
+        """Return the share of each foreground class among the pseudo-labelled foreground voxels of the epoch."""
+        total = sum(self._taught_counts)
+        counts = enumerate(self._taught_counts, start=1) if total else ()
+        return {**super().epoch_values(), **{f"pseudo_share_{k}": count / total for k, count in counts}}
 
     def epoch_warnings(self) -> list[str]:
         """Return the general warnings, and one that names the classes that the teacher never labelled in this epoch."""

@@ -97,6 +97,7 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
     """PLGDF; the docstring of this module describes the algorithm and its departures from paper and code."""
 
     config_class = PLGDFConfig
+    learns_from_strong_view: ClassVar[bool] = False  # noisy copies of the weak view take its place
     unused_heads: ClassVar[bool] = True  # outputs at further scales have no loss
 
     @property
@@ -117,7 +118,7 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 9, without the terms whose weight is 0."""
-        c, w, (raw, _, scan) = self.config, self.config.unlabelled_weight, batch.unlabelled
+        c, w, (raw, scan) = self.config, self.config.unlabelled_weight, batch.weak_view
         labelled, copies = self.add_noise(batch.image_l), self.add_noise(_repeat(raw, c.copies))
         mask = scan.to(raw.dtype)
         guess = self.guess_labels(copies) if c.semi_weight else None

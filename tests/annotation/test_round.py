@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import nnssl
 from nnssl.data.phantom import write_phantom
@@ -103,3 +110,43 @@ def test_a_data_set_of_one_labelled_scan_grows(tmp_path, monkeypatch) -> None:
     assert nnssl.accept(masks, dataset=901).accepted == [second]
     plan()
     assert [(fold["train"], fold["val"]) for fold in folds(tmp_path)] == [([second], [first])]
+
+
+def commands_of_the_page() -> list[list[str]]:
+    """Return the commands of the page on labelling, in their order, as words."""
+    page = (Path(__file__).parents[2] / "docs" / "annotation.md").read_text(encoding="utf-8")
+    block = re.search(r"## A round of labelling\n\n```bash\n(.*?)```", page, re.DOTALL)
+    assert block
+    return [words for line in block[1].splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.nightly
+def test_the_commands_of_the_page_run_as_they_are_typed(tmp_path) -> None:
+    folders = {f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")}
+    raw = write_phantom(tmp_path / "raw", 901, labelled=10, unlabelled=0, test=0, shape=(16, 20, 20))
+    everything = tmp_path / "everything"
+    shutil.copytree(raw, everything)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (raw / LABELS_TR).iterdir())
+    hide(raw, names[4:])
+    commands = commands_of_the_page()
+    assert [words[0] for words in commands] == [
+        "nnssl_plan_and_preprocess", "nnssl_train", "nnssl_suggest", "nnssl_accept", "nnssl_plan_and_preprocess",
+        "nnssl_train",
+    ]  # fmt: skip
+    for words in commands:
+        if words[0] == "nnssl_accept":  # a person has corrected the masks
+            suggested = sorted((tmp_path / words[1]).glob("*.nii.gz"))
+            assert len(suggested) == 5
+            for mask in suggested:
+                shutil.copy(everything / LABELS_TR / mask.name, mask)
+        short = ["-num_iterations", "3", "--set", "learning_rate=0.02"] if words[0] == "nnssl_train" else []
+        name = words[0].removeprefix("nnssl_")
+        code = f"import sys; from nnssl_commands import {name}; sys.exit({name}())"
+        done = subprocess.run([sys.executable, "-c", code, *words[1:], *short], cwd=tmp_path, text=True, check=False,
+                              env={**os.environ, **folders}, capture_output=True)  # fmt: skip
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    content = json.loads((raw / "dataset.json").read_text())
+    assert content["numTraining"] == len(list((raw / LABELS_TR).iterdir())) == 9
+    assert len(list((raw / "imagesUn").iterdir())) == 1
+    folder = tmp_path / "results" / DATASET / "SupervisedTrainer__nnUNetPlans__2d@round2" / "fold_0"
+    assert (folder / "checkpoint_final.pth").is_file()

@@ -729,6 +729,18 @@ ANNOTATION_CASES = [
     BadInput("accept: masks of other scans", "nnssl_accept {root}/scans -d 906", 3, ("have no scan", "{root}/scans")),
 ]  # fmt: skip
 
+CLEAN_CASES = [
+    BadInput("clean: no such data set", "nnssl_clean -d 7", 2, ("'7'", DATASET, "nnssl_plan_and_preprocess -d 7")),
+    BadInput("clean: unknown option", "nnssl_clean --force", 2, ("--force", "nnssl_clean --help")),
+    BadInput("clean: data set without -d", "nnssl_clean 906", 2, ("906",)),
+    BadInput("clean: nnUNet_preprocessed unset", "nnssl_clean", 4, ("export nnUNet_preprocessed=",),
+             unset("nnUNet_preprocessed")),
+    BadInput("clean: no such folder", "nnssl_clean --yes", 4, ("nnUNet_preprocessed", "{root}/nowhere"),
+             point("nnUNet_preprocessed", "nowhere")),
+    BadInput("clean: a file in the place of the folder", "nnssl_clean", 4, ("nnUNet_preprocessed", "{root}/file"),
+             point("nnUNet_preprocessed", "file")),
+]  # fmt: skip
+
 CASES = [
     *(BadInput(f"raw: {name}", PLAN, 3, words, fresh(spoil)) for name, spoil, words in RAW_DATA),
     *PLAN_OPTIONS,
@@ -740,4 +752,5 @@ CASES = [
     *PHANTOM_CASES,
     *BUNDLE_CASES,
     *ANNOTATION_CASES,
+    *CLEAN_CASES,
 ]

@@ -35,7 +35,7 @@ from tests.cli.bad_input_world import (
 
 COMMANDS = {
     "convert", "plan_and_preprocess", "train", "predict", "evaluate", "compare", "report", "look", "phantom", "methods",
-    "export", "install", "pseudo_quality", "suggest", "accept",
+    "export", "install", "pseudo_quality", "suggest", "accept", "clean",
 }  # fmt: skip
 RECORDS = {"out", "out/plans.json", "out/dataset.json", "out/predict_from_raw_data_args.json"}
 

@@ -50,7 +50,7 @@ SCHEMAS = {
     ),
     "train": keys(folder=TEXT, checkpoint=TEXT, summary=TEXT, settings=SETTINGS, record=RECORD),
     "predict": keys(masks=TEXTS, predicted=COUNT, folds=TEXTS, model=TEXT, models={"type": "array"}, device=TEXT,
-                    postprocessing=TEXT, seconds=NUMBER),
+                    postprocessing=TEXT, memory_bytes=COUNT, seconds=NUMBER),
     "pseudo_label": keys(folder=TEXT, scores=TEXT, cases=TEXTS, kept=TEXTS, predicted=COUNT, models=TEXTS, device=TEXT),
     "evaluate": keys(
         summary_file=TEXT, foreground_mean=keys(Dice=SHARE), mean=DICT, structures=DICT,
@@ -93,6 +93,9 @@ SCHEMAS = {
                       state=TEXT, iteration=COUNT, num_iterations=COUNT, validation_dice=SHARE,
                       postprocessed_dice=SHARE, seconds=NUMBER, command=TEXT),
     },
+    "clean": keys(frees_bytes=COUNT, removed=FLAG, in_use=TEXTS, notes=TEXTS, left_overs={
+        "type": "array", "minItems": 1, "items": keys(dataset=TEXT, paths=TEXTS, why=TEXT, bytes=COUNT),
+    }),
     "methods": {"type": "array", "items": keys(**{"name": TEXT, "class": TEXT, "paper": TEXT, "needs": TEXTS})},
     "run": keys(folder=TEXT, dataset=TEXT, commands=TEXTS, masks=DICT, models=DICT, answer=TEXT, verdict=TEXT,
                 comparison=DICT, notes=TEXTS, report=TEXT),
@@ -132,6 +135,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "report": f"{root}/masks {root}/others -baseline {root}/masks -o {root}/report -cases 1",
         "look": f"{raw}/imagesTs {raw}/labelsTs {root}/masks -o {root}/look.png",
         "runs": "-d 909",
+        "clean": "-d 909",
         "methods": "",
         "convert": f"folder -i {raw} -d 910 -images imagesTr/*_0000.nii.gz -labels labelsTr/*.nii.gz --dry_run -np 1",
     }
@@ -141,6 +145,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for command, words in steps.items():
         if command == "compare":
             shutil.copytree(root / "masks", root / "others")
+        if command == "clean":
+            cases = root / "nnUNet_preprocessed" / "Dataset909_Phantom" / "nnUNetPlans_3d_fullres"
+            shutil.copytree(cases, cases.with_name("old"))
         found[command] = _answer(command, words.split())
     patch.undo()
     return found
@@ -189,6 +196,7 @@ def test_every_command_has_a_schema() -> None:
         ("report", "-d 999 -o report"),
         ("look", "nowhere"),
         ("runs", ""),
+        ("clean", ""),
         ("convert", "folder -i nowhere -d 910"),
         ("run", "-images nowhere -labels a -unlabelled b -o c"),
     ],

@@ -49,6 +49,20 @@ def test_shapes_and_shared_geometry(name: str) -> None:
     assert torch.equal(strong, same_strong)
 
 
+def test_without_strong_views_the_weak_view_is_the_same_and_nothing_is_drawn_for_others() -> None:
+    transforms = two_views(training("2d"), 1.0, 0)
+    transforms.intensity = None  # the weak view has no intensity augmentation
+    weak, _, mask = views("2d")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    image = torch.rand(2, 24, 24) + 1
+    segmentation = torch.zeros(1, 24, 24, dtype=torch.int16)
+    segmentation[:, :12] = -1
+    made = transforms(image=image, segmentation=segmentation)
+    assert torch.equal(made["image"], weak)
+    assert torch.equal(made["segmentation"], mask)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_without_intensity_augmentation_both_views_are_one(name: str) -> None:
     transforms = two_views(training(name), 0.0)

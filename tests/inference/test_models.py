@@ -136,6 +136,17 @@ def test_model_folder_given_directly(results, tmp_path):
     assert find_model(ModelQuery(folder=elsewhere)).options == f"-m {elsewhere}"
 
 
+def test_a_relative_folder_below_the_results_is_found_from_everywhere(results, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = make_folder(results)
+    relative = model.relative_to(results)
+    assert find_model(ModelQuery(folder=relative)).path == model
+    (tmp_path / "elsewhere" / relative).mkdir(parents=True)  # a folder here comes first, and this one is no model
+    with pytest.raises(DataError, match="not a model folder"):
+        find_model(ModelQuery(folder=relative))
+
+
 def test_fold_folder_given_as_model_names_the_right_one(results):
     made = make_folder(results)
     with pytest.raises(DataError) as caught:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def test_a_command_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: p
         os.kill(int(file.read_text()), 0)
 
 
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A shell lets processes in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_signals_stop_the_command_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     script(monkeypatch, "import os, pathlib, sys, time; pathlib.Path(sys.argv[2]).write_text(str(os.getpid()));"

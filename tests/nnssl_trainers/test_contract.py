@@ -85,7 +85,12 @@ def test_without_unlabelled_weight_no_unlabelled_voxel_teaches(name: str, dim: i
         batch = trainer._move_to_device(raw)
         images = {"image_l": -1000.0, "image_u_w": 1000.0, "image_u_s": 1000.0}
         batch = dataclasses.replace(
-            batch, **{key: torch.full_like(getattr(batch, key), value) for key, value in images.items()}
+            batch,
+            **{
+                key: torch.full_like(view, value)
+                for key, value in images.items()
+                if (view := getattr(batch, key)) is not None
+            },
         )
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         for network, _ in trainer.trained:

@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnssl.sweep.study import StudyRun
+
 LABELS = {"background": 0, "core": 1, "<script>alert(1)</script>": 2}
+DATASET = "Dataset001_A"
 HOSTILE = "case<img src=x onerror=alert(2)>_$x$"
 SHAPE = (12, 40, 44)
 
@@ -40,6 +43,56 @@ def write(array: np.ndarray, file: Path, spacing: tuple[float, float, float] = (
     image.SetSpacing(spacing)
     sitk.WriteImage(image, str(file))
     return file
+
+
+def make_sweep(root: Path, cases: int = 6) -> Path:
+    """Write a study of two trainers, two budgets and two seeds whose runs are all done, and return its folder.
+
+    nnU-Net's variables must point to `root/raw`, `root/pre` and `root/res`. Masks are better with more labels, and the
+    logs of FixMatch have shares of pseudo-labels. The first case and the second label have names with HTML.
+    """
+    from nnssl.sweep.api import keep_study
+    from nnssl.sweep.study import Study as Asked
+    from nnssl.sweep.study import study_runs
+
+    asked = Asked(DATASET, ("2d",), ("SupervisedTrainer", "FixMatchTrainer"), labelled=("2", "8"), seeds=(0, 1),
+                  num_iterations=100)  # fmt: skip
+    rng = np.random.default_rng(3)
+    raw = root / "raw" / DATASET
+    names = [HOSTILE, *(f"case_{number:02d}" for number in range(1, cases))]
+    for name in names:
+        write(ball() * 60.0 + rng.normal(0, 5, SHAPE), raw / "imagesTr" / f"{name}_0000.nii.gz")
+        write(ball(), raw / "labelsTr" / f"{name}.nii.gz")
+    content = {"channel_names": {"0": "MRI"}, "labels": LABELS, "numTraining": cases, "file_ending": ".nii.gz"}
+    (raw / "dataset.json").write_text(json.dumps(content))
+    (root / "pre" / DATASET).mkdir(parents=True)
+    for run in study_runs(asked):
+        _write_run(run, raw, names)
+    keep_study(asked, root / "study")
+    return root / "study"
+
+
+def _write_run(run: StudyRun, raw: Path, names: list[str]) -> None:
+    """Write the record, the log, the masks and the scores of one run."""
+    from nnssl.evaluation.api import evaluate
+    from nnssl.sweep.places import Places
+    from nnssl.training.record import DataHashes, RunRecord, Session
+
+    helps = run.trainer == "FixMatchTrainer"
+    place = Places.of(DATASET).folder(run)
+    place.mkdir(parents=True)
+    RunRecord(DATASET, run.trainer, "p", "2d", run.fold, run.settings, state="done", iteration=100, unlabelled_from=0,
+              data=DataHashes(labelled=str(run.budget), validation="v", splits="s"),
+              sessions=(Session(run.command, "t"),)).write(place)  # fmt: skip
+    shares = {"pseudo_share_1": 0.3, "pseudo_share_2": 0.7} if helps else {}
+    rows = [{"iteration": k, "loss": 1 / k, "loss_supervised": 1 / k, "pseudo_dice": 0.5, **shares} for k in (50, 100)]
+    (place / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    budget = run.budget
+    shift = 5 - 2 * helps - (budget is not None and budget.value == 8)
+    for number, name in enumerate(names):
+        write(ball(shift + (number + run.settings.seed) % 2), place / "validation" / f"{name}.nii.gz")
+    (place / "validation" / "dataset.json").write_text((raw / "dataset.json").read_text())
+    evaluate(raw / "labelsTr", place / "validation", num_processes=1)
 
 
 def make_study(root: Path, cases: int = 6, hostile: bool = True) -> Study:

@@ -16,8 +16,8 @@ from tests.reports.browser import CHROMIUM, browser
 from tests.reports.study_for_tests import HOSTILE, Study, make_study
 
 PANELS = (
-    "summary", "comparison", "structures", "cases", "viewer", "curves", "pseudo", "data", "decisions", "versions",
-    "commands",
+    "summary", "comparison", "structures", "efficiency", "cases", "viewer", "curves", "pseudo", "data", "decisions",
+    "versions", "commands",
 )  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 READY = "document.body.dataset.viewer === 'ready'"

@@ -24,6 +24,14 @@ def test_a_course_shows_every_loss_term_and_every_structure() -> None:
         assert f"<!-- {word}" in text
 
 
+def test_shares_of_pseudo_labels_have_a_panel_of_their_own() -> None:
+    assert "share of the pseudo-labels" not in words(course_figure(ROWS, ["lung"]))
+    taught = [{"iteration": 10, "pseudo_share_1": 0.25}, {"iteration": 20, "pseudo_share_1": 0.5}]
+    text = words(course_figure(ROWS + taught, ["lung"]))
+    assert text.count("<!-- lung -->") == 2  # pseudo-Dice and share
+    assert "<!-- share of the pseudo-labels -->" in text
+
+
 def test_an_empty_course_is_a_picture() -> None:
     assert "<!-- iteration -->" in words(course_figure([{"iteration": 1}], []))
 

@@ -51,7 +51,7 @@ def test_the_main_method_has_the_largest_gain(tmp_path: Path) -> None:
     by_structure, by_metric = differences_tables(result)
     assert by_structure.header == ("method", "label 1")
     assert by_structure.rows[0] == ["large", "+20.0 [20.0, 20.0], n = 6"]
-    assert by_metric.header[:2] == ("method", "Dice, Dice points")
+    assert by_metric.header[:2] == ("method", "Dice, points")
 
 
 def test_missed_and_spurious_structures_are_counted(tmp_path: Path) -> None:

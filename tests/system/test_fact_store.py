@@ -223,3 +223,24 @@ def test_without_a_path_facts_are_kept_in_memory(file: Path) -> None:
     with FactStore(None) as store:
         store.put("a", fact_about(file))
         assert store.find("a", "settings") is not None
+
+
+def test_facts_in_a_folder_that_cannot_be_written_to_are_read(tmp_path: Path, file: Path, monkeypatch, caplog) -> None:
+    folder = tmp_path / "some folder #1"
+    stored(folder / "facts.sqlite", ("a", fact_about(file)))
+    opened = []
+    real = sqlite3.connect
+
+    def connect(name: str, **options: object) -> sqlite3.Connection:
+        opened.append(name)
+        return real(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder or not mode & os.W_OK)
+    with FactStore(folder / "facts.sqlite") as store:
+        assert store.find("a", "settings").value == "learned"
+        assert not caplog.messages
+        store.put("b", fact_about(file))
+    assert opened[0].endswith("/some%20folder%20%231/facts.sqlite?immutable=1")  # needs no file beside it
+    assert "could not be stored" in caplog.text
+    assert {path.name for path in folder.iterdir()} == {"facts.sqlite"}

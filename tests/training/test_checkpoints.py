@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl.errors import EnvironmentProblem
+from nnssl.errors import EnvironmentProblem, UsageError
 from nnssl.training import checkpoints
+from nnssl.training.settings import RunSettings
 
 
 def test_plain_values_load_with_weights_only(tmp_path: Path) -> None:
@@ -60,3 +61,12 @@ def test_generators_continue_where_they_were(tmp_path: Path) -> None:
     expected = random.random(), np.random.uniform(), torch.rand(1).item()
     checkpoints.set_rng_state(checkpoints.load(tmp_path / "rng.pth"))
     assert (random.random(), np.random.uniform(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.parametrize("name", ["bf16", "tag", "start_from", "pseudo_labels", "setting"])
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(name: str) -> None:
+    run = RunSettings(num_iterations=9).to_dict()
+    content = {checkpoints.KEY: {"trainer": "T", "run": {key: run[key] for key in run if key != name}}}
+    assert checkpoints.of_run(content, "T", run, Path())["trainer"] == "T"
+    with pytest.raises(UsageError, match="other settings"):
+        checkpoints.of_run(content, "T", run | {name: "another"}, Path())

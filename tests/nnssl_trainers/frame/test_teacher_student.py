@@ -122,8 +122,10 @@ def test_a_class_that_the_teacher_never_labels_is_named_once_an_epoch(regions: b
     trainer.note_lost_classes()
     (warning,) = trainer.epoch_warnings()
     assert f"as {'core' if regions else 'second'}:" in warning
+    assert trainer.epoch_values() == {"pseudo_share_1": 1.0, "pseudo_share_2": 0.0}
     trainer.note_lost_classes()
     assert trainer.epoch_warnings() == []
+    assert trainer.epoch_values() == {}
     probs[:, -1, 6:] = 1.0
     trainer.pseudo_labels(probs, mask, False)()
     trainer.note_lost_classes()

@@ -125,6 +125,14 @@ def test_what_stands_for_labels_of_unlabelled_patches_is_never_read(ready) -> No
     assert torch.equal(*found)
 
 
+def test_no_strong_view_is_made(ready) -> None:
+    trainer, batch = ready(2)
+    raw = next(trainer.get_dataloaders()[0])
+    assert raw["unlabelled"]["data"].shape[1] == raw["labelled"]["data"].shape[1]
+    assert batch.image_u_s is None
+    assert batch.image_u_w.shape == batch.image_l.shape
+
+
 def test_pseudo_labels_are_the_argmax_of_the_mean_over_copies(ready) -> None:
     trainer, _ = ready(2)
     foreground = torch.tensor([[0.45, 0.70, 0.20, 0.52], [0.60, 0.40, 0.10, 0.49]])

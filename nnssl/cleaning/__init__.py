@@ -1,0 +1,1 @@
+"""What can go from the folders of preprocessed data."""
