@@ -84,9 +84,12 @@ ACROSS_MODULES = {
     "test_docker.py",
     "test_docs.py",
     "test_layout.py",
+    "test_python_versions.py",
+    "test_readme.py",
     "test_real_data.py",
     "test_road.py",
     "test_sdist.py",
+    "test_spawn.py",
     "test_typing.py",
 }
 

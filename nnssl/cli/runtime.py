@@ -44,11 +44,11 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors look like all other errors, also as JSON."""
 
     as_json = False
-    groups: Mapping[str, argparse._ArgumentGroup] = MappingProxyType({})  # option -> the group that shows it
+    grouped: Mapping[str, Callable[..., argparse.Action]] = MappingProxyType({})  # option -> what adds it to its group
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # noqa: ANN401
-        group = self.groups.get(names[0]) if names else None
-        return super().add_argument(*names, **options) if group is None else group.add_argument(*names, **options)
+        add = self.grouped.get(names[0], super().add_argument) if names else super().add_argument
+        return add(*names, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         _Parser.as_json = "--json" in (sys.argv[1:] if args is None else args)
@@ -74,7 +74,7 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     arguments = _Parser(prog=command, description=description, epilog=EPILOG, allow_abbrev=False)
     headings = headings_of(command)
     groups = {heading: arguments.add_argument_group(heading) for heading in dict.fromkeys(headings.values())}
-    arguments.groups = {option: groups[heading] for option, heading in headings.items()}
+    arguments.grouped = {option: groups[heading].add_argument for option, heading in headings.items()}
     arguments.add_argument("--json", action="store_true", help="print the result, or the error, as one JSON object")
     arguments.add_argument("--version", action="version", version=f"{DISTRIBUTION} {__version__}")
     return arguments

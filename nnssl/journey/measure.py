@@ -135,7 +135,7 @@ def cost_of(seconds: float, files: Iterable[Path], readings: int = 1) -> Cost:
         files: what it wrote.
         readings: how often the command reads a scan; the files show the last time alone.
     """
-    times = sorted(file.stat().st_mtime for file in files)
+    times = sorted(file.lstat().st_mtime for file in files)
     each = readings * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
     each = min(each, seconds / max(1, len(times)))
     return Cost(seconds - len(times) * each, each)
@@ -168,7 +168,7 @@ def _pace(ended: Ended) -> Pace:
     """Return the pace of a run of one epoch, from the log in its folder and the record in its result."""
     (line,) = (Path(ended.result["folder"]) / PROGRESS_JSONL).read_text(encoding="utf-8").splitlines()
     epoch, record = json.loads(line), ended.result["record"]
-    check = epoch["validation_seconds"]
-    start = ended.seconds - epoch["iteration"] * epoch["seconds_per_iteration"] - check
+    steady, check = epoch["steady_seconds_per_iteration"], epoch["validation_seconds"]
+    start = ended.seconds - epoch["iteration"] * steady - check
     device = max(session["peak_device_bytes"] for session in record["sessions"])
-    return Pace(epoch["steady_seconds_per_iteration"], check, max(0.0, start), ended.memory_bytes, device)
+    return Pace(steady, check, max(0.0, start), ended.memory_bytes, device)

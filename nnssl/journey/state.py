@@ -47,7 +47,7 @@ class Pace:
     Attributes:
         seconds: of an iteration, with the wait for its data, after the data workers have started.
         check_seconds: of the validation on patches that ends an epoch.
-        start_seconds: of the rest of the command: start, files, and validation of one case.
+        start_seconds: of the rest of the command: its start, that of the data workers, and validation of one case.
         memory_bytes: largest resident memory.
         device_bytes: largest memory on the GPU, 0 on a CPU.
     """
