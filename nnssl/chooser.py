@@ -86,9 +86,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "SelfTrainingTrainer": Advice(
         "where masks of the unlabelled scans shall be looked at, corrected or made elsewhere (-pseudo_labels)",
-        "labels every scan between the stages, which is not part of the time of a step; its gain of 1 point is within "
-        "the spread of seeds",
-        (1.1,),
+        "labels every scan between the stages, which is not part of the time of a step; its gain is small",
+        (1.1, 4.3),
     ),
     "DSMTTrainer": Advice(
         "to reproduce DSMT-Net or BCP; with student2=plan where memory allows two networks",
@@ -98,8 +97,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "DPTMTrainer": Advice(
         "to reproduce DPTM, on aligned scans in which a structure keeps its place",
-        "its gain of 1 point is within the spread of seeds; the threshold map needs scans of one orientation",
-        (1.1,),
+        "its gain differs much between seeds; the threshold map needs scans of one orientation",
+        (1.1, 7.1),
     ),
     "PLGDFTrainer": Advice(
         "where four times the memory is no problem: the largest gain that was measured",
