@@ -33,7 +33,10 @@ def _environment(data, monkeypatch):  # noqa: F811
 def test_the_plans_and_the_next_command_are_printed(capsys, data):  # noqa: F811
     assert main([*CPU, "-c", "3d_fullres", "-labelled", "2", "--verify_dataset_integrity"]) == 0
     out = capsys.readouterr().out.splitlines()
+    sheet = data.preprocessed / "data_check@lab2.png"
+    assert sheet.stat().st_size > 10_000
     assert out == [
+        f"sheet of the data: {sheet}",
         f"{DATASET}: {data.preprocessed / 'nnUNetPlans@lab2.json'}",
         "  3d_fullres   patch 20x24x20, batch 2, spacing 1.1x1x1 mm, features 16, 32, 64",
         f"run:  nnssl_train {DATASET} 3d_fullres 0 -labelled 2",
