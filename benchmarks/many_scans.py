@@ -103,11 +103,9 @@ def main() -> None:
     for count, run in found.items():
         step, memory = statistics.median(run["steps"]), run["memory"]
         spread = (max(memory) - min(memory)) / memory[0]
-        print(
-            f"{count:>6} scans: start {run['start']:5.1f} s, step {1000 * step:6.1f} ms, memory {memory[0] / 1e6:.0f} MB"
-            f" after {EVERY} iterations, {memory[-1] / 1e6:.0f} MB after {len(run['steps'])}, "
-            f"spread {100 * spread:.1f} %"
-        )
+        held = f"{memory[0] / 1e6:.0f} MB after {EVERY} iterations, {memory[-1] / 1e6:.0f} MB after {len(run['steps'])}"
+        print(f"{count:>6} scans: start {run['start']:5.1f} s, step {1000 * step:6.1f} ms")
+        print(f"  memory {held}, spread {100 * spread:.1f} %")
     many, few = (found[count] for count in roots)
     ratio = statistics.median(many["steps"]) / statistics.median(few["steps"])
     print(
