@@ -102,8 +102,8 @@ def network_bytes(network: torch.nn.Module, shape: Sequence[int]) -> int:
     memo: dict[int, Any] = {}  # the copy has tensors without values in the place of the weights
     for each in network.parameters():
         memo[id(each)] = torch.nn.Parameter(torch.empty_like(each, device="meta"), requires_grad=False)
-    for each in network.buffers():
-        memo[id(each)] = torch.empty_like(each, device="meta")
+    for buffer in network.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     empty = copy.deepcopy(network, memo).eval()
     image = torch.empty(tuple(shape), device="meta")
     living = _Living()
@@ -192,7 +192,7 @@ def plan_memory(
     Raises:
         OutOfMemory: the largest scan alone does not fit; the message names scan and number.
     """
-    networks = [network_bytes(each.network, _batch_of(each)) for each in predictors]
+    networks = [_network_bytes(each) for each in predictors]
     found = []
     for scan in {(scan.shape, scan.spacing_mm): scan for scan in reversed(scans)}.values():  # the first of each size
         each = [
@@ -222,6 +222,11 @@ def plan_memory(
     plan = MemoryPlan(max(own + added, peak_memory_bytes()), *workers)
     log.info("memory: at most %.2f GB, for %s", plan.peak_bytes / 1e9, largest.case)
     return plan
+
+
+def _network_bytes(predictor: Predictor) -> int:
+    """Return the memory of a pass of the network in this machine, 0 where a GPU holds the pass."""
+    return network_bytes(predictor.network, _batch_of(predictor)) if predictor.device.type == "cpu" else 0
 
 
 def _batch_of(predictor: Predictor) -> tuple[int, ...]:

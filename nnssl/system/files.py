@@ -128,6 +128,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add `text` at the end of the file `path`, in one piece, and sync the file to disk.
+
+    A kill or a full disk can leave a part of the text.
+
+    Raises:
+        EnvironmentProblem: the file cannot be written, or the disk is full.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            content = memoryview(text.encode("utf-8"))
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise EnvironmentProblem("a file could not be written", where=path, why=str(error), run=RUN_AGAIN) from error
+
+
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - JSON is any nesting of plain values
     """Replace the file `path` by one that holds `content` as indented JSON, keys in their order (see `replacing`)."""
     write_text(path, json.dumps(content, indent=2) + "\n")

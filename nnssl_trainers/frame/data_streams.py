@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnssl.config import ConfigT, MethodConfig, hyper
@@ -149,7 +151,7 @@ class DataStreams(RunLoop[ConfigT]):
     ) -> nnUNetDataLoader:
         """Return a batch maker; under a setting of domains its batches draw all domains equally often."""
         balanced = bool(self.settings.setting)
-        return maker(
+        made = maker(
             dataset,
             self.batch_size,
             patch_size,
@@ -161,6 +163,8 @@ class DataStreams(RunLoop[ConfigT]):
             else None,
             transforms=transforms,
         )
+        made.indices = np.asarray(made.indices)  # nnU-Net would copy the list for every batch
+        return made
 
     def reopen_streams(self) -> None:
         """Open the streams anew, because what they hold has changed."""
@@ -201,7 +205,8 @@ class DataStreams(RunLoop[ConfigT]):
                 why="imagesUn/ is empty or missing, and no label budget turns labelled scans into unlabelled ones",
                 run=f"put scans into imagesUn/ and run: {run}; or train with -tr SupervisedTrainer",
             )
-        missing = [case for case in cases if not (folder / f"{case}.pkl").is_file()]
+        there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()  # listed once
+        missing = [case for case in cases if f"{case}.pkl" not in there]
         if missing:
             raise DataError(
                 f"{len(missing)} unlabelled case(s) are not preprocessed",

@@ -11,13 +11,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from nnssl.system.files import write_text
+from nnssl.system.files import append_text, write_text
 
 Row = dict[str, Any]
 
 
 class EpochLog:
-    """The rows of the log; `append` rewrites both files atomically.
+    """The rows of the log. A new row is added at the end of both files, so that an epoch late in a run costs no more.
+
+    Both files are rewritten atomically where a session begins, and where a row has a new column. A kill can leave half
+    a line at the end, which `rewind` drops.
 
     Args:
         folder: the folder of the fold.
@@ -26,11 +29,14 @@ class EpochLog:
     def __init__(self, folder: Path) -> None:
         self.jsonl, self.csv = folder / "progress.jsonl", folder / "progress.csv"
         self.rows: list[Row] = []
+        self._columns: dict[str, None] = {}  # of the files; empty as long as these are not of this session
 
     def rewind(self, iteration: int) -> None:
         """Read the rows of an earlier session and drop the rows after `iteration`: the run repeats those epochs."""
-        lines = self.jsonl.read_text(encoding="utf-8").splitlines() if self.jsonl.is_file() else []
-        self.rows = [row for row in map(json.loads, lines) if row["iteration"] <= iteration]
+        text = self.jsonl.read_text(encoding="utf-8") if self.jsonl.is_file() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        self.rows = [row for row in map(json.loads, whole) if row["iteration"] <= iteration]
+        self._columns = {}
 
     def take_over(self, folder: Path, iteration: int) -> None:
         """Write the rows of another run up to `iteration` into both files of this log."""
@@ -40,18 +46,27 @@ class EpochLog:
         self._write()
 
     def append(self, row: Row) -> None:
-        """Add a row and write both files."""
+        """Add a row to both files.
+
+        Raises:
+            EnvironmentProblem: a file cannot be written.
+        """
         self.rows.append(row)
-        self._write()
+        if not row.keys() <= self._columns.keys():
+            self._write()
+            return
+        append_text(self.jsonl, json.dumps(row) + "\n")
+        append_text(self.csv, self._table([row]))
 
     def _write(self) -> None:
         write_text(self.jsonl, "".join(json.dumps(row) + "\n" for row in self.rows))
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        self._columns = dict.fromkeys(name for row in self.rows for name in row)
+        write_text(self.csv, ",".join(self._columns) + "\n" + self._table(self.rows))
+
+    def _table(self, rows: Sequence[Row]) -> str:
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.csv, text.getvalue())
+        csv.DictWriter(text, list(self._columns), lineterminator="\n").writerows(rows)
+        return text.getvalue()
 
 
 def epoch_line(row: Row, num_iterations: int, terms: dict[str, float], names: Sequence[str] = ()) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from nnssl.errors import DataError, EnvironmentProblem
 from nnssl.system.files import (
+    append_text,
     check_output_file,
     check_writable,
     content_hash,
@@ -198,6 +199,14 @@ def test_writing_below_a_file_or_over_a_folder(tmp_path: Path) -> None:
         with pytest.raises(EnvironmentProblem, match="could not be written"):
             write_json(path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_text_is_added_at_the_end(tmp_path: Path) -> None:
+    append_text(tmp_path / "a", "first\n")
+    append_text(tmp_path / "a", "zweite Zeile, ü\n")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "first\nzweite Zeile, ü\n"
+    with pytest.raises(EnvironmentProblem, match="could not be written"):
+        append_text(tmp_path, "text")
 
 
 def test_json_keeps_order_and_text(tmp_path: Path) -> None:

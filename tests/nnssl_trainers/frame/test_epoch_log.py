@@ -35,6 +35,31 @@ def test_a_continued_run_drops_the_rows_that_come_again(tmp_path: Path) -> None:
     assert [json.loads(line)["loss"] for line in log.jsonl.read_text().splitlines()] == [1.25, 1.25, 0.75]
 
 
+def test_a_later_row_leaves_the_bytes_before_it(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path)
+    log.append(row(3))
+    before = {file: (file.read_bytes(), file.stat().st_ino) for file in (log.jsonl, log.csv)}
+    log.append(row(6, loss=0.5))
+    for file, (content, inode) in before.items():
+        assert file.stat().st_ino == inode  # a file that is written anew is another one
+        assert file.read_bytes().startswith(content)
+    assert [json.loads(line) for line in log.jsonl.read_text().splitlines()] == log.rows
+    with log.csv.open(newline="") as file:
+        assert [float(each["loss"]) for each in csv.DictReader(file)] == [1.25, 0.5]
+
+
+def test_half_a_line_after_a_kill_is_dropped(tmp_path: Path) -> None:
+    log = EpochLog(tmp_path)
+    log.append(row(3))
+    whole = log.jsonl.read_text()
+    log.jsonl.write_text(whole + whole[:20])
+    continued = EpochLog(tmp_path)
+    continued.rewind(100)
+    assert continued.rows == [row(3)]
+    continued.append(row(6))
+    assert [json.loads(line)["iteration"] for line in log.jsonl.read_text().splitlines()] == [3, 6]
+
+
 def test_a_new_run_has_no_rows(tmp_path: Path) -> None:
     log = EpochLog(tmp_path)
     log.rewind(100)
