@@ -97,7 +97,6 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
     """PLGDF; the docstring of this module describes the algorithm and its departures from paper and code."""
 
     config_class = PLGDFConfig
-    unused_heads: ClassVar[bool] = True  # outputs at further scales have no loss
 
     @property
     def as_code(self) -> bool:
