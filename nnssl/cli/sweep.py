@@ -36,12 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--variant", dest="variants", nargs="+", action="append", default=ABSENT, metavar="NAME=VALUE",
         help="settings that the trainers with these settings get; repeat it for several variants")  # fmt: skip
-    control = "also the regime control: -tr FixMatchTrainer --set unlabelled_weight=0"
-    add("--control", action="store_true", default=ABSENT, help=control)
+    add("--control", action="store_true", default=ABSENT, help="also FixMatchTrainer with unlabelled_weight=0")
     add("--bf16", action="store_true", default=ABSENT, help="calculate in bfloat16")
     add("-o", dest="output_folder", required=True, metavar="FOLDER", help="folder of the study; alone: go on with it")
     add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
     add("-slots", type=int, metavar="N", help="runs at the same time (default: one a GPU, or one on the CPU)")
+    add("-engine", default="local", choices=("local", "ray"), help="where runs train: this machine, or a Ray cluster")
+    add("-address", metavar="ADDRESS", help="of the Ray cluster, auto or HOST:PORT (default: one on this machine)")
     add("--retry_failed", action="store_true", help="also start failed runs again")
     add("--dry_run", action="store_true", help="print the runs with time and disk; write nothing, train nothing")
     add("--print_commands", action="store_true", help="print a command a line, for SLURM or LSF arrays; train nothing")
@@ -66,13 +67,12 @@ def body(arguments: argparse.Namespace) -> None:
         else:
             print(tables.commands_text(plan) if arguments.print_commands else tables.plan_text(plan, folder))
         return
-    options = {name: getattr(arguments, name) for name in ("device", "slots", "retry_failed")}
+    options = {name: getattr(arguments, name) for name in ("device", "slots", "retry_failed", "engine", "address")}
     tasks = api.study_status(folder) if arguments.status else api.sweep(study, folder, **options)
     if not arguments.status:
         api.check_all_done(tasks, folder)
-    print_json([tables.task_dict(task) for task in tasks]) if arguments.json else print(
-        tables.status_text(tasks, folder)
-    )
+    text = tables.status_text(tasks, folder)
+    print_json([tables.task_dict(task) for task in tasks]) if arguments.json else print(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 from nnssl.cli.runtime import parser, print_json, run
-from nnssl.names import NAME_SEPARATOR, TAG_SEPARATOR
 from nnssl.registry import DEFAULT_METHOD
+from nnssl.training.tracking import TRACKERS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
     add("-start_from", metavar="RUN", help="finished run, fold or checkpoint whose weights the method starts from")
     add("-pseudo_labels", metavar="DIR", help="masks of unlabelled scans, made elsewhere, that the method learns from")
+    add("-track", nargs="+", default=[], choices=TRACKERS, help="also log to TensorBoard, MLflow or W&B (offline)")
     add("--c", action="store_true", help="continue from the last checkpoint")
     add("--val", action="store_true", help="only validate a finished run")
     add("--val_best", action="store_true", help="validate checkpoint_best.pth instead of the last weights")
@@ -50,8 +52,9 @@ def body(arguments: argparse.Namespace) -> None:
     """Train as the arguments say and print what to run next."""
     from nnssl.data.splits import parse_fold
     from nnssl.training.api import train
+    from nnssl.training.launched import is_follower
 
-    same = "labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus"
+    same = "track labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus"
     same += " disable_checkpointing pretrained_weights start_from pseudo_labels"
     renamed = {"trainer": "tr", "plans": "p", "continue_training": "c", "only_validation": "val"}
     renamed |= {"validate_best": "val_best", "save_probabilities": "npz"}
@@ -64,15 +67,14 @@ def body(arguments: argparse.Namespace) -> None:
         **{name: getattr(arguments, name) for name in same.split()},
         **{name: getattr(arguments, flag) for name, flag in renamed.items()},
     )
-    if arguments.json:
-        print_json(dataclasses.asdict(result))
-    else:
-        _, plans, configuration = result.folder.parent.name.split(NAME_SEPARATOR)
-        print(f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {result.folder.parent}\nruns: nnssl_runs")
-        what = f"{result.folder.parents[1].name} -p {plans} -c {configuration.partition(TAG_SEPARATOR)[0]}"
-        print(f"report: nnssl_report -d {what} -o REPORT")
+    if not is_follower():  # the first process tells the result
+        print_json(dataclasses.asdict(result)) if arguments.json else print(result.next_commands)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     return run(make_parser(), body, argv)
+
+
+if __name__ == "__main__":  # torchrun -m nnssl.cli.train
+    sys.exit(main())

@@ -7,20 +7,23 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.data.raw import dataset_name
-from nnssl.errors import NnsslError, UsageError
+from nnssl.errors import NnsslError, UsageError, unknown_name
 from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE
 from nnssl.sweep.estimate import Measured, SweepPlan
 from nnssl.sweep.places import Places, progress_of
 from nnssl.sweep.queue import FLAGS, Queue, Slot
+from nnssl.sweep.ray_queue import RayQueue, check_ray, cluster
 from nnssl.sweep.store import Store, Task, has_study
 from nnssl.sweep.study import EXAMPLE, Study, StudyPlan, StudyRun, study_plans, study_runs
 from nnssl.sweep.tables import status_text
 from nnssl.system.files import check_writable, environment_folder
 from nnssl.system.locks import hold_lock
 
+LOCAL, RAY = ENGINES = ("local", "ray")
 LOCK = ".study.lock"
 LOGS = "logs"
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -58,13 +61,15 @@ def plan_sweep(study: Study | None, output_folder: str | Path, device: str = "au
     return SweepPlan(runs, missing, estimates, commands)
 
 
-def sweep(
+def sweep(  # noqa: PLR0913 - the public API names every option
     study: Study | None,
     output_folder: str | Path,
     *,
     device: str = "auto",
     slots: int | None = None,
     retry_failed: bool = False,
+    engine: str = LOCAL,
+    address: str | None = None,
 ) -> list[Task]:
     """Train the runs of a study, each as an ordinary `nnssl_train` in a process of its own, and return their states.
 
@@ -77,6 +82,8 @@ def sweep(
         device: `auto`, `cuda`, `cpu` or `mps`.
         slots: number of runs at the same time; None takes one for each GPU, or one on the CPU.
         retry_failed: also start runs that failed before.
+        engine: `local`, or `ray`: the runs go to the workers of a Ray cluster, which share all folders.
+        address: of the Ray cluster; None starts one on this machine.
 
     Raises:
         UsageError: a name or value of the study is wrong.
@@ -85,6 +92,7 @@ def sweep(
     """
     folder = Path(output_folder)
     check_writable(folder, "the folder of the study", "choose another folder with -o")
+    _check_engine(engine, address)
     jobs = _jobs(study, folder)
     if slots is not None and slots < 1:
         raise UsageError("-slots must be at least 1", where=f"-slots {slots}")
@@ -94,7 +102,7 @@ def sweep(
         tasks = [task for task in store.tasks() if task.command in wanted]
         if retry_failed:
             tasks = [_again(store, task) for task in tasks]
-        _work(store, tasks, folder, device, slots)
+        _work(store, tasks, folder, device, Engine(engine, address, slots))
         return [task for task in store.tasks() if task.command in wanted and _is_run(task)]
 
 
@@ -143,6 +151,30 @@ def check_all_done(tasks: Sequence[Task], output_folder: str | Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Where runs train.
+
+    Attributes:
+        name: `local` or `ray`.
+        address: of the Ray cluster, None for one on this machine.
+        slots: runs at the same time, None for the default.
+    """
+
+    name: str = LOCAL
+    address: str | None = None
+    slots: int | None = None
+
+
+def _check_engine(engine: str, address: str | None) -> None:
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES, option="-engine")
+    if engine == RAY:
+        check_ray()
+    elif address is not None:
+        raise UsageError("-address names a Ray cluster", where=f"-address {address}", run="add -engine ray")
+
+
 def free_slots(device: str, number: int | None) -> list[Slot]:
     """Return the slots of this machine.
 
@@ -175,7 +207,7 @@ def _gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _work(store: Store, tasks: Sequence[Task], folder: Path, device: str, slots: int | None) -> None:
+def _work(store: Store, tasks: Sequence[Task], folder: Path, device: str, engine: Engine) -> None:
     """Plan what is missing, one after another, then train."""
     waiting = [task for task in tasks if task.state not in ("done", "failed")]
     runs = [task for task in waiting if _is_run(task)]
@@ -202,7 +234,15 @@ def _work(store: Store, tasks: Sequence[Task], folder: Path, device: str, slots:
         else:
             ready.append(task)
     if ready:
-        dataclasses.replace(queue, slots=free_slots(device, slots), running={}, ended={}).run(ready)
+        _train(queue, ready, engine)
+
+
+def _train(queue: Queue, runs: Sequence[Task], engine: Engine) -> None:
+    if engine.name == LOCAL:
+        dataclasses.replace(queue, slots=free_slots(queue.device, engine.slots), running={}, ended={}).run(runs)
+        return
+    with cluster(engine.address, engine.slots) as ray:
+        RayQueue(queue.store, queue.places, ray, queue.device, queue.logs, engine.slots).run(runs)
 
 
 def _data_of(task: Task) -> str:

@@ -99,7 +99,7 @@ class Queue:
         pause = {task.number: 0.0 for task in tasks}
         stops = dict.fromkeys(pause, 0)
         try:
-            with on_signals(_stop, ("SIGTERM", "SIGHUP", "SIGUSR1")):
+            with on_signals(stop_study, ("SIGTERM", "SIGHUP", "SIGUSR1")):
                 while waiting or self.running:
                     waiting.extend(self._reap(stops))
                     self._fill(waiting, pause)
@@ -164,16 +164,12 @@ class Queue:
                 "memory_bytes": max(task.memory_bytes, child.memory_bytes),
             }
             stops[task.number] += code in SAVED
-            if code == 0 and (not isinstance(task.job, StudyRun) or self._progress(task) == "done"):
-                self._end(task, state="done", message="", **spent)
-            elif code == 0:
-                message = "nnssl_train ended without an error, but its files are not those of a finished run"
-                self._end(task, state="failed", message=message, **spent)
-            elif code in SAVED and stops[task.number] < MOST_STOPS:
+            if code in SAVED and stops[task.number] < MOST_STOPS:
                 again.append(self.store.update(task, state="stopped", message="stopped by a signal", **spent))
             else:
-                state = "stopped" if code in SAVED else "failed"
-                self._end(task, state=state, message=child.message(), **spent)
+                done = not isinstance(task.job, StudyRun) or self._progress(task) == "done"
+                state, message = verdict(code, done, child.message() if code else "")
+                self._end(task, state=state, message=message, **spent)
         return again
 
     def _end(self, task: Task, **changes: object) -> None:
@@ -216,5 +212,25 @@ class Queue:
         self.running.clear()
 
 
-def _stop(*_: object) -> None:
+def verdict(code: int, done: bool, message: str) -> tuple[str, str]:
+    """Return state and message of a command that ended.
+
+    Args:
+        code: its exit code.
+        done: whether the files of its run are those of a finished run.
+        message: of the command, where it failed.
+    """
+    if code == 0 and done:
+        return "done", ""
+    if code == 0:
+        return "failed", "nnssl_train ended without an error, but its files are not those of a finished run"
+    return "stopped" if code in SAVED else "failed", message
+
+
+def stop_study(*_: object) -> None:
+    """End the queue: a handler of signals.
+
+    Raises:
+        StoppedBySignal: always.
+    """
     raise StoppedBySignal("the study was stopped by a signal", run="the same command goes on")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from nnssl.data.splits import LabelBudget, cases_of_run, read_splits, splits_fil
 from nnssl.errors import DataError, EnvironmentProblem, UsageError
 from nnssl.names import (
     DATASET_JSON,
+    NAME_SEPARATOR,
     PREPROCESSED_VARIABLE,
     RESULTS_VARIABLE,
     SEMI_KEY,
@@ -31,10 +32,12 @@ from nnssl.system.devices import choose_device, has_bfloat16
 from nnssl.system.files import DATASET_KEYS, PLANS_KEYS, check_writable, environment_folder, read_object
 from nnssl.training.choice import command_line, place_to_continue, place_to_start, refuse_to_replace
 from nnssl.training.job import Job, run_job
+from nnssl.training.launched import one_job, refuse_num_gpus, share
 from nnssl.training.record import RunRecord
 from nnssl.training.run_folder import BEST, FINAL, ModelName, lock_fold, start_in
 from nnssl.training.settings import RunSettings, check_tag
 from nnssl.training.start import find_pseudo_labels, find_start, name_of_start
+from nnssl.training.tracking import check_trackers
 
 log = logging.getLogger("nnssl.train")
 CPU_RUN = "-device cpu (with plans made by -hardware cpu)"
@@ -58,7 +61,23 @@ class TrainResult:
     settings: RunSettings
     record: RunRecord | None
 
+    @property
+    def next_commands(self) -> str:
+        """What to run next, one command a line."""
+        _, plans, configuration = self.folder.parent.name.split(NAME_SEPARATOR)
+        what = f"{self.folder.parents[1].name} -p {plans} -c {configuration.partition(TAG_SEPARATOR)[0]}"
+        predict = f"run:  nnssl_predict -i IMAGES -o PREDICTIONS -m {self.folder.parent}"
+        return f"{predict}\nruns: nnssl_runs\nreport: nnssl_report -d {what} -o REPORT"
 
+
+def _follow(content: tuple[Job, Path]) -> TrainResult:
+    """Do the job of the first process of a launcher, and return its result."""
+    job, folder = content
+    run_job(job)
+    return _result(job, folder)
+
+
+@one_job(_follow)
 def train(  # noqa: PLR0913 - the public API names every option
     dataset: str | int,
     configuration: str,
@@ -88,6 +107,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     run_validation: bool = True,
     progress: Literal["bar", "lines", "off"] | None = None,
     setting: str | Setting | None = None,
+    track: Sequence[str] = (),
 ) -> TrainResult:
     """Train one fold of a preprocessed data set and score its validation cases.
 
@@ -122,6 +142,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         run_validation: score the validation cases at the end.
         progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
         setting: setting of domains that the data set was planned with, `umda:SOURCE->TARGET` or `mdg:TARGET`.
+        track: trackers that also get the progress: `tensorboard`, `mlflow`, `wandb`; a continued run keeps its own.
 
     Returns:
         The run's files.
@@ -134,6 +155,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     """
     method = find_method(trainer)
     config = _config_of(method, settings)
+    check_trackers(track)
     masks = find_pseudo_labels(pseudo_labels, trainer, method.takes_pseudo_labels) if pseudo_labels else None
     domains, labelled = choose(setting, protocol, labelled, fold, pick)
     if TAG_SEPARATOR in plans:
@@ -202,12 +224,18 @@ def train(  # noqa: PLR0913 - the public API names every option
         save_probabilities=save_probabilities,
         disable_checkpointing=disable_checkpointing,
         progress=progress,
+        track=tuple(track),
     )
     started = contextlib.nullcontext() if goes_on else start_in(folder, keep_on_failure=disable_checkpointing)
     with lock_fold(folder), started:
+        share((job, folder))
         run_job(job, num_gpus)
-    summary = folder / VALIDATION_FOLDER / SUMMARY_JSON
-    return TrainResult(folder, folder / FINAL, summary if run_validation else None, run, RunRecord.read(folder))
+    return _result(job, folder)
+
+
+def _result(job: Job, folder: Path) -> TrainResult:
+    summary = folder / VALIDATION_FOLDER / SUMMARY_JSON if job.validate else None
+    return TrainResult(folder, folder / FINAL, summary, RunSettings.from_plans(job.plans), RunRecord.read(folder))
 
 
 def _config_of(method: Method, settings: Mapping[str, Value] | Iterable[str]) -> MethodConfig:
@@ -219,6 +247,7 @@ def _config_of(method: Method, settings: Mapping[str, Value] | Iterable[str]) ->
 
 
 def _device(name: str, num_gpus: int, bf16: bool) -> str:
+    refuse_num_gpus(num_gpus)
     device = choose_device(name, num_gpus, automatic=("cuda", "cpu"), run=CPU_RUN)
     if bf16 and not has_bfloat16(device):
         raise EnvironmentProblem(

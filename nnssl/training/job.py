@@ -22,8 +22,10 @@ from nnssl.registry import Method
 from nnssl.system.resources import cpu_count
 from nnssl.system.signals import STOP_SIGNALS, on_signals
 from nnssl.system.workers import check_main_guard
+from nnssl.training.launched import Launched, process_group, translate_lost_process
 from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash
 from nnssl.training.run_folder import BEST
+from nnssl.training.tracking import log_validation, open_tracks, run_of
 
 log = logging.getLogger("nnssl.train")
 
@@ -48,6 +50,7 @@ class Job:
         save_probabilities: also write the probabilities of the validation cases.
         disable_checkpointing: write no checkpoint.
         progress: `bar`, `lines` or `off`; None: a bar on a terminal, lines elsewhere.
+        track: trackers that also get the progress, see `nnssl.training.tracking`.
     """
 
     method: Method
@@ -65,17 +68,21 @@ class Job:
     save_probabilities: bool = False
     disable_checkpointing: bool = False
     progress: Literal["bar", "lines", "off"] | None = None
+    track: tuple[str, ...] = ()
 
 
 def run_job(job: Job, num_processes: int = 1) -> None:
-    """Do a job in this process, or in several processes of this machine.
+    """Do a job in this process, as one of the processes of a launcher, or in several processes of this machine.
 
     Raises:
         NnsslError: whatever ends the run; of several processes the first error that one of them meets.
     """
+    launched = Launched.find()
     if num_processes > 1 or multiprocessing.get_start_method() != "fork":  # the data workers are processes, too
         check_main_guard()
-    if num_processes > 1:
+    if launched is not None:
+        _launched_work(job, launched)
+    elif num_processes > 1:
         _spawn(job, num_processes)
     else:
         _work(job)
@@ -106,13 +113,25 @@ def _work(job: Job, world_size: int = 1) -> None:
             trainer.load_pretrained(job.pretrained_weights)
         elif job.start_from:
             trainer.load_start(job.start_from)
-        with _recorded(job, trainer):
+        with _recorded(job, trainer), translate_lost_process(), _tracked(job, trainer):
             if job.do_training:
                 trainer.run_training()
             if job.validate == "best":
                 trainer.load_checkpoint(str(Path(trainer.output_folder) / BEST))
             if job.validate:
                 trainer.perform_actual_validation(job.save_probabilities)
+                if trainer.local_rank == 0:
+                    log_validation(trainer.tracks, Path(trainer.output_folder), trainer.iteration)
+
+
+@contextlib.contextmanager
+def _tracked(job: Job, trainer: Any) -> Iterator[None]:  # noqa: ANN401 - the frame's trainer
+    """Let the trackers of the run be open inside the block, in the process that keeps the record."""
+    if trainer.local_rank != 0 or not job.do_training:
+        yield
+        return
+    with open_tracks(job.track, run_of(trainer, job.method.class_name)) as trainer.tracks:
+        yield
 
 
 @contextlib.contextmanager
@@ -221,6 +240,18 @@ def _spawn(job: Job, world_size: int) -> None:
         if errors.empty():
             raise
         raise errors.get() from error
+
+
+def _launched_work(job: Job, place: Launched) -> None:
+    """Do the share of one process of a launcher, which has set the number of threads of each process."""
+    import torch
+
+    if place.rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    if job.device == "cuda":
+        torch.cuda.set_device(place.local_rank)
+    with process_group(place, "nccl" if job.device == "cuda" else "gloo"):
+        _work(job)
 
 
 def _distributed_work(rank: int, job: Job, world_size: int, errors: Any) -> None:  # noqa: ANN401 - a SimpleQueue

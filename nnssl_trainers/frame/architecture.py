@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.errors import UsageError
 from nnssl.networks import plans_entry
 from nnssl.registry import BCP, PLAN, RESIDUAL, check_network, known_networks
+from nnssl_trainers.parts.shared_passes import SharedPasses
 
 OF_BCP = {2: "unet_bcp", 3: "vnet"}  # the networks of Bai et al., CVPR 2023, by number of spatial axes
 RESIDUAL_BLOCKS = (1, 3, 4)  # nnU-Net's residual planners give the first stages these blocks and each later stage 6
@@ -21,8 +21,8 @@ Architecture = dict[str, Any]
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network itself, without the wrappers of DistributedDataParallel and torch.compile."""
-    if isinstance(network, DistributedDataParallel):
+    """Return the network itself, without the wrappers of distributed training and torch.compile."""
+    if isinstance(network, SharedPasses):
         network = network.module
     return network._orig_mod if isinstance(network, OptimizedModule) else network
 

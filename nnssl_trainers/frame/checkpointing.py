@@ -35,6 +35,7 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
     network: Any
     grad_scaler: Any
     was_initialized: bool
+    is_ddp: bool
     _best_ema: float | None
 
     def __init__(
@@ -52,7 +53,9 @@ class Checkpointing(nnUNetTrainer, Generic[ConfigT]):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise UsageError(f"{configuration} is a cascade", why="nnssl trains 2d, 3d_lowres and 3d_fullres")
-        if self.is_ddp and device.type == "cpu":
+        if self.is_ddp and device.type == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())  # nnU-Net counts over all machines
+        elif self.is_ddp:
             self.device, self.grad_scaler = device, None
         self.num_epochs = self.settings.num_epochs
         self.iteration = 0

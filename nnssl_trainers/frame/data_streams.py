@@ -46,7 +46,7 @@ class StrongViewConfig(UnlabelledConfig):
 
 
 class DataStreams(RunLoop[ConfigT]):
-    """The part of the frame that provides batches; a batch depends only on seed, stream, rank and iteration."""
+    """The part of the frame that provides batches; a batch depends only on seed, stream and iteration."""
 
     uses_unlabelled: ClassVar[bool] = True
     needs_boxes: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class DataStreams(RunLoop[ConfigT]):
             loaders["unlabelled"] = unlabelled
             loaders["look"] = self._batch_maker(labelled, plan.patch_size, validating, 1.0)
         stream = OrderedBatches(
-            IterationBatches(loaders, self.settings.seed, self.local_rank),
+            IterationBatches(loaders, self.settings.seed),
             self._order(self.current_epoch, self.iteration),
             augmentation_workers(),
             pin_memory=self.device.type == "cuda",

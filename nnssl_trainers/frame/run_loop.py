@@ -22,6 +22,7 @@ from nnssl.names import DATASET_JSON
 from nnssl.system.files import write_json
 from nnssl.training import checkpoints
 from nnssl.training.run_folder import BEST, FINAL, LATEST, check_other_folds
+from nnssl.training.tracking import Tracks
 from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.checkpointing import Checkpointing
 from nnssl_trainers.frame.epoch_log import epoch_line
@@ -38,6 +39,7 @@ class RunLoop(Checkpointing[ConfigT]):
     """The part of the frame that runs the loop, counts iterations, and saves the state after every epoch."""
 
     progress_style: ProgressStyle | None = None  # None shows a bar on a terminal and lines elsewhere
+    tracks = Tracks()
     _last_plot = 0.0
     _stop_requested = False
     _by_user = False
@@ -193,6 +195,7 @@ class RunLoop(Checkpointing[ConfigT]):
         self._best_ema = ema if is_best else self._best_ema
         if self.local_rank == 0:
             self.record.append(row)
+            self.tracks.log(row)
             self._tell(epoch_line(row, self.settings.num_iterations, terms, self.structure_names()))
             for warning in self.epoch_warnings():
                 log.warning("warning: %s", warning)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nnssl.config import Value, hyper
 from nnssl.names import CHECKPOINT_SUPERVISED
@@ -231,9 +231,6 @@ class StagedTrainer(SemiSupervisedTrainer[StagedConfigT]):
                 for kind in KINDS
             ]
         )
-        if self.is_ddp:
-            counts = counts.to(self.device)
-            distributed.all_reduce(counts)
         tp, fp, fn = counts.cpu()
         dice = torch.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), torch.nan)
         values: list[float] = dice.tolist()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnssl.config import ConfigT
 from nnssl_trainers.frame.batch import Batch
 from nnssl_trainers.frame.data_streams import DataStreams
+from nnssl_trainers.parts.shared_passes import average_gradients
 
 
 class TrainingStep(DataStreams[ConfigT]):
@@ -60,10 +61,12 @@ class TrainingStep(DataStreams[ConfigT]):
         """Compute the gradients, clip their norm to 12 for each optimiser as nnU-Net does, and update the weights."""
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
+        if self.is_ddp:
+            average_gradients(p for _, optimizer in self.trained for p in _parameters(optimizer))
         for _, optimizer in self.trained:
             if scaler is not None:
                 scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 12)
+            nn.utils.clip_grad_norm_(_parameters(optimizer), 12)
             if scaler is None:
                 optimizer.step()
             else:
@@ -112,3 +115,7 @@ class TrainingStep(DataStreams[ConfigT]):
             more_strong=tuple(more),
             target_u=stored,
         )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -74,6 +74,8 @@ class TeacherStudentTrainer(StagedTrainer[TeacherConfigT]):
         self.teacher.requires_grad_(False).eval()
         if self._do_i_compile():
             self.teacher = torch.compile(self.teacher)
+        if self.is_ddp:
+            self.teacher = self.distribute(self.teacher)
 
     def load_pretrained(self, file: str) -> None:
         """Load the weights of another training into student and teacher."""

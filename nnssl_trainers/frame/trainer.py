@@ -6,14 +6,15 @@ class, and implements `training_losses`. The supervised loss and the augmentatio
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from nnssl.config import ConfigT, MethodConfig
 from nnssl.errors import EnvironmentProblem
@@ -26,6 +27,7 @@ from nnssl_trainers.frame.architecture import unwrap
 from nnssl_trainers.frame.checkpointing import plan_of
 from nnssl_trainers.frame.optimization import LearningRates, build_optimizer, schedule_factor
 from nnssl_trainers.frame.step import TrainingStep
+from nnssl_trainers.parts.shared_passes import SharedPasses
 
 log = logging.getLogger("nnssl.train")
 
@@ -34,13 +36,13 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
     """The base class of all methods; the docstring of this module says what a method adds."""
 
     _from_pretrained = False
-    unused_heads: ClassVar[bool] = False  # True: some outputs have no loss, and distributed training must expect that
 
     def initialize(self) -> None:
         """Build network, optimiser and loss from the plans; the seed decides the first weights."""
         if self.was_initialized:
             raise RuntimeError("initialize was called twice")
-        self._set_batch_size_and_oversample()
+        with self._as_one_process():
+            self._set_batch_size_and_oversample()
         self.num_input_channels = input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
         torch.manual_seed(self.settings.seed)
         self.network = self.new_network()
@@ -49,17 +51,26 @@ class SemiSupervisedTrainer(TrainingStep[ConfigT]):
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             self.network = self.distribute(self.network)
-        self.loss = self._build_loss()
+        with self._as_one_process():
+            self.loss = self._build_loss()
         self.dataset_class = case_dataset_class(self.preprocessed_dataset_folder)
         self.was_initialized = True
 
-    def distribute(self, network: nn.Module) -> DistributedDataParallel:
+    @contextlib.contextmanager
+    def _as_one_process(self) -> Iterator[None]:
+        """Let nnU-Net's code see one process inside the block: every process has the global batch and its loss."""
+        several, self.is_ddp = self.is_ddp, False
+        try:
+            yield
+        finally:
+            self.is_ddp = several
+
+    def distribute(self, network: nn.Module) -> SharedPasses:
         """Return the network for several processes; on CUDA, batch normalisation uses the batches of all processes."""
         cuda = self.device.type == "cuda"
         if cuda:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        devices = [self.local_rank] if cuda else None
-        return DistributedDataParallel(network, devices, find_unused_parameters=self.unused_heads)
+        return SharedPasses(network, cuda)
 
     def new_network(self) -> nn.Module:
         """Return a freshly initialised network of the plans, on the device."""

@@ -45,7 +45,6 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
     needs no trainer.
     """
 
-    unused_heads: ClassVar[bool] = True  # nnU-Net's deep supervision leaves the coarsest output without loss
     needs_student2: ClassVar[bool] = False
     network2: Any = None
     optimizer2: torch.optim.Optimizer | None = None
@@ -120,8 +119,7 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
         """Return all outputs of a student, its logits, for each batch of images.
 
         One forward pass takes all batches together. A network with batch normalisation takes the batches one after the
-        other, so that each batch has its own statistics. Distributed training allows one forward pass per step and
-        therefore always takes them together.
+        other, so that each batch has its own statistics.
 
         Args:
             network: a student.
@@ -130,7 +128,7 @@ class TwoStudentsTrainer(StagedTrainer[TwoStudentsConfigT]):
         Returns:
             For each batch the list of its logits (B_i, C, *S_j), the finest first.
         """
-        apart = not self.is_ddp and any(isinstance(module, _BatchNorm) for module in unwrap(network).modules())
+        apart = any(isinstance(module, _BatchNorm) for module in unwrap(network).modules())
         if apart:
             return [as_list(network(image)) for image in images]
         together = as_list(network(torch.cat(list(images))))

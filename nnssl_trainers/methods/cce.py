@@ -59,6 +59,7 @@ from nnssl_trainers.frame.two_students import TwoStudentsConfig, TwoStudentsTrai
 from nnssl_trainers.parts.all_patches import weigh_unlabelled
 from nnssl_trainers.parts.decoder_features import DecoderFeatures
 from nnssl_trainers.parts.region_logits import Pair, class_labels, class_logits, softmax
+from nnssl_trainers.parts.shared_passes import whole
 
 THIRD_TERM: dict[str, Any] = {"attract": 1.0, "off": 0.0, "repel": "repel"}
 DRAWN_SHARE = 0.01  # share of a class's uncertain voxels that the contrast draws, as in the authors' code
@@ -115,7 +116,8 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         step, count = batch.iteration - self.pretrain_iterations, len(batch.image_l)
         images = batch.image_l if step < 0 else torch.cat([batch.image_l, image_u])
         outputs = [as_list(student(images)) for student in self.students]
-        features = [kept.take(images.shape[2:])[count:] for kept in self.features]
+        kept = [each.take(images.shape[2:]) for each in self.features]
+        features = [whole(self.students[k], part)[count:] for k, part in enumerate(kept)]
         a, b = (class_logits(z[0], self.label_manager.has_regions) for z in outputs)
         problems = len(a) // len(images)  # per patch: one, or one for each region
         n, mask = count * problems, mask_u.repeat_interleave(problems, 0)
@@ -131,9 +133,7 @@ class CCETrainer(TwoStudentsTrainer[CCEConfig]):
         if self.config.preset == "code":
             pairs = softmax((a_l, a_u)), softmax((b_l, b_u))
             terms["cosine"] = weigh_unlabelled(cosine_distance, *pairs, masks, w, "all")
-        if features:
-            terms |= self.contrast_terms(features, probs, mask_u, dice, step)
-        return terms
+        return terms | (self.contrast_terms(features, probs, mask_u, dice, step) if features else {})
 
     def supervised_terms(
         self, outputs: list[list[Tensor]], logits: Pair, batch: Batch

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from nnssl.config import Value, hyper, redefine
 from nnssl.ingredients.consistency import robust_cross_entropy
@@ -52,6 +52,7 @@ from nnssl_trainers.frame.stages import PAPER_CLOCK
 from nnssl_trainers.frame.teacher_student import TeacherConfig, TeacherStudentTrainer
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 from nnssl_trainers.parts.region_logits import class_logits
+from nnssl_trainers.parts.shared_passes import whole
 
 CELLS = {2: 64, 3: 32}  # cells of the threshold map along each axis, by number of axes
 PAPER: dict[str, Value] = {"learning_rate": 0.01, "learning_rate_schedule": "cosine", "weight_decay": 5e-4}
@@ -98,7 +99,6 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
             self.map_shape(),
             c.threshold_momentum,
             None if c.threshold_map else c.fixed_threshold,
-            sum_over_processes if self.is_ddp else None,
         ).to(self.device)
         self.projection: nn.Module = nn.Identity()
         if c.contrast_weight:
@@ -121,8 +121,6 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.config.projection_dim)
         self.projection = nn.Sequential(*layers).to(self.device)
         self.train_with_student(self.projection)
-        if self.is_ddp:
-            self.projection = self.distribute(self.projection)
 
     def training_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted terms of eq. 4, without the terms whose weight is 0."""
@@ -131,7 +129,7 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         labelled, unlabelled = self.predict_together(batch.image_l, strong)
         terms = {"supervised": self.supervised_loss(labelled, batch)}
         if c.contrast_weight:
-            seen = self.features.take()
+            seen = whole(self.network, self.features.take())
             self.encoder(augment_patches(torch.cat([batch.image_l, weak])))
             first, second = self.projection(torch.cat([seen, self.features.take()])).chunk(2)
             terms["contrast"] = w * c.contrast_weight * nt_xent(first, second, c.contrast_temperature)
@@ -169,9 +167,3 @@ class DPTMTrainer(TeacherStudentTrainer[DPTMConfig]):
         super().load_state(state)
         self.threshold_map.load_state_dict(state["threshold_map"])
         unwrap(self.projection).load_state_dict(state["projection"])
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Sum the values over all processes in place, and return the sum, which is the same in every process."""
-    distributed.all_reduce(values)
-    return values

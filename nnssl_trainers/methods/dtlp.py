@@ -55,7 +55,6 @@ from nnssl_trainers.parts.dice_ce_loss import DiceCELoss
 from nnssl_trainers.parts.dtlp_branches import (
     DTLPBranches,
     FeatureKeeper,
-    average_gradients,
     has_batch_norm,
     predict_views,
     with_decoder,
@@ -84,7 +83,6 @@ class DTLPTrainer(TeacherStudentTrainer[DTLPConfig]):
     """DTLP-Net; the docstring of this module describes the algorithm and its departures from the paper."""
 
     config_class = DTLPConfig
-    unused_heads: ClassVar[bool] = True  # the coarsest output of deep supervision has no loss
     psi_network: nn.Module | None = None
 
     def initialize(self) -> None:
@@ -96,13 +94,11 @@ class DTLPTrainer(TeacherStudentTrainer[DTLPConfig]):
         decoders: Any = [self.new_network().decoder for _ in range(2)]
         self.branches = DTLPBranches(network, decoders, heads, c).to(self.device)
         self.train_with_student(self.branches)
-        if self.is_ddp:
-            average_gradients(self.branches)
         self.features = FeatureKeeper(network.encoder)
         self.dice_ce = DiceCELoss(tuple(getattr(self.loss, "weight_factors", (1.0,))), regions, c.difficulty_form)
         mode: Any = "default" if c.difficulty == "off" else c.difficulty
         self.difficulty = DifficultyWeights(2 if regions else heads, mode=mode).to(self.device)
-        self.together = self.is_ddp or not has_batch_norm(network)
+        self.together = not has_batch_norm(network)
         self.terms = DTLPTerms(c, self.branches, self.dice_ce, self.difficulty, regions)
         self.teachers = Teachers(c, self.branches, network, unwrap(self.teacher), regions)
         if c.deployed == "psi":

@@ -98,7 +98,6 @@ class PLGDFTrainer(TeacherStudentTrainer[PLGDFConfig]):
 
     config_class = PLGDFConfig
     learns_from_strong_view: ClassVar[bool] = False  # noisy copies of the weak view take its place
-    unused_heads: ClassVar[bool] = True  # outputs at further scales have no loss
 
     @property
     def as_code(self) -> bool:

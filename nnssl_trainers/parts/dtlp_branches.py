@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnssl.ingredients.diffusion import DiffusionSchedule
@@ -16,6 +16,7 @@ from nnssl.ingredients.ema import aggregate
 from nnssl.networks.denoising import DenoisingBranch, check_can_denoise, decode, detach_encoder, encode
 from nnssl_trainers.parts.correlation_head import CorrelationHead
 from nnssl_trainers.parts.dtlp_settings import DTLPSettings
+from nnssl_trainers.parts.shared_passes import whole
 
 Outputs = dict[str, list[Tensor]]
 
@@ -145,7 +146,7 @@ def predict_views(
     for names in filter(None, [list(views)] if together else [[name] for name in views]):
         predicted, sizes = network(torch.cat([views[name] for name in names])), [len(views[name]) for name in names]
         logits = list(predicted) if isinstance(predicted, list | tuple) else [predicted]
-        for found, tensors in ((outputs, logits), (features, keeper.take())):
+        for found, tensors in ((outputs, logits), (features, whole(network, keeper.take()))):
             split = zip(*(torch.split(x, sizes) for x in tensors), strict=True)
             found |= {name: list(parts) for name, parts in zip(names, split, strict=True)}
     keeper.keeping = False
@@ -177,15 +178,3 @@ def _without_encoder(decoder: nn.Module) -> dict[str, Tensor]:
 def has_batch_norm(network: nn.Module) -> bool:
     """Return whether a network has batch normalisation."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Let every gradient of a module be the mean over all processes, as soon as a backward pass has computed it."""
-
-    def average(parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None
-        distributed.all_reduce(parameter.grad)
-        parameter.grad /= distributed.get_world_size()
-
-    for parameter in module.parameters():
-        parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]

@@ -17,8 +17,6 @@ from nnssl.ingredients.contrastive import nt_xent
 from nnssl.ingredients.perturb import augment_patches
 from nnssl.ingredients.thresholds import DynamicThresholdMap
 from nnssl.training import checkpoints
-from nnssl_trainers.frame.batch import as_list
-from nnssl_trainers.methods.dptm import sum_over_processes
 from nnssl_trainers.parts.encoder_features import EncoderFeatures
 
 
@@ -290,44 +288,3 @@ def test_features_of_the_own_forward_pass(residual: bool, compiled: bool) -> Non
     assert latest.requires_grad
     latest.sum().backward()
     assert all(parameter.grad is not None for parameter in network.encoder.parameters())
-
-
-def share_of_two(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = nn.parallel.DistributedDataParallel(small_unet(residual=False))
-    features = EncoderFeatures(network.module)
-    images = torch.load(Path(folder) / "images.pt", weights_only=True)[rank]
-    for _ in range(2):
-        network.zero_grad()
-        outputs = as_list(network(images))
-        seen = features.take()
-        network.module.encoder(images.flip(2))
-        (sum(z.square().mean() for z in outputs) + nt_xent(seen, features.take(), 0.1)).backward()
-    gradients = [parameter.grad for parameter in network.parameters()]
-    sums = sum_over_processes(torch.tensor([1.0, rank]))
-    torch.save({"gradients": gradients, "sums": sums}, Path(folder) / f"{rank}.pt")
-    torch.distributed.barrier()
-    del network, features, outputs, seen  # a wrapper that outlives its process group may wait for it at the exit
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_share_gradients_of_both_passes_and_sums(tmp_path: Path) -> None:
-    images = torch.randn(2, 3, 1, 16, 16)
-    torch.save(images, tmp_path / "images.pt")
-    torch.multiprocessing.spawn(share_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    torch.manual_seed(0)
-    network = small_unet(residual=False)
-    features = EncoderFeatures(network)
-    for image in images:
-        outputs = as_list(network(image))
-        seen = features.take()
-        network.get_submodule("encoder")(image.flip(2))
-        ((sum(z.square().mean() for z in outputs) + nt_xent(seen, features.take(), 0.1)) / 2).backward()
-    for parameter, ours, theirs in zip(network.parameters(), first["gradients"], second["gradients"], strict=True):
-        assert torch.equal(ours, theirs)
-        torch.testing.assert_close(ours, parameter.grad, atol=1e-5, rtol=1e-4)
-    assert first["sums"].tolist() == second["sums"].tolist() == [2.0, 1.0]

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from nnssl.networks.denoising import decode, encode
 from nnssl_trainers.parts.dtlp_branches import (
     FeatureKeeper,
-    average_gradients,
     has_batch_norm,
     predict_views,
     with_decoder,
@@ -138,12 +137,3 @@ def test_views_in_one_pass_or_in_several(together: bool) -> None:
     assert predict_views(network, keeper, {}, together) == ({}, {})
     assert not has_batch_norm(network)
     assert has_batch_norm(nn.Sequential(nn.BatchNorm3d(1)))
-
-
-def test_gradients_are_means_over_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "all_reduce", lambda gradient: gradient.add_(3.0))  # of the other process
-    layer = nn.Linear(1, 1, bias=False)
-    average_gradients(layer)
-    (layer(torch.tensor([[2.0]])) + layer(torch.tensor([[3.0]]))).sum().backward()  # one sum for both uses
-    assert layer.weight.grad.item() == (2 + 3 + 3) / 2
