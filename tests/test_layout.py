@@ -41,7 +41,7 @@ TESTED_BY = {
         "nnssl/training/choice.py",
         "nnssl/training/job.py",
     ),
-    "inference/test_api.py": ("nnssl/inference/images.py", "nnssl/inference/network.py"),
+    "inference/test_api.py": ("nnssl/inference/images.py", "nnssl/inference/network.py", "nnssl/inference/records.py"),
     "networks/test_networks.py": (
         "nnssl/networks/cce_pair.py",
         "nnssl/networks/layers.py",

@@ -14,8 +14,7 @@ from nnssl.training.tracking import TRACKERS
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser; nnU-Net's flags keep their names and meaning."""
-    about = "Train one fold with labelled and unlabelled scans; nnU-Net's flags keep their meaning."
-    made = parser("nnssl_train", about)
+    made = parser("nnssl_train", "Train one fold on labelled and unlabelled scans; nnU-Net's flags keep their meaning.")
     add = made.add_argument
     add("dataset_name_or_id", help="data set, 27 or Dataset027_ACDC")
     add("configuration", help="2d, 3d_fullres or 3d_lowres")
@@ -34,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="settings of the method")
     add("--bf16", action="store_true", help="calculate in bfloat16; on a CPU with AVX512-BF16 or AMX about 2 x faster")
     add("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="default: cuda where there is one")
+    add("-cache", metavar="SIZE", help="hold decoded cases in memory, up to 4GB for example; the batches are the same")
     add("-num_gpus", type=int, default=1, metavar="N", help="distributed training on one machine")
     add("-pretrained_weights", metavar="FILE", help="nnU-Net checkpoint to start from")
     add("-start_from", metavar="RUN", help="finished run, fold or checkpoint whose weights the method starts from")
@@ -55,7 +55,7 @@ def body(arguments: argparse.Namespace) -> None:
     from nnssl.training.launched import is_follower
 
     same = "track labelled pick protocol setting num_iterations seed tag overwrite bf16 device num_gpus"
-    same += " disable_checkpointing pretrained_weights start_from pseudo_labels"
+    same += " cache disable_checkpointing pretrained_weights start_from pseudo_labels"
     renamed = {"trainer": "tr", "plans": "p", "continue_training": "c", "only_validation": "val"}
     renamed |= {"validate_best": "val_best", "save_probabilities": "npz"}
     result = train(

@@ -38,7 +38,7 @@ SURFACE: tuple[HostName, ...] = (
         "network plans_manager configuration_manager label_manager dataset_json list_of_parameters "
         "allowed_mirroring_axes use_mirroring device",
     ),
-    *attributes(PREDICTOR, "nnssl.inference.api", "the record of a prediction", "tile_step_size"),
+    *attributes(PREDICTOR, "nnssl.inference.records", "the record of a prediction", "tile_step_size"),
     *texts(
         f"{PREDICTOR}.initialize_from_trained_model_folder",
         "nnssl.inference.checkpoint",

@@ -349,14 +349,12 @@ class Predictor(nnUNetPredictor):
             write_probability_parts(stem, (len(logits), *voxels.shape), parts, properties)
         else:
             voxels = restoration.mask()
-        del restoration
-        voxels = postprocess(voxels, self.postprocessing.decision)
-        write_mask(mask, voxels, properties, self.plans_manager.image_reader_writer_class())
+        done = postprocess(voxels, self.postprocessing.decision)
+        write_mask(mask, done, properties, self.plans_manager.image_reader_writer_class())
 
     def _restoration(self, logits: torch.Tensor, properties: dict[str, Any]) -> Restoration | WholeRestoration:
         """Return what turns logits into mask (z, y, x) and probabilities (C, z, y, x) on the grid of the scan."""
-        managers = self.plans_manager, self.configuration_manager, self.label_manager
-        return restoration_of(logits, *managers, properties)
+        return restoration_of(logits, self.plans_manager, self.configuration_manager, self.label_manager, properties)
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list[tuple[slice | int, ...]]:
         slicers: list[tuple[slice | int, ...]] = super()._internal_get_sliding_window_slicers(image_size)

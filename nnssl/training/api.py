@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from nnssl.config import MethodConfig, Value, config_with
 from nnssl.config_source import settings_without_torch
+from nnssl.data.cache import parse_size
 from nnssl.data.domains import Setting, choose
 from nnssl.data.protocols import is_of_protocol
 from nnssl.data.raw import dataset_name
@@ -108,6 +109,7 @@ def train(  # noqa: PLR0913 - the public API names every option
     progress: Literal["bar", "lines", "off"] | None = None,
     setting: str | Setting | None = None,
     track: Sequence[str] = (),
+    cache: str | None = None,
 ) -> TrainResult:
     """Train one fold of a preprocessed data set and score its validation cases.
 
@@ -143,6 +145,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         progress: `bar`, `lines` (one a minute) or `off`; None takes the bar on a terminal and lines elsewhere.
         setting: setting of domains that the data set was planned with, `umda:SOURCE->TARGET` or `mdg:TARGET`.
         track: trackers that also get the progress: `tensorboard`, `mlflow`, `wandb`; a continued run keeps its own.
+        cache: memory for decoded cases, `4GB` for example; the batches are the same.
 
     Returns:
         The run's files.
@@ -223,6 +226,7 @@ def train(  # noqa: PLR0913 - the public API names every option
         validate=("best" if validate_best else "last") if run_validation else None,
         save_probabilities=save_probabilities,
         disable_checkpointing=disable_checkpointing,
+        cache_bytes=parse_size(cache, "-cache") if cache else 0,
         progress=progress,
         track=tuple(track),
     )

@@ -49,6 +49,7 @@ class Job:
         validate: `last`, `best`, or None for no validation.
         save_probabilities: also write the probabilities of the validation cases.
         disable_checkpointing: write no checkpoint.
+        cache_bytes: most memory of decoded cases; 0 reads all from their files.
         progress: `bar`, `lines` or `off`; None: a bar on a terminal, lines elsewhere.
         track: trackers that also get the progress, see `nnssl.training.tracking`.
     """
@@ -67,6 +68,7 @@ class Job:
     validate: str | None = "last"
     save_probabilities: bool = False
     disable_checkpointing: bool = False
+    cache_bytes: int = 0
     progress: Literal["bar", "lines", "off"] | None = None
     track: tuple[str, ...] = ()
 
@@ -106,6 +108,7 @@ def _work(job: Job, world_size: int = 1) -> None:
             device=torch.device(job.device),
         )
     trainer.disable_checkpointing, trainer.progress_style = job.disable_checkpointing, job.progress
+    trainer.cache_bytes = job.cache_bytes
     with on_signals(lambda *_: trainer.request_stop()), _save_on_first_interrupt(trainer):
         if job.resume:
             trainer.load_checkpoint(job.resume)

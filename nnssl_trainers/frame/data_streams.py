@@ -13,6 +13,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnssl.config import ConfigT, MethodConfig, hyper
 from nnssl.data.boxes import LocatedPatches
+from nnssl.data.cache import CaseCache
 from nnssl.data.domains import Setting, domain_probabilities, domains_of, setting_tag
 from nnssl.data.splits import FoldCases, LabelBudget, cases_of_run
 from nnssl.data.streams import Index, IterationBatches, OrderedBatches
@@ -52,6 +53,8 @@ class DataStreams(RunLoop[ConfigT]):
     needs_boxes: ClassVar[bool] = False
     learns_from_strong_view: ClassVar[bool] = True
     cases: FoldCases | None = None
+    cache_bytes: int = 0  # most memory of decoded cases
+    _cache: CaseCache | None = None
 
     @property
     def strong_views(self) -> int:
@@ -119,7 +122,7 @@ class DataStreams(RunLoop[ConfigT]):
                 )
             use_paper_augmentation(training, plan.patch_size, plan.spacing)
         validating = self.get_validation_transforms(scales, **labels)
-        labelled, validation = self.get_tr_and_val_datasets()
+        labelled, validation = map(self._cached, self.get_tr_and_val_datasets())
         share = self.oversample_foreground_percent
         loaders = {
             "labelled": self._batch_maker(labelled, initial_patch_size, training, share),
@@ -214,7 +217,13 @@ class DataStreams(RunLoop[ConfigT]):
                 why=", ".join(missing[:5]),
                 run=run,
             )
-        return self.dataset_class(str(folder), list(cases))
+        return self._cached(self.dataset_class(str(folder), list(cases)))
+
+    def _cached(self, dataset: Any) -> Any:  # noqa: ANN401 - nnU-Net's dataset class
+        """Return the data set with the run's cache of decoded cases before its files."""
+        if self._cache is None:
+            self._cache = CaseCache(self.cache_bytes)
+        return self._cache.over(dataset)
 
     def _order(self, first_epoch: int, first_iteration: int) -> Iterator[Index]:
         for epoch in range(first_epoch, self.num_epochs):

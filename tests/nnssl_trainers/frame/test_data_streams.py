@@ -134,3 +134,26 @@ def test_under_a_setting_every_stream_draws_all_domains_equally_often(make_tiny,
 def _drawn(maker, key: int) -> list[str]:
     with seeded(key):
         return drawn_cases(maker)
+
+
+@pytest.mark.parametrize(("name", "dim"), [("MeanTeacherTrainer", 2), ("DPTMTrainer", 3)])
+def test_a_cache_of_decoded_cases_leaves_every_batch_as_it_is(name: str, dim: int, make_trainer, make_tiny) -> None:
+    make_tiny(dim)
+    batches = []
+    for size in (0, 10**9):
+        trainer = make_trainer(name, dim)
+        trainer.cache_bytes = size
+        trainer.initialize()
+        stream, _ = trainer.get_dataloaders()
+        assert (trainer._cache.used_bytes > 0) == (size > 0)
+        batches.append([next(stream) for _ in range(3)])
+    for plain, cached in zip(*batches, strict=True):
+        assert plain.keys() == cached.keys()
+        for part, content in plain.items():
+            for key, value in content.items():
+                pairs = (
+                    zip(value, cached[part][key], strict=True)
+                    if isinstance(value, list)
+                    else [(value, cached[part][key])]
+                )
+                assert all(torch.equal(a, b) for a, b in pairs), (part, key)
