@@ -60,6 +60,7 @@ def test_json(capsys, data):  # noqa: F811
         "spacing_mm": [1.0, 1.0],
         "features": [16, 32, 64],
         "preprocessed": 0,
+        "shared": 0,
     }
     assert not (data.preprocessed / "nnUNetPlans_2d").exists()
 
