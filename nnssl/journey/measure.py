@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Machine:
 def measure(request: Request, collected: Collected, folder: Path) -> Measured:
     """Return what the commands take on a few scans of the user; a command that is too slow to measure is left out.
 
+    Where the training of the method alone is too slow, its pace follows from that of the baseline.
+
     Args:
         request: what the user asked for.
         collected: all files.
@@ -104,10 +106,9 @@ class _Sample:
         if pace is None:
             return made
         made.paces[SUPERVISED_TRAINER] = pace
-        pace = self._train(self.request.trainer, _iterations(self.request.trainer, machine.configuration, pace.seconds))
-        if pace is None:
-            return made
-        made.paces[self.request.trainer] = pace
+        trainer, configuration = self.request.trainer, machine.configuration
+        measured = self._train(trainer, _iterations(trainer, configuration, pace.seconds))
+        made.paces[trainer] = measured or _relative(trainer, configuration, pace)
         masks = self.folder / "masks"
         words = ("-i", str(next(raw.glob("*/imagesUn"))), "-o", str(masks), "-d", SAMPLE_ID, "-tr", SUPERVISED_TRAINER,
                  *machine.device_words)  # fmt: skip
@@ -154,6 +155,13 @@ def _iterations(trainer: str, configuration: str, supervised_seconds: float) -> 
     """Return how many iterations of a method to measure, from the pace of the baseline and the relative cost."""
     relative = costs()[configuration][trainer].time
     return min(MOST, max(LEAST, int(AIM_SECONDS / max(1e-6, supervised_seconds * relative))))
+
+
+def _relative(trainer: str, configuration: str, baseline: Pace) -> Pace:
+    """Return the pace of a method that is too slow to measure, from that of the baseline and the relative cost."""
+    cost = costs()[configuration][trainer]
+    memory, device = (round(cost.memory * number) for number in (baseline.memory_bytes, baseline.device_bytes))
+    return replace(baseline, seconds=cost.time * baseline.seconds, memory_bytes=memory, device_bytes=device)
 
 
 def _words_of_stage(trainer: str, iterations: int) -> list[str]:

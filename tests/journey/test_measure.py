@@ -116,6 +116,20 @@ def test_what_follows_a_command_that_is_too_slow_is_not_measured(
     assert not (tmp_path / "work").exists()
 
 
+def test_a_method_that_is_too_slow_has_the_pace_of_the_baseline_times_its_relative_cost(
+    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FixMatch takes 1.6 times the time and 1.96 times the memory of the baseline in 2-D."""
+
+    def slow(command: Command, *rest: Any) -> Ended | None:
+        return None if "FixMatchTrainer" in command.arguments else commands(command, *rest)
+
+    monkeypatch.setattr(module, "run_command", slow)
+    measured = measure(request(), files(tmp_path), tmp_path / "work")
+    assert measured.paces["FixMatchTrainer"] == Pace(1.6 * 0.2, 2.0, 10.0, round(1.96 * 9), round(1.96 * 7))
+    assert set(measured.costs) == {"convert", "plan_and_preprocess", "predict"}
+
+
 def test_a_command_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise StepFailed("broken", exit_code=3)
