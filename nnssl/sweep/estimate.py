@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,7 +84,8 @@ class Measured:
         runs of the same configuration.
         """
         pace, size = self._paces(run.configuration).get(run.trainer), _median(self.sizes, run)
-        seconds = None if pace is None else pace.seconds * run.settings.num_iterations
+        each = _median(self.seconds, run) if pace is None else pace.seconds  # no pace from trainers of others
+        seconds = None if each is None else each * run.settings.num_iterations
         return Estimate(seconds, None if size is None else round(size))
 
     def _paces(self, configuration: str) -> dict[str, Pace]:
@@ -135,8 +136,10 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     )
 
 
-def _median(measured: dict[tuple[str, str], list[int]], run: StudyRun) -> float | None:
-    values = measured.get((run.trainer, run.configuration)) or [
+def _median(
+    measured: dict[tuple[str, str], list[float]] | dict[tuple[str, str], list[int]], run: StudyRun
+) -> float | None:
+    values: Sequence[float] = measured.get((run.trainer, run.configuration)) or [
         value for (_, configuration), found in measured.items() if configuration == run.configuration for value in found
     ]
     return float(statistics.median(values)) if values else None

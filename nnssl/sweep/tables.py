@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnssl.config import format_value
+from nnssl.names import DEFAULT_PLANS
 from nnssl.sweep.estimate import Estimate, SweepPlan, total
 from nnssl.sweep.store import STATES, Task
-from nnssl.sweep.study import DEFAULT_PLANS, StudyRun
+from nnssl.sweep.study import StudyRun
 
 GAP = "  "
 COLUMNS = ("trainer", "settings", "configuration", "fold", "labelled", "pick", "seed", "state")

@@ -105,7 +105,7 @@ def test_a_killed_process_ends_all_and_the_run_continues(make_tiny, rank: int) -
     script.write_text(COMMAND)
     words = [sys.executable, *TORCHRUN, str(script), DATASET, "3d_fullres", "0", "-tr", "SupervisedTrainer"]
     words += ["-device", "cpu", "--no_val", "-num_iterations", "100"]
-    fold = root / "nnUNet_results" / DATASET / "SupervisedTrainer__nnUNetPlans__3d_fullres@i100" / "fold_0"
+    fold = root / "nnUNet_results" / DATASET / "SupervisedTrainer__nnUNetPlans__3d_fullres@iterations100" / "fold_0"
     with log.open("w") as file:
         running = subprocess.Popen(words, env=environment(), stdout=file, stderr=file)
         wait_for(lambda: (fold / "checkpoint_latest.pth").is_file() or running.poll() is not None)
