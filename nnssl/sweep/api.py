@@ -94,6 +94,8 @@ def sweep(  # noqa: PLR0913 - the public API names every option
     check_writable(folder, "the folder of the study", "choose another folder with -o")
     _check_engine(engine, address)
     jobs = _jobs(study, folder)
+    results = "export nnUNet_results=/a/folder/that/can/be/written"
+    check_writable(Places.of(jobs[0].dataset).results, "the results folder", results)
     if slots is not None and slots < 1:
         raise UsageError("-slots must be at least 1", where=f"-slots {slots}")
     wanted = {job.command for job in jobs}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Measured:
 
     seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     sizes: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    _known: dict[str, dict[str, Pace]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, results: Path) -> Measured:
@@ -76,11 +77,23 @@ class Measured:
         return made
 
     def estimate(self, run: StudyRun) -> Estimate:
-        """Return the medians over runs of the same trainer, else over all runs of the same configuration."""
-        key = (run.trainer, run.configuration)
-        pace, size = _median(self.seconds, key), _median(self.sizes, key)
-        seconds = None if pace is None else pace * run.settings.num_iterations
+        """Return time and disk of a run, by the runs that exist.
+
+        The time is the median over runs of the same trainer, else that of other trainers with the relative costs that
+        were measured; see `nnssl.chooser.paces`. The disk is the median over runs of the same trainer, else over all
+        runs of the same configuration.
+        """
+        pace, size = self._paces(run.configuration).get(run.trainer), _median(self.sizes, run)
+        each = _median(self.seconds, run) if pace is None else pace.seconds  # no pace from trainers of others
+        seconds = None if each is None else each * run.settings.num_iterations
         return Estimate(seconds, None if size is None else round(size))
+
+    def _paces(self, configuration: str) -> dict[str, Pace]:
+        """Return the pace of each trainer; a study of many runs asks again and again."""
+        if configuration not in self._known:
+            measured = {trainer: found for (trainer, own), found in self.seconds.items() if own == configuration}
+            self._known[configuration] = paces(measured, configuration)
+        return self._known[configuration]
 
 
 def pace_of_dataset(name_or_id: str | int) -> dict[str, dict[str, Pace]]:
@@ -123,9 +136,10 @@ def total(estimates: Iterable[Estimate]) -> Estimate:
     )
 
 
-def _median(measured: dict[tuple[str, str], list[float]] | dict[tuple[str, str], list[int]],
-            key: tuple[str, str]) -> float | None:  # fmt: skip
-    values = [*measured.get(key, ())] or [
-        value for (_, configuration), found in measured.items() if configuration == key[1] for value in found
+def _median(
+    measured: dict[tuple[str, str], list[float]] | dict[tuple[str, str], list[int]], run: StudyRun
+) -> float | None:
+    values: Sequence[float] = measured.get((run.trainer, run.configuration)) or [
+        value for (_, configuration), found in measured.items() if configuration == run.configuration for value in found
     ]
     return float(statistics.median(values)) if values else None

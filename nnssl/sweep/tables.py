@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nnssl.config import format_value
+from nnssl.names import DEFAULT_PLANS
 from nnssl.sweep.estimate import Estimate, SweepPlan, total
 from nnssl.sweep.store import STATES, Task
 from nnssl.sweep.study import StudyRun
@@ -34,7 +35,12 @@ def plan_text(plan: SweepPlan, folder: str | Path) -> str:
         f"{size(spent.disk_bytes)} of disk"
     )
     if left and (spent.seconds is None or spent.disk_bytes is None):
-        lines.append("?: no finished run of this data set and configuration tells; the first one will")
+        first = next(run for run in (task.job for task in tasks) if isinstance(run, StudyRun))
+        options = f" -p {first.plans}" if first.plans != DEFAULT_PLANS else ""
+        options += f" -labelled {dataclasses.replace(first.budget, pick=0)}" if first.budget else ""
+        probe = f"nnssl_train {first.dataset} {first.configuration} {first.fold}{options} -tr SupervisedTrainer"
+        lines.append("?: no run of this data set and configuration tells; the first one will, or a probe:")
+        lines.append(f"    {probe} -num_iterations 100 -tag pace --no_val")
     lines.append(f"run:  the same command without --dry_run, and later nnssl_sweep -o {folder}")
     return "\n".join(lines)
 

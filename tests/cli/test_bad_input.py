@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.bad_input_cases import CASES, BadInput
+from tests.cli.bad_input_cases import CASES as FIRST_CASES
+from tests.cli.bad_input_cases import BadInput
+from tests.cli.bad_input_sweep import SWEEP_CASES
 from tests.cli.bad_input_world import (
     EVALUATE,
     PHANTOM,
@@ -33,9 +35,10 @@ from tests.cli.bad_input_world import (
     write_image,
 )
 
+CASES = [*FIRST_CASES, *SWEEP_CASES]
 COMMANDS = {
     "convert", "plan_and_preprocess", "train", "predict", "evaluate", "compare", "report", "look", "phantom", "methods",
-    "export", "install", "pseudo_quality", "suggest", "accept", "clean",
+    "export", "install", "pseudo_quality", "suggest", "accept", "clean", "sweep",
 }  # fmt: skip
 RECORDS = {"out", "out/plans.json", "out/dataset.json", "out/predict_from_raw_data_args.json"}
 

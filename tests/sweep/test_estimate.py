@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from nnssl.chooser import costs
 from nnssl.sweep.estimate import Estimate, Measured, total
 from nnssl.sweep.study import study_runs
 from nnssl.training.record import RunRecord
@@ -29,7 +32,11 @@ def test_medians_of_the_same_trainer_come_first(world: World) -> None:
     measured = Measured.of(world.places.results)
     assert measured.estimate(supervised) == Estimate(2.0 * 30, 20_000)
     assert measured.estimate(fixmatch) == Estimate(4.0 * 30, 50_000)
-    assert measured.estimate(other) == Estimate(3.0 * 30, 25_000)  # of all runs of the configuration
+    relative = {name: cost.time for name, cost in costs()["2d"].items()}
+    base = (2.0 + 4.0 / (0.5 + 0.5 * relative["FixMatchTrainer"])) / 2  # seconds of a supervised iteration
+    found = measured.estimate(other)
+    assert found.seconds == pytest.approx(30 * base * (0.5 + 0.5 * relative["MeanTeacherTrainer"]))
+    assert found.disk_bytes == 25_000  # of all runs of the configuration
     assert measured.estimate(dataclasses.replace(other, configuration="3d_fullres")) == Estimate()
 
 

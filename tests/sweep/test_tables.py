@@ -26,7 +26,9 @@ def test_plan_lists_planning_runs_and_what_is_left() -> None:
 
 def test_unknown_time_is_said() -> None:
     plan = SweepPlan([Task(1, FIRST)], [], [Estimate()], [])
-    assert "about ? of training one after another, ? of disk\n?: no finished run" in plan_text(plan, "out")
+    text = plan_text(plan, "out")
+    assert "about ? of training one after another, ? of disk\n?: no run of this data set" in text
+    assert "    nnssl_train Dataset001_A 2d 0 -labelled 5 -tr SupervisedTrainer" in text
 
 
 def test_commands_are_those_that_are_left() -> None:
