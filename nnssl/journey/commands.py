@@ -20,7 +20,7 @@ from nnssl.system.signals import on_signals
 
 POLL_SECONDS = 0.1
 MEMORY_SECONDS = 1.0  # between two looks at the memory: each reads the files of every process
-SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1")
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 VARIABLES = (RAW_VARIABLE, PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
 
 
@@ -85,10 +85,11 @@ def run_command(
     Raises:
         StepFailed: the command ended with an error.
         StoppedBySignal: SIGTERM, SIGHUP or SIGUSR1.
+        KeyboardInterrupt: Ctrl-C.
     """
     words = python_command(command.name, [*command.arguments, "--json"])
-    seen: list[object] = []  # an exception out of a handler could fall into the start of the process
-    with on_signals(lambda *_: seen.append(True), SIGNALS):
+    seen: list[int] = []  # an exception out of a handler could fall into the start of the process
+    with on_signals(lambda number, _: seen.append(number), SIGNALS):
         child = Child.start(words, {**os.environ, **folders}, log)
         is_late, next_look = False, 0.0
         try:
@@ -100,6 +101,8 @@ def run_command(
                 time.sleep(POLL_SECONDS)
         finally:
             _end(child, GRACE_SECONDS if limit_seconds is None else 2.0)
+    if signal.SIGINT in seen:
+        raise KeyboardInterrupt
     if seen:
         raise StoppedBySignal("the study was stopped by a signal", run="the same command goes on")
     if is_late:
