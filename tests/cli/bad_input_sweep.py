@@ -39,7 +39,7 @@ SWEEP_CASES = [
              ("SupervisdTrainer", "SupervisedTrainer")),
     BadInput("sweep: unknown data set", SWEEP.replace("906", "908"), 2, ("908",)),
     BadInput("sweep: label budget of none", f"{SWEEP} -labelled 0", 2, ("-labelled 0",)),
-    BadInput("sweep: unknown setting", f"{SWEEP} --set wieght=1", 2, ("wieght",)),
+    BadInput("sweep: unknown setting", f"{SWEEP} --set heaviness=1", 2, ("heaviness",)),
     BadInput("sweep: settings of no trainer", f"{SWEEP} --variant unlabelled_weight=1", 2,
              ("no trainer of the study", "--variant unlabelled_weight=1")),
     BadInput("sweep: no slots", f"{SWEEP} -slots 0", 2, ("-slots 0",)),
