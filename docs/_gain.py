@@ -22,17 +22,19 @@ class Panel:
         few: first cell of the rows with few labels.
         all_labels: first cell of the supervised row with all labels.
         iterations: length of the runs; empty where the table has no such column.
+        intervals: header of the table with intervals over patients; empty where there is none.
     """
 
     title: str
     few: str
     all_labels: str
     iterations: str = ""
+    intervals: str = ""
 
 
 PANELS = (
-    Panel("ACDC, 2-D, 3 of 70 patients labelled", "ACDC 3", "ACDC 70", "5,000"),
-    Panel("ACDC, 2-D, 7 of 70 patients labelled", "ACDC 7", "ACDC 70", "5,000"),
+    Panel("ACDC, 2-D, 3 of 70 patients labelled", "ACDC 3", "ACDC 70", "5,000", "3 of 70 patients"),
+    Panel("ACDC, 2-D, 7 of 70 patients labelled", "ACDC 7", "ACDC 70", "5,000", "7 of 70 patients"),
     Panel("hippocampus, 3-D, 5 of 160 cases labelled", "hippocampus 5", "hippocampus 160"),
 )
 
@@ -105,9 +107,22 @@ def gaps_closed(runs: list[Run], panel: Panel) -> dict[str, list[float]]:
     return {name: values for name, values in closed.items() if values}
 
 
+def intervals_of(text: str, panel: Panel) -> dict[str, tuple[float, float]]:
+    """Return method -> 95 % interval over patients of the share of the label gap that all its seeds close."""
+    found = {}
+    for header, rows in _tables(text):
+        if panel.intervals and header[0] == panel.intervals:
+            for row in rows:
+                cell = dict(zip(header, row, strict=True))["gap closed"].replace("−", "-")
+                if ends := re.search(r"\[(-?[\d.]+), (-?[\d.]+)\]", cell):
+                    found[row[0]] = (float(ends[1]), float(ends[2]))
+    return found
+
+
 def write_gain(results: Path, folder: Path) -> None:
     """Write `gain.md`, the table, and `gain_light.svg` and `gain_dark.svg`, the plot, from the lab book."""
-    runs = runs_of(results.read_text(encoding="utf-8"))
+    text = results.read_text(encoding="utf-8")
+    runs, intervals = runs_of(text), {panel: intervals_of(text, panel) for panel in PANELS}
     found = {panel: gaps_closed(runs, panel) for panel in PANELS}
     names = list(dict.fromkeys(name for closed in found.values() for name in closed))
     lines = ["| method | " + " | ".join(panel.title for panel in PANELS) + " |", "| --- |" + " --- |" * len(PANELS)]
@@ -119,11 +134,16 @@ def write_gain(results: Path, folder: Path) -> None:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     _write(folder / "gain.md", "\n".join(lines) + "\n")
     for theme in COLOURS:
-        _write(folder / f"gain_{theme}.svg", _plot(found, names, theme))
+        _write(folder / f"gain_{theme}.svg", _plot(found, intervals, names, theme))
 
 
-def _plot(found: dict[Panel, dict[str, list[float]]], names: list[str], theme: str) -> str:
-    """Return the plot as SVG: a dot a seed, a line from the lowest to the highest seed."""
+def _plot(
+    found: dict[Panel, dict[str, list[float]]],
+    intervals: dict[Panel, dict[str, tuple[float, float]]],
+    names: list[str],
+    theme: str,
+) -> str:
+    """Return the plot as SVG: a dot a seed, a line over the 95 % interval of all seeds, where there is one."""
     import io
 
     import matplotlib as mpl
@@ -141,8 +161,9 @@ def _plot(found: dict[Panel, dict[str, list[float]]], names: list[str], theme: s
         for axes, (panel, closed) in zip(panels, found.items(), strict=True):
             shown = [name for name in names if name in closed]
             for height, name in enumerate(reversed(shown)):
-                values = [min(MOST, max(LEAST, value)) for value in closed[name]]
-                axes.plot([min(values), max(values)], [height, height], color=dots, linewidth=2)
+                values, ends = ([min(MOST, max(LEAST, value)) for value in numbers]
+                                for numbers in (closed[name], intervals[panel].get(name, ())))  # fmt: skip
+                axes.plot(ends, [height] * len(ends), color=dots, linewidth=2, alpha=0.5)
                 axes.plot(values, [height] * len(values), "o", color=dots, markersize=5)
                 if min(closed[name]) < LEAST:
                     axes.text(

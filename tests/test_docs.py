@@ -111,16 +111,23 @@ LAB_BOOK = """
 | B 5 | the same, `x=1` | 0.99 | 2.0 |  |
 | B 5 | MeanTeacherTrainer | 0.65 | 0.5 | 0.75 |
 | B 9 | SupervisedTrainer | 0.70 | 2.0 |  |
+
+| few A | seeds | gap closed |
+| --- | --- | --- |
+| FixMatchTrainer | 0, 1 | 0.75 [−0.20, 1.10] |
+| control | 0 | – |
 """
 
 
 def test_the_gap_closed_of_the_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """(0.70 - 0.60) / (0.80 - 0.60) with seed 0, and (0.80 - 0.50) / (0.80 - 0.50) with seed 1."""
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    from _gain import Panel, gaps_closed, runs_of, write_gain
+    from _gain import Panel, gaps_closed, intervals_of, runs_of, write_gain
 
     runs = runs_of(LAB_BOOK)
-    first, second = Panel("A", "A 3", "A 70", "5,000"), Panel("B", "B 5", "B 9")
+    first, second = Panel("A", "A 3", "A 70", "5,000", "few A"), Panel("B", "B 5", "B 9")
+    assert intervals_of(LAB_BOOK, first) == {"FixMatchTrainer": (-0.2, 1.1)}
+    assert intervals_of(LAB_BOOK, second) == {}
     assert gaps_closed(runs, first) == {
         "FixMatchTrainer": pytest.approx([0.5, 1.0]),
         "DSMTTrainer": pytest.approx([-0.25]),
