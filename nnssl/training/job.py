@@ -23,7 +23,7 @@ from nnssl.system.resources import cpu_count
 from nnssl.system.signals import STOP_SIGNALS, on_signals
 from nnssl.system.workers import check_main_guard
 from nnssl.training.launched import Launched, process_group, translate_lost_process
-from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash
+from nnssl.training.record import DataHashes, RunRecord, State, new_session, plans_hash, refuse_other_data
 from nnssl.training.run_folder import BEST
 from nnssl.training.tracking import log_validation, open_tracks, run_of
 
@@ -195,6 +195,8 @@ def _begun(job: Job, trainer: Any, folder: Path) -> RunRecord:  # noqa: ANN401
         supervised_key=_supervised_key(trainer, earlier),
         unlabelled_from=earlier.unlabelled_from if earlier else None,
     )
+    if earlier is not None:
+        refuse_other_data(earlier, record, folder)
     return record if job.do_training or earlier is None else dataclasses.replace(record, state=earlier.state)
 
 

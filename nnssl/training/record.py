@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar
 from typing_extensions import Self
 
 from nnssl.data.splits import FoldCases, splits_file
+from nnssl.errors import DataError
 from nnssl.names import (
     CHECKPOINT_FINAL,
     CHECKPOINT_SUPERVISED,
@@ -275,6 +276,32 @@ def find_supervised(dataset_results: Path, key: str, own: Path) -> Path | None:
         if whole or stage.is_file():
             return finished if whole else stage
     return None
+
+
+def refuse_other_data(earlier: RunRecord, today: RunRecord, folder: Path) -> None:
+    """Refuse to go on with a run, or to validate it, with other plans or cases than those it began with.
+
+    Args:
+        earlier: record of the run.
+        today: the same with the plans and cases of today.
+        folder: of the fold, for the message.
+
+    Raises:
+        DataError: plans, labelled cases or validation cases are others.
+    """
+    pairs = {
+        "plans": (earlier.plans_hash, today.plans_hash),
+        "labelled cases": (earlier.data.labelled, today.data.labelled),
+        "validation cases": (earlier.data.validation, today.data.validation),
+    }
+    changed = [name for name, (before, after) in pairs.items() if before and after and before != after]
+    if changed:
+        raise DataError(
+            f"this run began with other {' and '.join(changed)}",
+            where=folder,
+            why="the data set or its plans have changed since then",
+            run="train a new run with -tag NAME; nnssl_predict still uses this one as it is",
+        )
 
 
 def plans_hash(plans: Mapping[str, Any]) -> str:

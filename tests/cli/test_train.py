@@ -112,6 +112,27 @@ def test_a_finished_run_can_be_made_longer(trainer: str, dataset, monkeypatch, c
     assert "logging issue" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--c", "--val"])
+@pytest.mark.parametrize("changed", ["plans", "labelled cases", "validation cases"])
+def test_a_run_does_not_go_on_with_other_plans_or_cases(changed: str, option: str, dataset, capsys) -> None:
+    assert train(dataset, "-num_iterations", "2", "-tag", "a", "--no_val") == 0
+    folder = results(dataset, tag="a")
+    before = {file: file.read_bytes() for file in folder.parent.rglob("*") if file.suffix in (".json", ".pth")}
+    plans, splits = dataset / "nnUNetPlans.json", dataset / "splits_final.json"
+    content, (split, *_) = json.loads(plans.read_text()), json.loads(splits.read_text())
+    if changed == "plans":
+        content["configurations"]["3d_fullres"]["batch_size"] += 1
+        plans.write_text(json.dumps(content))
+    else:
+        split["train" if changed == "labelled cases" else "val"].pop()
+        splits.write_text(json.dumps([split]))
+    assert train(dataset, "-tag", "a", option, *(["-num_iterations", "3"] if option == "--c" else [])) == 3
+    message = capsys.readouterr().err
+    assert f"this run began with other {changed}\n" in message
+    assert "-tag NAME" in message
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_a_stage_is_taken_over_without_a_complaint_of_nnunets_log(dataset, monkeypatch, capsys, caplog) -> None:
     monkeypatch.setattr("nnssl.training.settings.ITERATIONS_PER_EPOCH", 2)
     with caplog.at_level(logging.INFO):
