@@ -334,7 +334,7 @@ def choose_method(methods: dict[str, Compared], baseline: str | Path | None, *, 
         run = "add -baseline NAME, with one of these names" if names else "nnssl_runs lists all runs"
         if len(names) == 1 and not listed:
             run = "add the place to compare with: nnssl_compare A B -baseline A"
-        raise UsageError("choose the baseline", why=why, run=run)
+        raise UsageError("choose the baseline" if names else "there is no finished run", why=why, run=run)
     text = str(baseline)
     if text in methods:
         return methods[text]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from nnssl.data.domains import Setting
 from nnssl.errors import DataError, UsageError
@@ -257,6 +258,8 @@ def _below_results(folder: Path) -> Path:
 def _model_at(folder: Path) -> ModelFolder:
     missing = [name for name in ("plans.json", "dataset.json") if not (folder / name).is_file()]
     if missing:
+        if is_zipfile(folder):
+            raise DataError("this is a file, not a model folder", where=folder, run=f"nnssl_install {folder}")
         inside = folder.name.startswith("fold_")
         raise DataError(
             "this is not a model folder",

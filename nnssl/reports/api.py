@@ -179,8 +179,9 @@ def _check(places: Sequence[str | Path], dataset: str | int | None, metric: str,
     if cases < 0:
         raise UsageError(f"-cases must be 0 or more, got {cases}")
     if bool(places) == (dataset is not None):
+        rest = ", not both" if places else ""
         raise UsageError(
-            "give the runs or folders of the report, or a data set", run="nnssl_report RUN… -o FOLDER, or -d ID"
+            f"give the runs or folders of the report, or a data set{rest}", run="nnssl_report RUN… -o FOLDER, or -d ID"
         )
 
 

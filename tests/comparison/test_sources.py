@@ -162,9 +162,9 @@ def test_a_data_set_needs_one_plan_and_a_known_baseline(results: Path, monkeypat
         methods_of_dataset(1, plans="nnUNetPlans", baseline="CCE")
     with pytest.raises(UsageError, match="choose the baseline"):
         methods_of_dataset(1, plans="nnUNetPlans@lab7")
-    with pytest.raises(UsageError, match="choose the baseline") as caught:
+    with pytest.raises(UsageError, match="there is no finished run") as caught:
         methods_of_dataset(2)
-    assert "no finished run" in caught.value.why
+    assert caught.value.run == "nnssl_runs lists all runs"
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(EnvironmentProblem):
         methods_of_dataset(1)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import pytest
 
@@ -88,6 +89,14 @@ def test_no_model_fits(results):
     with pytest.raises(UsageError, match="no trained model fits") as caught:
         find_model(ModelQuery(dataset=7))
     assert "Dataset001_A" in caught.value.why
+
+
+def test_a_bundle_is_installed_first(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as bundle:
+        bundle.writestr("plans.json", "{}")
+    with pytest.raises(DataError, match="a file, not a model folder") as caught:
+        find_model(ModelQuery(folder=tmp_path / "model.zip"))
+    assert caught.value.run == f"nnssl_install {tmp_path / 'model.zip'}"
 
 
 def test_no_model_at_all(results):
