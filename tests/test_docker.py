@@ -70,8 +70,10 @@ def test_only_known_instructions_from_fixed_images() -> None:
     for name, rest in found:
         if name == "FROM":
             assert re.match(r"python:3\.\d+-[a-z]+-[a-z]+( AS [a-z]+)?$", rest), rest
-    assert [rest for name, rest in found if name == "ARG"] == ["TORCH=cpu"]
-    assert "whl/${TORCH}" in next(rest for name, rest in found if "index-url" in rest)
+    assert [rest for name, rest in found if name == "ARG"] == ['TORCH_INDEX=""']
+    assert '${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch' in next(
+        rest for name, rest in found if "index-url" in rest
+    )
 
 
 def test_the_image_runs_without_root_and_installs_nothing_more() -> None:

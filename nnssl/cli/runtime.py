@@ -150,9 +150,7 @@ def run(
     """Parse the arguments, run `body`, and turn every ending into an exit code and one message."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cpu_count()))  # libraries read it at import; a user's value stays
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads leave the core to the data workers
-    if (
-        "_ARGCOMPLETE" in os.environ
-    ):  # the shell asks for completions, which argcomplete writes, and then ends the command
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions; argcomplete writes them and ends the command
         with contextlib.suppress(ModuleNotFoundError):
             import_module("argcomplete").autocomplete(arguments_parser)
     arguments = arguments_parser.parse_args(argv)

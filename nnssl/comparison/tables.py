@@ -35,15 +35,15 @@ def comparison_table(comparison: Comparison) -> list[str]:
     metric = comparison.described
     header = ["method", f"mean {metric.title}", f"difference [95 %], {_short_unit(metric)}", "p (Holm)", "patients"]
     rows = [[*header, "verdict"]]
-    rows.append([comparison.baseline, _value(comparison.baseline_mean, metric), "-", "-", "-", "baseline"])
+    rows.append([comparison.baseline, value_text(comparison.baseline_mean, metric), "-", "-", "-", "baseline"])
     for method in comparison.methods:
         judged = method.judgement
         exploratory = ", exploratory" if judged.exploratory else ""
         rows.append(
             [
                 method.name,
-                _value(method.mean, metric),
-                _difference(judged.interval, metric),
+                value_text(method.mean, metric),
+                difference_text(judged.interval, metric),
                 f"{judged.p_holm:.3g}",
                 str(len(method.pairs.patients)),
                 judged.verdict + exploratory,
@@ -62,7 +62,7 @@ def sentence(method: MethodComparison, metric: Metric) -> str:
     remarks = ["exploratory"] if judged.exploratory else []
     if not decided and (judged.interval.low > 0 or judged.interval.high < 0):
         remarks.append(f"p {judged.p_holm:.2g}")  # the interval alone would suggest a verdict
-    difference = _difference(judged.interval, metric, unit=f" {metric.unit}")
+    difference = difference_text(judged.interval, metric, unit=f" {metric.unit}")
     return f"{subject}: {difference} on {people}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
@@ -123,7 +123,8 @@ def _short_unit(metric: Metric) -> str:
     return metric.unit.split()[-1] if metric.higher_is_better else metric.unit.split()[0]
 
 
-def _value(value: float, metric: Metric) -> str:
+def value_text(value: float, metric: Metric) -> str:
+    """Return a value of a metric."""
     return f"{value:.3f}" if metric.higher_is_better else f"{value:.2f}"
 
 
@@ -135,7 +136,8 @@ def _plain(value: float, metric: Metric) -> str:
     return f"{value * metric.factor:.1f}"
 
 
-def _difference(interval: Interval, metric: Metric, unit: str = "") -> str:
+def difference_text(interval: Interval, metric: Metric, unit: str = "") -> str:
+    """Return a mean difference with its interval, in the unit of the metric's differences; `unit` follows the mean."""
     mean = f"{_signed(interval.mean, metric)}{unit}"
     if math.isnan(interval.low):
         return f"{mean} [no interval]"

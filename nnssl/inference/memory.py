@@ -196,7 +196,8 @@ def plan_memory(
     found = []
     for scan in {(scan.shape, scan.spacing_mm): scan for scan in reversed(scans)}.values():  # the first of each size
         each = [
-            peaks_of(*pair[:1], scan, save_probabilities, pair[1]) for pair in zip(predictors, networks, strict=True)
+            peaks_of(predictor, scan, save_probabilities, network)
+            for predictor, network in zip(predictors, networks, strict=True)
         ]
         heads = predictors[0].label_manager.num_segmentation_heads
         found.append((each[0] if len(each) == 1 else ensemble_peaks(each, heads, math.prod(scan.shape)), scan))

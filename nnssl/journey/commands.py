@@ -16,11 +16,12 @@ from typing import Any
 from nnssl.errors import NnsslError, StoppedBySignal
 from nnssl.names import PREPROCESSED_VARIABLE, RAW_VARIABLE, RESULTS_VARIABLE
 from nnssl.sweep.child import GRACE_SECONDS, Child, python_command, stop_children
+from nnssl.sweep.queue import STOPPING
 from nnssl.system.signals import on_signals
 
 POLL_SECONDS = 0.1
 MEMORY_SECONDS = 1.0  # between two looks at the memory: each reads the files of every process
-SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
+SIGNALS = (*STOPPING, "SIGINT")
 VARIABLES = (RAW_VARIABLE, PREPROCESSED_VARIABLE, RESULTS_VARIABLE)
 
 

@@ -22,7 +22,7 @@ from nnssl.reports.page import INDEX, CasePicture, Page, render, viewer_library
 from nnssl.reports.run_facts import facts_of_runs
 from nnssl.reports.study_facts import is_study, read_study
 from nnssl.reports.tables import case_scores, main_method, rank_cases, value_text
-from nnssl.system.files import check_output_file, check_writable, replacing, write_text
+from nnssl.system.files import check_output_file, check_writable, write_bytes, write_text
 from nnssl.training.runs import runs
 
 FIGURES = ("case_*.png", "differences.svg", "label_efficiency_*.svg", "course_*.svg", "pseudo_labels_*.svg")
@@ -71,8 +71,7 @@ class Store:
                 file.unlink()
 
     def _write(self, name: str, content: bytes) -> None:
-        with replacing(self.folder / name) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(self.folder / name, content)
         self.files.append(self.folder / name)
 
 

@@ -16,7 +16,7 @@ from nnssl.errors import DataError, NnsslError
 from nnssl.names import DATA_CHECK, PREPROCESSED_VARIABLE, TAG_SEPARATOR
 from nnssl.reports.drawing import figure_of, picture_bytes
 from nnssl.reports.look import Sheet
-from nnssl.system.files import check_output_file, environment_folder, read_object, replacing
+from nnssl.system.files import check_output_file, environment_folder, read_object, write_bytes
 
 KIND_COLOURS = {"labelled": "#0b4a8f", "unlabelled": "#c26a00", "test": "#5b6670"}
 COLUMNS = 4
@@ -71,8 +71,7 @@ def sheet_after_planning(plans_file: Path) -> Path | None:
 
 def _write(file: Path, name: str, check: Mapping[str, Any]) -> Sheet:
     content = draw_check(name, check)
-    with replacing(file) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(file, content)
     return Sheet(file, tuple(check["scans"]))
 
 

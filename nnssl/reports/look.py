@@ -17,7 +17,7 @@ from nnssl.reports.colours import names_of_values
 from nnssl.reports.drawing import draw_legend, draw_slice, figure_of, picture_bytes
 from nnssl.reports.tables import case_scores
 from nnssl.reports.volumes import Array, Volume, case_of, grey_levels, read_volume
-from nnssl.system.files import check_output_file, replacing
+from nnssl.system.files import check_output_file, write_bytes
 
 PANEL_INCH, TEXT_INCH = 2.4, 2.2
 FIRST_CHANNEL = "_0000"
@@ -84,8 +84,7 @@ def look(
     rows = [row for case in order[:cases] for row in _rows(case, scans[case], scores)]
     labels = next(filter(None, (_labels(folder) for folder in folders)), {})
     content = _draw(rows, labels)
-    with replacing(file) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(file, content)
     return Sheet(file, tuple(order[:cases]), tuple(order[cases:]))
 
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nnssl.comparison import tables as text_tables
 from nnssl.comparison.result import Comparison, MethodComparison
 from nnssl.comparison.scores import METRICS, Metric, Scores
 from nnssl.comparison.sources import Compared
 from nnssl.comparison.statistics import HELPED, HURT, NO_EVIDENCE, Interval
-from nnssl.comparison.tables import sentence
+from nnssl.comparison.tables import difference_text, sentence
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def methods_table(comparison: Comparison) -> Table:
             [
                 method.name,
                 value_text(method.mean, metric),
-                interval_text(judged.interval, metric),
+                difference_text(judged.interval, metric),
                 f"{judged.p_holm:.3g}",
                 str(len(method.pairs.patients)),
                 str(len(method.pairs.by_run)),
@@ -127,21 +128,11 @@ def rank_cases(method: Compared, metric: str) -> list[str]:
 
 def value_text(value: float, metric: Metric) -> str:
     """Return a value of a metric, `–` for NaN."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.3f}" if metric.higher_is_better else f"{value:.2f}"
-
-
-def interval_text(interval: Interval, metric: Metric) -> str:
-    """Return a mean difference with its interval, in the unit of the metric's differences."""
-    mean = f"{interval.mean * metric.factor:+.1f}"
-    if math.isnan(interval.low):
-        return f"{mean} [no interval]"
-    return f"{mean} [{interval.low * metric.factor:.1f}, {interval.high * metric.factor:.1f}]"
+    return "–" if math.isnan(value) else text_tables.value_text(value, metric)
 
 
 def _found(entry: tuple[Interval, int] | None, metric: Metric) -> str:
-    return "–" if entry is None else f"{interval_text(entry[0], metric)}, n = {entry[1]}"
+    return "–" if entry is None else f"{difference_text(entry[0], metric)}, n = {entry[1]}"
 
 
 def _counts(runs: Sequence[Scores], label: str) -> list[str]:

@@ -28,7 +28,7 @@ from nnssl.registry import DEFAULT_METHOD, Method, find_method
 from nnssl.reports.drawing import figure_of, picture_bytes
 from nnssl.reports.look import Sheet
 from nnssl.reports.volumes import Array
-from nnssl.system.files import PLANS_KEYS, check_output_file, environment_folder, read_object, replacing
+from nnssl.system.files import PLANS_KEYS, check_output_file, environment_folder, read_object, write_bytes
 from nnssl.training.settings import RunSettings
 
 PANEL_INCH = 2.4
@@ -80,8 +80,7 @@ def views_sheet(
     dataset_json = read_object(folder / DATASET_JSON, command)
     views = _views(method, plans, chosen, dataset_json, labelled, patches)
     content = draw_views(f"{folder.name}, {chosen}, {trainer}", views)
-    with replacing(file) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(file, content)
     return Sheet(file, tuple(f"patch {number}" for number in range(1, len(views) + 1)))
 
 

@@ -83,12 +83,12 @@ class Measured:
         were measured; see `nnssl.chooser.paces`. The disk is the median over runs of the same trainer, else over all
         runs of the same configuration.
         """
-        pace, size = self._paces(run.configuration).get(run.trainer), _median(self.sizes, run)
+        pace, size = self.paces_of(run.configuration).get(run.trainer), _median(self.sizes, run)
         each = _median(self.seconds, run) if pace is None else pace.seconds  # no pace from trainers of others
         seconds = None if each is None else each * run.settings.num_iterations
         return Estimate(seconds, None if size is None else round(size))
 
-    def _paces(self, configuration: str) -> dict[str, Pace]:
+    def paces_of(self, configuration: str) -> dict[str, Pace]:
         """Return the pace of each trainer; a study of many runs asks again and again."""
         if configuration not in self._known:
             measured = {trainer: found for (trainer, own), found in self.seconds.items() if own == configuration}
@@ -110,20 +110,16 @@ def pace_of_dataset(name_or_id: str | int) -> dict[str, dict[str, Pace]]:
     """
     name = dataset_name(name_or_id, environment_folder(PREPROCESSED_VARIABLE), "nnssl_plan_and_preprocess")
     results = environment_folder(RESULTS_VARIABLE) / name
-    seconds = Measured.of(results).seconds
-    if not seconds:
+    measured = Measured.of(results)
+    if not measured.seconds:
         raise UsageError(
             "no run of this data set tells how long an iteration takes",
             where=results,
             why="the estimate for a method needs one run, a short one will do",
             run=f"nnssl_train {name} CONFIGURATION 0 -tr SupervisedTrainer -num_iterations 100 -tag pace",
         )
-    return {
-        configuration: paces(
-            {trainer: found for (trainer, own), found in seconds.items() if own == configuration}, configuration
-        )
-        for configuration in sorted({configuration for _, configuration in seconds})
-    }
+    configurations = sorted({configuration for _, configuration in measured.seconds})
+    return {configuration: measured.paces_of(configuration) for configuration in configurations}
 
 
 def total(estimates: Iterable[Estimate]) -> Estimate:

@@ -23,6 +23,7 @@ POLL_SECONDS = 0.2
 LOCKED_SECONDS = 5.0  # between two looks at a run that another process trains
 MEMORY_RESERVE = 1.1  # a run starts beside others where its measured memory fits this often
 MOST_STOPS = 3  # starts of a run in one call that others may end with exit code 75
+STOPPING = ("SIGTERM", "SIGHUP", "SIGUSR1")  # signals that end a study
 SAVED = (75, 130)  # exit codes of a run that saved its state
 FLAGS: dict[Progress, list[str]] = {"new": [], "started": ["--c"], "unvalidated": ["--val"]}
 
@@ -99,7 +100,7 @@ class Queue:
         pause = {task.number: 0.0 for task in tasks}
         stops = dict.fromkeys(pause, 0)
         try:
-            with on_signals(stop_study, ("SIGTERM", "SIGHUP", "SIGUSR1")):
+            with on_signals(stop_study, STOPPING):
                 while waiting or self.running:
                     waiting.extend(self._reap(stops))
                     self._fill(waiting, pause)

@@ -35,6 +35,7 @@ from nnssl.sweep.queue import (
     MEMORY_RESERVE,
     MOST_STOPS,
     SAVED,
+    STOPPING,
     command_of,
     stop_study,
     verdict,
@@ -191,7 +192,7 @@ class RayQueue:
         waiting, pause = deque(tasks), dict.fromkeys((task.number for task in tasks), 0.0)
         stops, losses = dict.fromkeys(pause, 0), dict.fromkeys(pause, 0)
         try:
-            with on_signals(stop_study, ("SIGTERM", "SIGHUP", "SIGUSR1")):
+            with on_signals(stop_study, STOPPING):
                 while waiting or self.running:
                     self._fill(waiting, pause)
                     if not self.running:

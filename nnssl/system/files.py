@@ -128,6 +128,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file `path` by one that holds `content` (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def append_text(path: Path, text: str) -> None:
     """Add `text` at the end of the file `path`, in one piece, and sync the file to disk.
 

@@ -85,7 +85,7 @@ def test_a_sample_is_measured_and_leaves_nothing(
         link(self, folder)
 
     monkeypatch.setattr(Collected, "link", seen)
-    measured = measure(request(), files(tmp_path), tmp_path / "work")
+    measured = measure(request(), files(tmp_path), tmp_path / "sample")
     pace = Pace(0.2, 2.0, 20.0 - 40 * 0.2 - 2.0, 9, 7)
     assert measured.paces == {"SupervisedTrainer": pace, "FixMatchTrainer": pace}
     assert measured.costs == {
@@ -97,10 +97,10 @@ def test_a_sample_is_measured_and_leaves_nothing(
                      for number in range(count)]  # fmt: skip
     train = "nnssl_train 1 2d 0 -tr {} -device cpu -num_iterations {} -tag measured"
     stage = f"{train.format('FixMatchTrainer', 62)} --set supervised_share=0 ready_dice=0"  # 20 s / (0.2 s x 1.6)
-    images = "/work/nnUNet_raw/Dataset001_Sample/imagesUn"
-    predict = f"nnssl_predict -i {images} -o /work/masks -d 1 -tr SupervisedTrainer -device cpu"
+    images = "/sample/nnUNet_raw/Dataset001_Sample/imagesUn"
+    predict = f"nnssl_predict -i {images} -o /sample/masks -d 1 -tr SupervisedTrainer -device cpu"
     assert commands.seen[2:] == [train.format("SupervisedTrainer", 40), stage, predict]
-    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "sample").exists()
 
 
 @pytest.mark.parametrize(("slow", "paces", "costs"), [
@@ -110,10 +110,10 @@ def test_what_follows_a_command_that_is_too_slow_is_not_measured(
     tmp_path: Path, commands: Commands, slow: str, paces: int, costs: int
 ) -> None:
     commands.too_slow = slow
-    measured = measure(request(), files(tmp_path), tmp_path / "work")
+    measured = measure(request(), files(tmp_path), tmp_path / "sample")
     assert (len(measured.paces), len(measured.costs)) == (paces, costs)
     assert len(commands.seen) == STEPS.index(slow) + 1
-    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "sample").exists()
 
 
 def test_a_method_that_is_too_slow_has_the_pace_of_the_baseline_times_its_relative_cost(
@@ -125,7 +125,7 @@ def test_a_method_that_is_too_slow_has_the_pace_of_the_baseline_times_its_relati
         return None if "FixMatchTrainer" in command.arguments else commands(command, *rest)
 
     monkeypatch.setattr(module, "run_command", slow)
-    measured = measure(request(), files(tmp_path), tmp_path / "work")
+    measured = measure(request(), files(tmp_path), tmp_path / "sample")
     assert measured.paces["FixMatchTrainer"] == Pace(1.6 * 0.2, 2.0, 10.0, round(1.96 * 9), round(1.96 * 7))
     assert set(measured.costs) == {"convert", "plan_and_preprocess", "predict"}
 
@@ -136,8 +136,8 @@ def test_a_command_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "run_command", broken)
     with pytest.raises(StepFailed, match="broken"):
-        measure(request(), files(tmp_path), tmp_path / "work")
-    assert not (tmp_path / "work").exists()
+        measure(request(), files(tmp_path), tmp_path / "sample")
+    assert not (tmp_path / "sample").exists()
 
 
 def test_a_method_is_measured_for_about_twenty_seconds() -> None:
